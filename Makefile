@@ -1,0 +1,41 @@
+# danlu: make demo | test | check | serve | bench. Each does all of its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check serve bench clean
+
+$(STAMP): requirements.lock pyproject.toml hatch_build.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(STAMP)
+
+demo: $(STAMP)  ## Tang poems in, a chat model out, in minutes
+	$(BIN)/danlu run tang
+	@echo
+	@echo "Talk to it:      $(BIN)/danlu chat runs/tang"
+	@echo "Chat and vote:   make serve   (http://127.0.0.1:8000)"
+
+serve: $(STAMP)  ## the chat page; votes flow back
+	$(BIN)/danlu serve runs/tang
+
+check: $(STAMP)  ## lint, types, house and unit tests: about a minute
+	$(BIN)/ruff check src tests bench hatch_build.py
+	$(BIN)/ruff format --check src tests bench hatch_build.py
+	$(BIN)/mypy
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+
+test: $(STAMP)  ## everything but GPU tests
+	sh scripts/install-browser.sh
+	$(BIN)/ruff check src tests bench hatch_build.py
+	$(BIN)/ruff format --check src tests bench hatch_build.py
+	$(BIN)/mypy
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+bench: $(STAMP)  ## the claims: three seeds of recipe tang (about 40 minutes)
+	$(BIN)/python bench/tang.py
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

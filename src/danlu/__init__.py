@@ -1,0 +1,63 @@
+"""danlu: raw text in, your own ChatGPT out.
+
+In:  a recipe, or a model directory.
+Out: ``run`` makes a model, ``load`` reads one, ``Chat`` talks to one.
+Left out: everything else has its room; see ``docs/map.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# The ground module ``danlu.run`` is loaded first so that the function below, not the module, is ``danlu.run``.
+from danlu.run import Run
+
+if TYPE_CHECKING:
+    from danlu.infer.chat import Chat
+    from danlu.model.decoder import Decoder
+    from danlu.tokens.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+__all__ = ["Chat", "Run", "__version__", "load", "run"]
+
+
+def load(path: str | Path, stage: str | None = None) -> tuple[Decoder, Tokenizer]:
+    """Load a model and its tokenizer.
+
+    Args:
+        path: a model directory, or a run directory.
+        stage: for a run, which stage's model (``"sft"``, ``"reward"`` ...); the last of its life if None.
+
+    Returns:
+        ``(model, tokenizer)``; ``model(tokens)`` gives logits ``(B, T, V)``, or ``(B,)`` for a reward model.
+    """
+    from danlu.hub import load_pretrained
+    from danlu.pipeline import find_model
+
+    return load_pretrained(find_model(Path(path), stage))
+
+
+def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:  # type: ignore[no-redef]
+    """Make everything a recipe describes and return its run directory.
+
+    Args:
+        recipe: a bundled recipe's name or the path of a YAML file.
+        out: the run directory; ``runs/NAME`` if None.
+        overrides: settings by section, ``run("tang", pretrain={"steps": 200})``.
+    """
+    from danlu.console import Console
+    from danlu.pipeline import default_out, execute, read_recipe
+
+    resolved = read_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    return execute(resolved, Path(out) if out is not None else default_out(resolved), Console())
+
+
+def __getattr__(name: str) -> Any:
+    """``danlu.Chat`` without paying for torch at import."""
+    if name == "Chat":
+        from danlu.infer.chat import Chat
+
+        return Chat
+    raise AttributeError(f"module 'danlu' has no attribute '{name}'")

@@ -1,0 +1,238 @@
+"""The verbs: the only argument parser in danlu.
+
+In:  a command line.
+Out: exit code 0; 2 and one sentence for a mistake of the user's; 1 for a fault of ours.
+Left out: any work of its own; every verb calls one function of a room. Rooms are imported inside the verbs, so that
+``danlu --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from danlu.console import Console
+from danlu.errors import UserError
+
+app = typer.Typer(
+    name="danlu",
+    help="Raw text in, your own ChatGPT out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+feedback = typer.Typer(help="Votes of the people who talk to the model.", no_args_is_help=True)
+app.add_typer(feedback, name="feedback")
+
+Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
+Where = Annotated[Path, typer.Argument(help="A run directory, or a model directory.")]
+StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
+
+
+@app.command("run")
+def run_verb(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Out = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Make everything a recipe describes; what is already made is skipped."""
+    from danlu.pipeline import default_out, execute, read_recipe
+    from danlu.report import figures, summary, write_report
+
+    resolved = read_recipe(recipe, overrides or [])
+    place = out or default_out(resolved)
+    run = execute(resolved, place, Console(quiet=quiet), until)
+    report = write_report(run)
+    typer.echo(summary(figures(run)))
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say what a recipe would do: stages, sizes, FLOPs, memory, time and cost. Nothing is run."""
+    from danlu.pipeline import read_recipe
+    from danlu.plan import describe
+
+    typer.echo(describe(read_recipe(recipe, overrides or [])))
+
+
+@app.command()
+def chat(
+    where: Where,
+    text: Annotated[str | None, typer.Argument(help="Say this and exit; without it, a conversation starts.")] = None,
+    stage: StageName = None,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
+) -> None:
+    """Talk to a model in the terminal."""
+    from danlu.infer.chat import Chat
+    from danlu.pipeline import find_model
+
+    model = find_model(where, stage)
+    talk = Chat(model, temperature=temperature, seed=seed)
+    if text is not None:
+        typer.echo(talk.say(text))
+        return
+    typer.echo(f"talking to {model}; an empty line ends", err=True)
+    while True:
+        try:
+            said = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not said.strip():
+            return
+        for piece in talk.stream(said):
+            typer.echo(piece, nl=False)
+        typer.echo()
+
+
+@app.command()
+def serve(
+    where: Where = Path("runs/tang"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+    store: Annotated[Path | None, typer.Option(help="Preference store; the run's own if not given.")] = None,
+) -> None:
+    """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
+    from danlu.pipeline import servable_models, votes_path
+    from danlu.serve import run_server
+
+    run_server(servable_models(where), store or votes_path(where), port)
+
+
+@app.command()
+def report(
+    where: Annotated[Path, typer.Argument(help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Key figures as one JSON object.")] = False,
+) -> None:
+    """Write report.html again, or print the key figures."""
+    from danlu.report import figures, open_run, summary, write_report
+
+    run = open_run(where)
+    if as_json:
+        typer.echo(json.dumps(figures(run), ensure_ascii=False, indent=2))
+        return
+    path = write_report(run)
+    typer.echo(summary(figures(run)))
+    typer.echo(f"report: {path}")
+
+
+@app.command("eval")
+def eval_verb(
+    where: Where,
+    text: Annotated[Path, typer.Option("--text", help="A text file to measure bits per byte on.")],
+    stage: StageName = None,
+) -> None:
+    """Measure a model on a text of yours: bits per byte, which models of any vocabulary share."""
+    from danlu.evals.perplexity import text_bits_per_byte
+    from danlu.hub import load_pretrained
+    from danlu.pipeline import find_model
+
+    path = find_model(where, stage)
+    model, tokenizer = load_pretrained(path)
+    figures = {"model": str(path), **text_bits_per_byte(model, tokenizer, _read_text(text))}
+    typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def export(
+    where: Where,
+    out: Annotated[Path, typer.Argument(help="A directory to make.")],
+    stage: StageName = None,
+) -> None:
+    """Copy a model out of a run as a Hugging Face directory that transformers loads."""
+    from danlu.hub import export_directory
+    from danlu.pipeline import find_model
+
+    export_directory(find_model(where, stage), out)
+    typer.echo(str(out))
+
+
+@feedback.command("export")
+def feedback_export(
+    where: Annotated[Path, typer.Argument(help="A run directory, or a preference store (*.db).")],
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
+) -> None:
+    """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
+    from danlu.align.preferences import PreferenceStore
+    from danlu.pipeline import votes_path
+
+    store = where if where.suffix == ".db" else votes_path(where)
+    if not store.is_file():
+        raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
+    pairs = PreferenceStore(store).export_trl(out)
+    typer.echo(f"{pairs} pairs written to {out}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from danlu.pipeline import SECTIONS, SHORTCUTS
+    from danlu.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(SECTIONS, SHORTCUTS), indent=2))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and what is missing."""
+    from danlu.doctor import examine
+
+    typer.echo(examine())
+
+
+def main() -> None:
+    """Entry point: one clear sentence for what goes wrong."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except UserError as error:
+        code = _complain(str(error), 2)
+    except KeyboardInterrupt:
+        code = _complain("interrupted; run the same command again to go on", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        code = _complain(f"{error.strerror}: {error.filename or 'the run directory'}; nothing finished was lost", 2)
+    except Exception as error:
+        code = _usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> int:
+    """Typer's own complaints about the command line; anything else is our fault and keeps its traceback (exit 1)."""
+    message = getattr(error, "format_message", None)
+    if message is None:
+        raise error
+    return _complain(message(), 2)
+
+
+def _complain(sentence: str, code: int) -> int:
+    typer.echo(f"danlu: {sentence}", err=True)
+    return code
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no text file at {path}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty; give a file with some text")
+    return text
+
+
+if __name__ == "__main__":
+    main()

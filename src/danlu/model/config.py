@@ -1,0 +1,111 @@
+"""The shape of a model: one frozen, flat dataclass for the whole family, GPT-2 to DeepSeek-V3.
+
+In:  numbers and names.
+Out: ``ModelConfig``, checked.
+Left out: family names (``presets``), files and Hugging Face spellings (``hub``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+_CHOICES = {
+    "norm": ("layer", "rms"),
+    "positions": ("learned", "rope"),
+    "rope_layout": ("half", "interleaved"),
+    "attention": ("gqa", "mla"),
+    "feedforward": ("mlp", "gated"),
+    "activation": ("gelu_tanh", "silu"),
+    "router_score": ("softmax", "sigmoid"),
+    "balance": ("none", "bias"),
+    "quantization": ("none", "int8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides a model's shape; formulas in the modules that use the fields."""
+
+    # sizes
+    vocab_size: int
+    n_layers: int
+    d_model: int
+    max_seq_len: int
+    # norm
+    norm: str = "rms"
+    norm_eps: float = 1e-5
+    # positions
+    positions: str = "rope"
+    rope_theta: float = 10000.0
+    rope_layout: str = "half"
+    # attention
+    attention: str = "gqa"
+    n_heads: int = 8
+    n_kv_heads: int = 8
+    head_dim: int = 64
+    qkv_bias: bool = False
+    out_bias: bool = False
+    # multi-head latent attention (DeepSeek-V2, section 2.1); q_rank 0 means no query compression
+    q_rank: int = 0
+    kv_rank: int = 0
+    nope_dim: int = 0
+    rope_dim: int = 0
+    v_dim: int = 0
+    # feed-forward
+    feedforward: str = "gated"
+    activation: str = "silu"
+    d_ff: int = 0
+    ffn_bias: bool = False
+    # mixture of experts (DeepSeek-V3, section 2.1.2); n_experts 0 means dense
+    n_experts: int = 0
+    top_k: int = 0
+    d_expert: int = 0
+    n_shared_experts: int = 0
+    n_dense_layers: int = 0
+    router_score: str = "sigmoid"
+    router_groups: int = 1
+    router_groups_kept: int = 1
+    norm_topk: bool = True
+    routed_scale: float = 1.0
+    balance: str = "bias"
+    # output
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+    # storage of the weights of the linear layers
+    quantization: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, valid in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in valid:
+                raise ValueError(f"model.{name} is '{value}'; valid: {', '.join(valid)}")
+        for name in ("vocab_size", "n_layers", "d_model", "max_seq_len", "n_heads", "d_ff"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
+        if self.attention == "gqa" and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"model.n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.attention == "mla" and 0 in (self.kv_rank, self.nope_dim, self.rope_dim, self.v_dim):
+            raise ValueError("model.attention 'mla' needs kv_rank, nope_dim, rope_dim and v_dim")
+        if self.n_experts and not (0 < self.top_k <= self.n_experts and self.d_expert > 0):
+            raise ValueError(f"model.top_k ({self.top_k}) must be in 1..n_experts ({self.n_experts}), with d_expert set")
+        if self.n_experts and self.n_experts % self.router_groups:
+            raise ValueError(f"model.n_experts ({self.n_experts}) must divide into router_groups ({self.router_groups})")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, read back by ``from_dict``."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ModelConfig:
+        """Build from plain data.
+
+        Raises:
+            ValueError: an unknown field.
+        """
+        known = {f.name for f in fields(ModelConfig)}
+        extra = set(data) - known
+        if extra:
+            raise ValueError(f"unknown model field '{min(extra)}'")
+        return ModelConfig(**data)

@@ -1,0 +1,277 @@
+"""THE MAP, executable: the stages of a model's life in order, what each needs and what it makes.
+
+In:  a recipe.
+Out: a run directory in which every stage is done, and a reason for each stage that ran.
+Left out: what happens inside a stage (the rooms), and what a person types (``cli``).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danlu import __version__, align, compress, corpus, evals, tokens, train
+from danlu.align.preferences import PreferenceStore
+from danlu.console import Console
+from danlu.errors import UserError, unknown
+from danlu.recipe import Recipe, Settings, load_recipe
+from danlu.run import Metrics, Run, Stage, atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
+
+VOTES = "votes"
+_SMALL_FILE = 64 << 20
+
+
+class RunSettings(Settings):
+    """The section ``run``: what belongs to no stage."""
+
+    seed: int = 0
+    """Seed from which every random stream of the run is derived."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One line of the map.
+
+    Attributes:
+        name: the stage, its section of the recipe and its directory.
+        life: what it is in the life of a model, for people.
+        settings: the typed section.
+        function: does the work and returns the key figures.
+        needs: stages whose output it reads.
+        makes: what it leaves in its directory for others; their bytes are the stage's output hash.
+        disk: bytes that should be free before it starts.
+    """
+
+    name: str
+    life: str
+    settings: type[Settings]
+    function: Callable[[Stage], dict[str, Any]]
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+    disk: int = 100 << 20
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents",), 500 << 20),
+    StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
+    StageSpec("tokens", "reading", tokens.TokensSettings, tokens.build_shards, ("corpus", "tokenizer"), ("shards",)),
+    StageSpec("pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",)),
+    StageSpec("sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations")),
+    StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
+    StageSpec("reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",)),
+    StageSpec("ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",)),
+    StageSpec(
+        "compress", "travelling light", compress.CompressSettings, compress.compress,
+        ("ppo", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"),
+    ),
+    StageSpec(
+        "eval", "examination", evals.EvalSettings, evals.evaluate,
+        ("pretrain", "sft", "ppo", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
+    ),
+)  # fmt: skip
+SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
+SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
+# The models of a run in the order of its life; the last that is finished is the one to talk to.
+MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
+
+
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load and check a recipe against the map."""
+    return load_recipe(name, overrides, SECTIONS, SHORTCUTS)
+
+
+def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
+    """The stages that a recipe needs: one that starts from a base model reads no corpus it does not use."""
+    left_out: set[str] = set()
+    if recipe.sections["pretrain"].base:  # type: ignore[attr-defined]
+        left_out = {"tokenizer", "tokens"}
+        if recipe.sections["sft"].reads():
+            left_out.add("corpus")
+    return tuple(
+        StageSpec(**{**vars(spec), "needs": tuple(need for need in spec.needs if need not in left_out)})
+        for spec in STAGES
+        if spec.name not in left_out
+    )
+
+
+def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None) -> Run:
+    """Walk the map: skip what is already made from the same things, say why the rest runs.
+
+    Args:
+        recipe: what to make.
+        out: the run directory.
+        console: where progress goes.
+        until: the last stage to run; all of them if None.
+
+    Raises:
+        UserError: a mistake of the user's; the run directory keeps everything that was finished.
+    """
+    specs = stages_of(recipe)
+    if until is not None and until not in {spec.name for spec in specs}:
+        raise unknown("stage", until, (spec.name for spec in specs))
+    run = Run(out)
+    with run.locked():
+        with atomic_write(out / "recipe.yaml") as handle:
+            handle.write(recipe.text)
+        write_json(out / "resolved.json", {"recipe": recipe.name, "sections": recipe.resolved()})
+        for spec in specs:
+            _run_stage(run, spec, recipe, console)
+            if spec.name == until:
+                break
+    return run
+
+
+def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:
+    """Bring one stage up to date."""
+    outside = _outside(run, spec, recipe)
+    wanted = _identity(run, spec, recipe, outside)
+    manifest = run.manifest(spec.name)
+    reason = why(manifest, wanted)
+    if reason is None:
+        console.say(f"{spec.name:<10} up to date")
+        return
+    same = manifest is not None and manifest.get("fingerprint") == wanted["fingerprint"]
+    if not same:
+        run.set_aside(spec.name)
+    free_space(run.dir, spec.disk)
+    console.say(f"{spec.name:<10} {spec.life}: {reason}")
+    stage = Stage(
+        name=spec.name,
+        dir=run.stage_dir(spec.name),
+        settings=recipe.sections[spec.name],
+        inputs={need: run.stage_dir(need) for need in spec.needs},
+        outside=outside,
+        seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
+        metrics=Metrics(run.stage_dir(spec.name) / "metrics.jsonl"),
+        console=console,
+    )
+    stage.dir.mkdir(parents=True, exist_ok=True)
+    if not same:
+        run.begin(spec.name, wanted)
+    started = time.monotonic()
+    try:
+        figures = spec.function(stage)
+    except BaseException:
+        run.add_seconds(spec.name, time.monotonic() - started)
+        raise
+    seconds = time.monotonic() - started
+    run.finish(spec.name, hash_paths(stage.dir, spec.makes), figures, seconds)
+    shown = " ".join(f"{key}={_short(value)}" for key, value in figures.items() if isinstance(value, (int, float)))
+    console.say(f"{spec.name:<10} done in {seconds:.1f} s {shown}")
+
+
+def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | None:
+    """Why a stage has to run, in words; None if its manifest already says done for the same things."""
+    if manifest is None:
+        return "not made yet"
+    if manifest.get("fingerprint") == wanted["fingerprint"]:
+        return None if manifest["state"] == "done" else "was interrupted, going on"
+    for key, value in wanted["settings"].items():
+        old = manifest["settings"].get(key)
+        if old != value:
+            return f"{key} changed from {_short(old)} to {_short(value)}"
+    for kind, sentence in (("parents", "stage {} made something new"), ("outside", "{} changed")):
+        for name, digest in wanted[kind].items():
+            if manifest[kind].get(name) != digest:
+                return sentence.format(name)
+    return "seed changed" if manifest["seed"] != wanted["seed"] else "another version of danlu"
+
+
+def _identity(run: Run, spec: StageSpec, recipe: Recipe, outside: Mapping[str, Path]) -> dict[str, Any]:
+    """Everything a stage's result depends on, and one hash of it."""
+    parents = {}
+    for need in spec.needs:
+        manifest = run.manifest(need)
+        if manifest is None or manifest["state"] != "done":
+            raise UserError(f"stage '{spec.name}' needs '{need}', which is not finished in {run.dir}")
+        parents[need] = manifest["output"]
+    parts = {
+        "stage": spec.name,
+        "settings": recipe.sections[spec.name].model_dump(mode="json"),
+        "parents": parents,
+        "outside": {name: _digest(path) for name, path in outside.items()},
+        "seed": recipe.sections["run"].seed,  # type: ignore[attr-defined]
+        "version": __version__,
+    }
+    return {**parts, "fingerprint": hash_value(parts)}
+
+
+def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
+    """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
+    outside = dict(recipe.sections[spec.name].reads())
+    store = votes_path(run.dir)
+    if spec.name == "reward" and store.exists():
+        snapshot = store.with_name("votes.jsonl")
+        PreferenceStore(store).snapshot(snapshot)
+        outside[VOTES] = snapshot
+    return outside
+
+
+def _digest(path: Path) -> str:
+    """Hash of a file or folder; big files and folders by names, sizes and times, which is quick."""
+    if path.is_file() and path.stat().st_size <= _SMALL_FILE:
+        return hash_file(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return hash_value(facts)
+
+
+def votes_path(run_dir: Path) -> Path:
+    """Where a run keeps the preference store that its chat page writes to."""
+    return run_dir / "feedback" / "preferences.db"
+
+
+def find_model(path: Path, stage: str | None = None) -> Path:
+    """The model directory meant by ``path``: a model directory itself, or a run and one of its stages.
+
+    Args:
+        path: a model directory or a run directory.
+        stage: which model of the run; the last finished one of its life if None.
+
+    Raises:
+        UserError: there is none, naming what there is.
+    """
+    if (path / "config.json").is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make a run first: danlu run tang")
+    run = Run(path)
+    finished = [name for name in MODEL_STAGES if run.finished(name)]
+    if stage is not None:
+        valid = finished + (["reward"] if run.finished("reward") else [])
+        if stage not in valid:
+            raise unknown("finished stage", stage, valid, str(path))
+        return path / stage / "model"
+    if not finished:
+        raise UserError(f"{path} is neither a model directory nor a run with a finished model")
+    return path / finished[-1] / "model"
+
+
+def servable_models(path: Path) -> dict[str, Path]:
+    """Name -> directory of every model at ``path`` that people can talk to, the newest of its life first.
+
+    A base model has not learned to answer, so it is served only when a run has nothing else.
+    """
+    newest = find_model(path)
+    if newest == path:
+        return {path.resolve().name: path}
+    run = Run(path)
+    names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
+    talkers = [name for name in names if name != "pretrain"] or names
+    return {name: path / name / "model" for name in talkers}
+
+
+def default_out(recipe: Recipe) -> Path:
+    """``runs/NAME`` below the working directory, or below DANLU_RUNS if that is set."""
+    return Path(os.environ.get("DANLU_RUNS", "runs")) / recipe.name
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,187 @@
+"""Recipes: YAML that holds differences, made into typed settings.
+
+In:  a recipe's name or path, ``key=value`` overrides, and the sections that exist (given by ``pipeline``).
+Out: a ``Recipe``: one frozen, validated ``Settings`` object per section, and their JSON form.
+Left out: any knowledge of what the sections mean; defaults live beside the stage that they configure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from danlu.errors import UserError, nearest, unknown
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, typed, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    def reads(self) -> dict[str, Path]:
+        """Files and folders of the user's that the section names: when they change, the stage runs again."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe.
+
+    Attributes:
+        name: the recipe's name; the run directory is named after it by default.
+        sections: section name -> validated settings, every section present.
+        text: the YAML of the differences as the user gave them, overrides merged in.
+    """
+
+    name: str
+    sections: Mapping[str, Settings]
+    text: str
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, as plain JSON data."""
+        return {name: section.model_dump(mode="json") for name, section in self.sections.items()}
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with danlu."""
+    folder = resources.files("danlu") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(
+    name: str, overrides: Sequence[str], sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]
+) -> Recipe:
+    """Read a recipe, apply ``extends`` and overrides, and validate it.
+
+    Args:
+        name: a bundled recipe's name, or the path of a YAML file.
+        overrides: ``section.key=value``, ``shortcut=value`` or ``section={...}`` strings; the value is read as YAML.
+        sections: section name -> settings class.
+        shortcuts: top-level key -> the ``section.key`` it stands for, such as ``base`` for ``pretrain.base``.
+            ``extends`` is the only other top-level key.
+
+    Raises:
+        UserError: unknown recipe, section or key (naming the nearest valid one), or a value of the wrong type.
+    """
+    data = _spell_out(_read(name, seen=()), shortcuts)
+    for override in overrides:
+        _merge(data, _spell_out(_parse_override(override, shortcuts), shortcuts))
+    for key in data:
+        if key not in sections:
+            raise unknown("section", key, [*sections, *shortcuts, "extends"], f"recipe '{name}'")
+    built = {key: _validate(key, cls, data.get(key) or {}, name) for key, cls in sections.items()}
+    stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    return Recipe(stem, built, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
+
+
+def json_schema(sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]) -> dict[str, Any]:
+    """JSON Schema of a recipe file, for editors."""
+    properties: dict[str, Any] = {"extends": {"type": "string", "description": "recipe that this one differs from"}}
+    properties |= {short: {"description": f"the same as {long}"} for short, long in shortcuts.items()}
+    definitions: dict[str, Any] = {}
+    for key, cls in sections.items():
+        schema = cls.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(schema.pop("$defs", {}))
+        properties[key] = schema
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "danlu recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "$defs": definitions,
+    }
+
+
+def _read(name: str, seen: tuple[str, ...], relative_to: Path | None = None) -> dict[str, Any]:
+    """The merged differences of a recipe and everything it extends."""
+    if name in seen:
+        raise UserError(f"recipe '{name}' extends itself ({' -> '.join((*seen, name))}); remove one 'extends'")
+    path = _find(name, relative_to)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"recipe {path} must be a mapping of sections, not {type(data).__name__}")
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    merged = _read(str(parent), (*seen, name), path.parent)
+    _merge(merged, data)
+    return merged
+
+
+def _find(name: str, relative_to: Path | None) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        candidates = [Path(name)] if relative_to is None else [relative_to / name, Path(name)]
+        for path in candidates:
+            if path.is_file():
+                return path
+        raise UserError(f"no recipe file at {candidates[0]}; bundled recipes: {', '.join(bundled_recipes())}")
+    path = Path(str(resources.files("danlu") / "recipes" / f"{name}.yaml"))
+    if not path.is_file():
+        raise unknown("recipe", name, bundled_recipes())
+    return path
+
+
+def _merge(base: dict[str, Any], difference: Mapping[str, Any]) -> None:
+    """Merge ``difference`` into ``base`` in place; mappings merge, everything else replaces."""
+    for key, value in difference.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _spell_out(data: dict[str, Any], shortcuts: Mapping[str, str]) -> dict[str, Any]:
+    """Replace top-level shortcuts by the section keys they stand for."""
+    for short in [key for key in data if key in shortcuts]:
+        section, _, key = shortcuts[short].partition(".")
+        _merge(data, {section: {key: data.pop(short)}})
+    return data
+
+
+def _parse_override(text: str, shortcuts: Mapping[str, str]) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    parts = key.strip().split(".")
+    short = len(parts) == 1 and parts[0] not in shortcuts and not value.lstrip().startswith("{")
+    if not separator or not all(parts) or short:
+        raise UserError(f"override '{text}' is not of the form section.key=value")
+    try:
+        nested: Any = yaml.safe_load(value) if value.strip() else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{text}' has a value that is not valid YAML") from error
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _validate(section: str, cls: type[Settings], data: Any, recipe: str) -> Settings:
+    if not isinstance(data, Mapping):
+        raise UserError(f"section '{section}' of recipe '{recipe}' must be a mapping of keys, not '{data}'")
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_explain(section, cls, problem) for problem in error.errors())
+        raise UserError(f"recipe '{recipe}': {problems}") from None
+
+
+def _explain(section: str, cls: type[Settings], problem: Any) -> str:
+    """One pydantic problem as a sentence with the dotted key."""
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join([section, *path])
+    if problem["type"] == "extra_forbidden":
+        owner: Any = cls
+        for part in path[:-1]:
+            field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
+            owner = field.annotation if field is not None else owner
+        valid = getattr(owner, "model_fields", {})
+        return f"unknown key '{dotted}'{nearest(path[-1], valid)}"
+    return f"{dotted}: {problem['msg']} (got {problem['input']!r})"

@@ -1,0 +1,298 @@
+"""The run directory: what is on disk while a model is being made, and how none of it is lost.
+
+In:  a directory, stage names, settings and the hashes of what a stage depends on.
+Out: ``Stage`` (what a stage function receives), manifests with parents by hash, metrics.jsonl, atomic writes, a lock.
+Left out: which stages exist and what they do (``pipeline``); training checkpoints (``train.checkpoint``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+from danlu.console import Console
+from danlu.errors import UserError
+from danlu.recipe import Settings
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+REPLACED = ".replaced"
+_VERSIONED = ("danlu", "torch", "numpy", "tokenizers", "pyarrow", "safetensors")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Write a file beside its place, sync it, then rename: readers see the old file or the new one, whole.
+
+    Args:
+        path: the final place; its parent is created.
+        mode: ``"w"`` for UTF-8 text or ``"wb"`` for bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory beside its place, sync every file, then swap it in; an earlier directory is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, doomed)
+            os.replace(beside, path)
+            shutil.rmtree(doomed)
+        else:
+            os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically; NaN is refused because no JSON reader knows it."""
+    with atomic_write(path) as handle:
+        json.dump(value, handle, ensure_ascii=False, indent=2, sort_keys=False, allow_nan=False)
+        handle.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        UserError: the file is missing or damaged, naming it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that makes it first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete its directory and run again") from None
+
+
+def hash_value(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_paths(root: Path, names: tuple[str, ...]) -> str:
+    """One hash over the bytes of everything below ``root/name`` for each name, independent of time and place."""
+    digests = {}
+    for name in names:
+        place = root / name
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.is_file():
+                digests[file.relative_to(root).as_posix()] = hash_file(file)
+    return hash_value(digests)
+
+
+def stream_seed(*parts: object) -> int:
+    """A 63-bit seed from any mixture of values: random streams are addressed, never carried along.
+
+    A resumed run asks for the same address and gets the same numbers, so no generator state needs saving.
+    """
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Metrics:
+    """A stage's metrics.jsonl: one JSON object per line, each with a ``step``; rewound when a run resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, step: int, **numbers: float | int | str | None) -> None:
+        """Append one line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"step": step, **numbers}, ensure_ascii=False) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget lines after ``step`` and any half-written last line: they will be made again."""
+        kept = [row for row in self.read() if row["step"] <= step]
+        with atomic_write(self.path) as handle:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line, oldest first; empty if nothing was logged."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage function receives: where to write, what to read, and how to say how far it is.
+
+    Attributes:
+        name: the stage's name in the map.
+        dir: its own directory; it writes here and nowhere else. What is already here belongs to the same
+            settings and parents (a checkpoint to resume from), because anything else was moved away.
+        settings: its typed section of the recipe.
+        inputs: name of each stage it needs -> that stage's finished directory.
+        outside: things beside the run that it depends on (the preference store), by name.
+        seed: the run's seed; derive streams with ``stream_seed(seed, stage, ...)``.
+        metrics: its metrics.jsonl.
+        console: progress and messages for a person.
+    """
+
+    name: str
+    dir: Path
+    settings: Settings
+    inputs: Mapping[str, Path]
+    outside: Mapping[str, Path]
+    seed: int
+    metrics: Metrics
+    console: Console
+
+
+@dataclass
+class Run:
+    """A run directory, locked while somebody works in it.
+
+    Attributes:
+        dir: the directory that holds one directory per stage.
+    """
+
+    dir: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Run]:
+        """Hold the run against a second process; the kernel lets go even after kill -9.
+
+        Raises:
+            UserError: another process works in this directory.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        handle = open(self.dir / ".lock", "a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            handle.close()
+            raise UserError(f"{self.dir} is in use by process {owner}; wait for it or choose another --out") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        try:
+            yield self
+        finally:
+            handle.close()
+
+    def stage_dir(self, name: str) -> Path:
+        """The directory of a stage, made or not."""
+        return self.dir / name
+
+    def manifest(self, name: str) -> dict[str, Any] | None:
+        """A stage's manifest, or None if it was never started (or its manifest is damaged)."""
+        try:
+            return cast(dict[str, Any], json.loads((self.dir / name / MANIFEST).read_text(encoding="utf-8")))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return None
+
+    def finished(self, name: str) -> bool:
+        """Whether a stage has a manifest that says done."""
+        manifest = self.manifest(name)
+        return manifest is not None and manifest["state"] == "done"
+
+    def set_aside(self, name: str) -> None:
+        """Move a stage's directory out of the way; the one replaced before it goes for good."""
+        place, aside = self.dir / name, self.dir / REPLACED / name
+        if place.exists():
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(place, aside)
+
+    def begin(self, name: str, manifest: dict[str, Any]) -> None:
+        """Record that a stage has started."""
+        write_json(self.dir / name / MANIFEST, {**manifest, "state": "running", "started": _now(), **provenance()})
+
+    def finish(self, name: str, output: str, figures: Mapping[str, Any], seconds: float) -> None:
+        """Record that a stage is done; written last, so a manifest that says done can be believed."""
+        manifest = self.manifest(name) or {}
+        done = {"state": "done", "output": output, "figures": dict(figures), "finished": _now()}
+        earlier = float(manifest.get("seconds", 0.0))
+        write_json(self.dir / name / MANIFEST, {**manifest, **done, "seconds": round(earlier + seconds, 2)})
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Count time spent by a session that did not finish the stage, so that minutes stay true after a resume."""
+        manifest = self.manifest(name)
+        if manifest is not None:
+            earlier = float(manifest.get("seconds", 0.0))
+            write_json(self.dir / name / MANIFEST, {**manifest, "seconds": round(earlier + seconds, 2)})
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and hardware, as written into every manifest."""
+    versions = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    hardware = {"machine": platform.machine(), "system": platform.system(), "cores": len(os.sched_getaffinity(0))}
+    return {"versions": versions, "hardware": hardware}
+
+
+def free_space(path: Path, needed: int) -> None:
+    """Refuse to start work that cannot be stored.
+
+    Args:
+        path: a directory, made or not, on the disk in question.
+        needed: bytes that will be written.
+
+    Raises:
+        UserError: less than ``needed`` bytes are free there.
+    """
+    place = path
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(f"{place} has {free / 1e6:.0f} MB free and this needs {needed / 1e6:.0f} MB; free some space")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
