@@ -1,0 +1,212 @@
+"""Instruction tasks made from documents: poems to write and continue, prose to go on with.
+
+In:  documents; or a prompt that somebody typed.
+Out: conversations, each naming its document; or what a prompt asks of a poem.
+Left out: judging the answers (``evals``); instructions that no document can answer truthfully.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from danlu.recipe import Settings
+from danlu.records import Conversation, Document, Message
+from danlu.run import stream_seed
+
+HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]"
+QUATRAIN = 4
+FORMS = {5: "五言绝句", 7: "七言绝句"}
+TITLE = "写一首题为《{title}》的{form}。"
+STYLE = "模仿{author}，写一首题为《{title}》的{form}。"
+LINE = "续写成一首{form}：{first}，"
+COUPLET = "续写：{first}，{second}。"
+AUTHOR = "{first}，{second}。这两句诗的作者是谁？"
+CONTINUE = {"zh": "续写：{start}", "en": "Continue: {start}"}
+NAMELESS = frozenset(("不详", "无名氏", "佚名", "无名", "失名"))
+_LONGEST_TITLE = 20
+
+
+class PoemMix(Settings):
+    """How many conversations of each kind a quatrain gives, on average: 1 is every quatrain, 0.3 three in ten."""
+
+    title: float = Field(default=1.0, ge=0, le=1)
+    """Write a quatrain on its title."""
+    style: float = Field(default=0.3, ge=0, le=1)
+    """The same, in the manner of its author."""
+    line: float = Field(default=1.0, ge=0, le=1)
+    """Continue from its first line."""
+    couplet: float = Field(default=0.5, ge=0, le=1)
+    """Continue from its first two lines."""
+    author: float = Field(default=0.1, ge=0, le=1)
+    """Name the author of its first two lines."""
+
+
+@dataclass(frozen=True)
+class PoemRequest:
+    """What a prompt asks of a poem.
+
+    Attributes:
+        lines: of the whole poem, given ones included.
+        line_length: Han characters in each.
+        given: the lines that the prompt has already; the answer starts after them.
+        title: the title asked for, if any.
+    """
+
+    lines: int
+    line_length: int
+    given: tuple[str, ...] = ()
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Quatrain:
+    """Four lines of five or of seven Han characters, and whose they are."""
+
+    title: str
+    author: str
+    lines: tuple[str, str, str, str]
+
+    @property
+    def form(self) -> str:
+        """五言绝句 or 七言绝句."""
+        return FORMS[len(self.lines[0])]
+
+
+# ----------------------------------------------------------------------------------------------- poems
+
+
+def quatrain(document: Document) -> Quatrain | None:
+    """The quatrain that a document is; None if it is anything else.
+
+    A row of the text is verse if it ends in punctuation; title and author, which do not, may stand above.
+    """
+    rows = [row.strip() for row in document.text.splitlines()]
+    verse = "".join(row for row in rows if row.endswith(tuple("，。！？；、")))
+    lines = [line for line in re.split(r"[，。！？；、]", verse) if line]
+    if len(lines) != QUATRAIN or {len(line) for line in lines} not in ({5}, {7}):
+        return None
+    if not all(re.fullmatch(f"{HAN}+", line) for line in lines):
+        return None
+    title, author = (str(document.attributes.get(key) or "").strip() for key in ("title", "author"))
+    first, second, third, fourth = lines
+    return Quatrain(title, author, (first, second, third, fourth))
+
+
+def write_lines(lines: Iterable[str]) -> str:
+    """The last lines of a poem as verse: couplets ``一，二。``, one to a row; an odd line before them ends in 。"""
+    rest = list(lines)
+    odd = len(rest) % 2
+    couplets = [f"{a}，{b}。" for a, b in zip(rest[odd::2], rest[odd + 1 :: 2], strict=True)]
+    return "\n".join([f"{line}。" for line in rest[:odd]] + couplets)
+
+
+def poem_tasks(document: Document, mix: PoemMix, seed: int) -> list[Conversation]:
+    """The conversations that a document gives; none unless it is a quatrain. Decided by seed and document id alone."""
+    poem = quatrain(document)
+    if poem is None:
+        return []
+    first, second = poem.lines[:2]
+    facts = {"title": poem.title, "author": poem.author, "form": poem.form, "first": first, "second": second}
+    titled = 0 < len(poem.title) <= _LONGEST_TITLE and not set(poem.title) & set("《》\n")
+    signed = bool(poem.author) and poem.author not in NAMELESS
+    tasks = (
+        ("title", TITLE, write_lines(poem.lines), mix.title, titled),
+        ("style", STYLE, write_lines(poem.lines), mix.style, titled and signed),
+        ("line", LINE, write_lines(poem.lines[1:]), mix.line, True),
+        ("couplet", COUPLET, write_lines(poem.lines[2:]), mix.couplet, True),
+        ("author", AUTHOR, poem.author, mix.author, signed),
+    )
+    return [
+        _conversation(template.format(**facts), answer, f"poems:{name}:{document.id}")
+        for name, template, answer, share, possible in tasks
+        if possible and _drawn(share, seed, document.id, name)
+    ]
+
+
+def parse_request(prompt: str) -> PoemRequest | None:
+    """Read a prompt back; None if it does not ask for a poem. The inverse of the templates above.
+
+    Args:
+        prompt: the user's words. The closing punctuation may be missing.
+    """
+    text = prompt.strip().rstrip("。，")
+    for pattern in _PATTERNS:
+        match = pattern.fullmatch(text)
+        if match is None:
+            continue
+        found = match.groupdict()
+        given = tuple(found[key] for key in ("first", "second") if key in found)
+        lengths = {len(line) for line in given}
+        if "form" in found:
+            lengths.add(next(length for length, name in FORMS.items() if name == found["form"]))
+        if len(lengths) == 1 and lengths <= FORMS.keys():
+            return PoemRequest(QUATRAIN, lengths.pop(), given, found.get("title"))
+    return None
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """The regular expression that reads what ``template.format`` wrote."""
+    text = re.escape(template.rstrip("。，"))
+    groups = {"form": "|".join(FORMS.values()), "first": f"{HAN}+", "second": f"{HAN}+", "title": ".+", "author": ".+?"}
+    for name, group in groups.items():
+        text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>{group})")
+    return re.compile(text)
+
+
+_PATTERNS = tuple(_pattern(template) for template in (TITLE, STYLE, LINE, COUPLET))
+
+# ----------------------------------------------------------------------------------------------- prose
+
+_SENTENCE_END = re.compile(r"[。！？…]+[”’」』）]*\s*|(?<!\bMr)(?<!\bMrs)(?<!\bDr)[.!?]+[\"'”’)]*\s+|\s*\n\s*")
+_START_CHARS, _ANSWER_CHARS = 20, 300
+
+
+def prose_tasks(document: Document, per_document: int, seed: int) -> list[Conversation]:
+    """Conversations that ask to go on with a text; the answer goes to the end of a sentence.
+
+    Args:
+        document: any text; one with fewer than two sentences gives none.
+        per_document: at most so many, from different places.
+        seed: of the choice of places, together with the document id.
+    """
+    passages = list(_passages(_sentences(document.text)))
+    order = sorted(range(len(passages)), key=lambda i: stream_seed(seed, document.id, "prose", i))
+    template = CONTINUE["zh" if document.language == "zh" else "en"]
+    return [
+        _conversation(template.format(start=start), answer, f"prose:continue:{document.id}")
+        for start, answer in (passages[i] for i in sorted(order[:per_document]))
+    ]
+
+
+def _sentences(text: str) -> list[str]:
+    """Cut a text after every sentence and every row; the pieces joined are the text."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if start < end]
+
+
+def _passages(sentences: list[str]) -> Iterator[tuple[str, str]]:
+    """Cut sentences into (start, answer): whole sentences, at least 20 characters to start with, about 300 after."""
+    start = answer = ""
+    for sentence in sentences:
+        if len(start.strip()) < _START_CHARS:
+            start += sentence
+        elif answer and len(answer) + len(sentence) > _ANSWER_CHARS:
+            yield start.strip(), answer.strip()
+            start, answer = sentence, ""
+        else:
+            answer += sentence
+    if answer.strip():
+        yield start.strip(), answer.strip()
+
+
+def _conversation(asked: str, answer: str, source: str) -> Conversation:
+    return Conversation((Message("user", asked), Message("assistant", answer)), source)
+
+
+def _drawn(share: float, *address: object) -> bool:
+    """Whether a draw addressed by ``address`` falls within ``share``."""
+    return stream_seed(*address) < share * 2.0**63

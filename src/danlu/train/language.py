@@ -1,0 +1,140 @@
+"""Learning to foresee the next token, for pre-training and instruction tuning alike.
+
+In:  token shards of training and held-out text.
+Out: the pure loss, its evaluation (nats per token, bits per byte), a ``Task`` for the loop.
+Left out: which shards (``pretrain``, ``sft``); how steps are taken (``loop``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field
+
+from danlu.infer.generate import Generator
+from danlu.infer.sampler import Sampling
+from danlu.model.count import flops_per_token
+from danlu.model.decoder import Decoder
+from danlu.model.losses import linear_cross_entropy
+from danlu.run import stream_seed
+from danlu.tokens.loader import IGNORE, Batch, Loader, one_pass
+from danlu.tokens.pack import PackIndex, pack
+from danlu.tokens.shards import Shards
+from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.parallel import World
+from danlu.train.task import LoopSettings, LossOutput, Task
+
+_SAMPLE_TOKENS = 48
+
+
+class LanguageSettings(LoopSettings):
+    """Settings of stages that learn to foresee the next token."""
+
+    seq_len: int = Field(default=256, ge=8)
+    """Tokens in a row; several documents share one and cannot see each other."""
+    packing: str = "bestfit"
+    """bestfit keeps documents whole where they fit, stream cuts them wherever a row ends."""
+    eval_batches: int = Field(default=8, ge=0)
+    """Held-out batches read at an evaluation during training; 0 reads all, as the one after the last step does."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens laid out in rows.
+
+    Attributes:
+        shards: the tokens.
+        pack: the rows.
+    """
+
+    shards: Shards
+    pack: PackIndex
+
+    @staticmethod
+    def lay_out(shards: Shards, settings: LanguageSettings, seed: int) -> Text:
+        """Pack the shards into rows of ``seq_len``."""
+        return Text(shards, pack(shards, settings.seq_len, settings.packing, stream_seed(seed, "pack")))
+
+
+def next_token_loss(model: Decoder, batch: Batch) -> LossOutput:
+    """Cross entropy in nats, summed over the batch's targets; the logits as a whole never exist.
+
+    Only positions with a target reach the head, which for a chat is the assistant's part.
+    """
+    weight = model.output_weight  # V, D
+    learnt = (batch.targets != IGNORE).flatten().nonzero().squeeze(1)  # N
+    tokens, positions, documents = (x.to(weight.device) for x in (batch.tokens, batch.positions, batch.documents))
+    hidden = model.hidden(tokens, positions, documents)
+    states = hidden.states.flatten(0, 1)  # B*T, D
+    if len(learnt) < len(states):
+        states = states.index_select(0, learnt.to(weight.device))  # N, D
+    targets = batch.targets.flatten()[learnt].to(weight.device)
+    loss_sum, _ = linear_cross_entropy(states, weight, targets)
+    return LossOutput(loss_sum, len(learnt), batch.n_tokens, hidden.counts)
+
+
+def split_rows(batch: Batch, rows: int) -> list[Batch]:
+    """Cut a batch into micro-batches of so many rows; 0 leaves it whole."""
+    size = len(batch.tokens)
+    cuts = [slice(start, start + rows) for start in range(0, size, rows)] if 0 < rows < size else [slice(size)]
+    return [
+        replace(
+            batch, tokens=batch.tokens[cut], targets=batch.targets[cut], positions=batch.positions[cut],
+            documents=batch.documents[cut], n_tokens=int((batch.documents[cut] >= 0).sum()),
+        )
+        for cut in cuts
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate_text(model: Decoder, text: Text, batch_size: int, batches: int = 0) -> dict[str, float]:
+    """Held-out loss per token and, where every token counts, bits per UTF-8 byte of the text.
+
+    Args:
+        model: the model.
+        text: held-out text.
+        batch_size: rows at a time.
+        batches: read only so many, and take the mean as that of the whole; 0 reads all.
+    """
+    total, n = 0.0, 0
+    for batch in itertools.islice(one_pass(text.shards, text.pack, batch_size), batches or None):
+        output = next_token_loss(model, batch)
+        total, n = total + float(output.loss_sum), n + output.n
+    loss = total / n
+    if text.shards.mask is not None:
+        return {"val_loss": loss}
+    bits = loss * text.pack.n_tokens / math.log(2)
+    return {"val_loss": loss, "bpb": bits / text.shards.manifest["bytes"]}
+
+
+def language_task(
+    train: Text, val: Text, settings: LanguageSettings, model: Decoder, seed: int, world: World,
+    sample: Callable[[Decoder], str],
+) -> Task:  # fmt: skip
+    """The task of learning ``train``, watched on ``val``."""
+    loader = Loader(train.shards, train.pack, settings.batch_size, stream_seed(seed, "batches"), world.rank, world.size)
+    rows = settings.micro_batch or settings.batch_size
+    return Task(
+        batches=lambda step: split_rows(loader.batch(step), settings.micro_batch),
+        loss=next_token_loss,
+        evaluate=lambda model: evaluate_text(model, val, rows, settings.eval_batches),
+        sample=sample,
+        flops_per_token=flops_per_token(model.config, settings.seq_len),
+    )
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int]) -> Callable[[Decoder], str]:
+    """A sampler of texts that go on from ``prompt`` (ids); its random numbers are always the same, so texts compare."""
+
+    def sample(model: Decoder) -> str:
+        new = min(_SAMPLE_TOKENS, model.config.max_seq_len // 2)
+        start = prompt[-(model.config.max_seq_len - new) :]  # the end of a prompt that is too long
+        sampling = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=new)
+        (completion,) = Generator(model, tokenizer).generate([start], sampling, [stream_seed("sample")])
+        return tokenizer.decode([*start, *completion.tokens])
+
+    return sample

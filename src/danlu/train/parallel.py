@@ -1,0 +1,80 @@
+"""Data parallelism: several processes, each with a slice of every batch, take the step that one would take.
+
+In:  the environment that ``torchrun`` sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+Out: ``World``, which sums gradients and figures over processes.
+Left out: splitting one model over devices (FSDP2, tensor and expert parallelism).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together.
+
+    Attributes:
+        rank: this process, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.rank == 0
+
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Add up each tensor over all processes, in place, in one message per dtype.
+
+        Every process must pass the same shapes in the same order.
+        """
+        if self.size == 1:
+            return
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            dist.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in same])
+            for tensor, part in zip(same, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def sum_numbers(self, numbers: Sequence[float], device: torch.device) -> list[float]:
+        """Add up numbers over all processes, in float64."""
+        if self.size == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return [float(number) for number in total.tolist()]
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+def join(device: str) -> World:
+    """The world this process was started in; alone unless ``torchrun`` started it.
+
+    Args:
+        device: "cpu" talks through gloo, "cuda" through nccl.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    if not dist.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())

@@ -1,0 +1,129 @@
+"""The stage ``pretrain``: a model that has read the corpus; or one from elsewhere, adopted.
+
+In:  token shards and their tokenizer; or a model directory.
+Out: ``model/``, a Hugging Face directory, and figures.
+Left out: the loop (``loop``), the loss (``language``), going on with the pre-training of an adopted model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field, model_validator
+
+from danlu import device, hub
+from danlu.errors import UserError, nearest, unknown
+from danlu.model.config import ModelConfig
+from danlu.model.count import parameters
+from danlu.model.decoder import Decoder
+from danlu.model.presets import PRESETS, preset
+from danlu.run import Stage, stream_seed
+from danlu.tokens.shards import read_shards
+from danlu.tokens.tokenizer import Tokenizer
+from danlu.train import parallel
+from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
+from danlu.train.loop import run_loop
+
+_PROMPT_TOKENS = 8
+
+
+class PretrainSettings(LanguageSettings):
+    """The section ``pretrain``."""
+
+    model: dict[str, Any] = Field(default_factory=lambda: {"preset": "llama-tang"})
+    """The shape: ``preset`` names one to start from, any other key is a field of the model and overrides it."""
+    base: str = ""
+    """A model directory to adopt instead of training one."""
+
+    def reads(self) -> dict[str, Path]:
+        """The base model."""
+        return {"base": Path(self.base)} if self.base else {}
+
+    @model_validator(mode="after")
+    def _shape_can_be_saved(self) -> PretrainSettings:
+        """Refuse at once a shape that could be trained for hours and then not be written."""
+        if not self.base:
+            hub.hf_config(self.shape(vocab_size=64), "lm")
+        return self
+
+    def shape(self, vocab_size: int) -> ModelConfig:
+        """The model's config for a vocabulary of this size.
+
+        Raises:
+            UserError: unknown preset or field, or sizes that do not go together.
+        """
+        overrides = dict(self.model)
+        name = str(overrides.pop("preset", "llama-tang"))
+        if name not in PRESETS:
+            raise unknown("preset", name, PRESETS, "pretrain.model")
+        valid = {f.name for f in fields(ModelConfig)} - {"vocab_size"}  # the tokenizer decides the vocabulary
+        for key in overrides:
+            if key not in valid:
+                raise UserError(f"unknown key 'pretrain.model.{key}'{nearest(key, valid | {'preset'})}")
+        try:
+            config = preset(name, **{**overrides, "vocab_size": vocab_size})
+        except (ValueError, TypeError) as error:
+            raise UserError(f"pretrain.model: {error}") from None
+        if self.seq_len > config.max_seq_len:
+            raise UserError(f"pretrain.seq_len ({self.seq_len}) is more than model.max_seq_len ({config.max_seq_len})")
+        return config
+
+
+def pretrain(stage: Stage) -> dict[str, Any]:
+    """Train a model from random weights, or adopt ``base``.
+
+    Returns:
+        Figures: parameters_total, parameters_active, and for a trained model steps, skipped_steps, tokens,
+        tokens_per_second, val_loss (nats per token) and bpb over the whole held-out text.
+    """
+    settings = cast(PretrainSettings, stage.settings)
+    return _adopt(stage, Path(settings.base)) if settings.base else _train(stage, settings)
+
+
+def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
+    tokenizer = Tokenizer.load(stage.inputs["tokenizer"] / "model")
+    shards = stage.inputs["tokens"] / "shards"
+    train, val = (Text.lay_out(read_shards(shards / part), settings, stage.seed) for part in ("train", "val"))
+    model = new_model(settings.shape(tokenizer.vocab_size), stage.seed)
+    prompt = val.shards.tokens[: min(_PROMPT_TOKENS, int(val.shards.ends[0]))].tolist()
+    world = parallel.join(device.choose(settings.device, settings.dtype).kind)
+    task = language_task(train, val, settings, model, stage.seed, world, continuation(tokenizer, prompt))
+    figures = run_loop(model, task, settings, stage)
+    figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
+    if world.main:
+        save_model(model, tokenizer, stage, {key: figures[key] for key in ("steps", "tokens", "val_loss", "bpb")})
+    return count(model) | figures
+
+
+def new_model(config: ModelConfig, seed: int) -> Decoder:
+    """A model with random weights that depend on the seed alone."""
+    torch.manual_seed(stream_seed(seed, "weights"))
+    return Decoder(config)
+
+
+def _adopt(stage: Stage, base: Path) -> dict[str, Any]:
+    """Make ``base`` the model of this stage, in the layout that every later stage reads.
+
+    Raises:
+        UserError: ``base`` is no model directory that danlu can read, or not a model to go on training.
+    """
+    model, tokenizer = hub.load_pretrained(base)
+    if model.head_kind != "lm" or model.config.quantization != "none":
+        raise UserError(f"pretrain.base {base} is a reward model or compressed; it must be a plain language model")
+    stage.console.say(f"{stage.name} adopts {base}")
+    save_model(model, tokenizer, stage, {"base": base.name})
+    return count(model)
+
+
+def count(model: Decoder) -> dict[str, int]:
+    """The figures that tell a model's size."""
+    size = parameters(model.config)
+    return {"parameters_total": size.total, "parameters_active": size.active}
+
+
+def save_model(model: Decoder, tokenizer: Tokenizer, stage: Stage, facts: dict[str, Any]) -> None:
+    """Write ``model/`` of a stage: what it is, which stage made it, and facts that a resumed run would repeat."""
+    hub.save(model, stage.dir / "model", tokenizer, card={"title": f"danlu {stage.name}", "seed": stage.seed, **facts})

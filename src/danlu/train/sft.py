@@ -1,0 +1,160 @@
+"""The stage ``sft``: a model that answers.
+
+In:  the base model; documents to make instructions from, or the user's own conversations.
+Out: ``model/``, ``conversations/train.jsonl`` and ``heldout.jsonl``, figures.
+Left out: templates and loss mask (``tokens.chat``), adapters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import Field, field_validator
+
+from danlu import device, hub
+from danlu.corpus.split import is_heldout
+from danlu.errors import UserError, nearest
+from danlu.model.decoder import Decoder
+from danlu.records import Conversation, read_conversations, read_documents, write_conversations
+from danlu.run import Stage, hash_value, read_json
+from danlu.tokens import chat
+from danlu.tokens.shards import read_shards, write_shards
+from danlu.tokens.tokenizer import Tokenizer
+from danlu.train import parallel
+from danlu.train.instructions import PoemMix, poem_tasks, prose_tasks
+from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
+from danlu.train.loop import run_loop
+from danlu.train.pretrain import count, save_model
+
+MADE = ("poems", "prose")
+PARTS = ("train", "heldout")
+_PROBLEMS_SHOWN = 5
+
+
+class SFTSettings(LanguageSettings):
+    """The section ``sft``."""
+
+    source: str = "poems"
+    """poems or prose, for tasks made from the corpus; or a JSONL file in the OpenAI, ShareGPT or Alpaca form."""
+    poems: PoemMix = PoemMix()
+    """Which tasks a quatrain gives, for source poems."""
+    prose_per_document: int = Field(default=1, ge=1)
+    """At most so many tasks from one document, for source prose."""
+    heldout: float = Field(default=0.02, gt=0, lt=1)
+    """Share of a file's prompts kept from training; tasks made from documents go by the corpus's own share."""
+    epochs: float = Field(default=2.0, gt=0)
+    """Times that training reads every conversation; used if ``steps`` is 0."""
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0 goes by ``epochs``."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Peak learning rate, of AdamW's size for either optimizer."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices; embeddings, norms and biases are not decayed."""
+
+    def reads(self) -> dict[str, Path]:
+        """The user's conversations."""
+        return {} if self.source in MADE else {"source": Path(self.source)}
+
+    @field_validator("source")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in MADE and not Path(value).suffix:
+            raise ValueError(f"unknown source '{value}'{nearest(value, MADE)}; or give a .jsonl file")
+        return value
+
+
+def sft(stage: Stage) -> dict[str, Any]:
+    """Tune the base model on conversations; only the assistant's words and stop tokens are learnt.
+
+    Returns:
+        Figures: conversations, heldout, parameters_total, parameters_active, steps, skipped_steps, tokens,
+        tokens_per_second, val_loss (nats per answer token).
+
+    Raises:
+        UserError: nothing to learn from or nothing held out, or rows longer than the base model can read.
+    """
+    settings = cast(SFTSettings, stage.settings)
+    model, tokenizer = hub.load_pretrained(stage.inputs["pretrain"] / "model")
+    if settings.seq_len > model.config.max_seq_len:
+        longest = model.config.max_seq_len
+        raise UserError(f"sft.seq_len ({settings.seq_len}) is more than the base model can read ({longest})")
+    world = parallel.join(device.choose(settings.device, settings.dtype).kind)
+    if world.main:
+        _write(stage, settings, tokenizer)
+    world.wait()
+    train, val = (Text.lay_out(read_shards(stage.dir / "shards" / p), settings, stage.seed) for p in PARTS)
+    if not settings.steps:
+        steps = math.ceil(settings.epochs * train.pack.n_rows / settings.batch_size)
+        settings = settings.model_copy(update={"steps": steps})
+    task = language_task(train, val, settings, model, stage.seed, world, _sample(stage, tokenizer))
+    figures = run_loop(model, task, settings, stage)
+    figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
+    if world.main:
+        save_model(model, tokenizer, stage, {key: figures[key] for key in ("steps", "tokens", "val_loss")})
+    n_train, n_val = (text.shards.manifest["documents"] for text in (train, val))
+    return {"conversations": n_train, "heldout": n_val, **count(model), **figures}
+
+
+def gather(stage: Stage, settings: SFTSettings) -> dict[str, list[Conversation]]:
+    """The conversations of each part.
+
+    A document's conversations are held out if the document was held out of pre-training; a file's by their prompt, so
+    that two answers to one prompt are never divided.
+
+    Raises:
+        UserError: no readable file at ``source``, or a part without a single conversation.
+    """
+    parts: dict[str, list[Conversation]] = {part: [] for part in PARTS}
+    for heldout, conversation in _made(stage, settings) if settings.source in MADE else _read(stage, settings):
+        parts[PARTS[heldout]].append(conversation)
+    for part, conversations in parts.items():
+        if not conversations:
+            raise UserError(f"sft.source '{settings.source}' gives no conversation for {part}; it needs more text")
+    return parts
+
+
+def _made(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
+    """Tasks made from the corpus's documents, and whether they are held out."""
+    corpus = stage.inputs["corpus"]
+    share = read_json(corpus / "audit.json")["heldout_share"]
+    for document in read_documents(corpus / "documents"):
+        if settings.source == "poems":
+            tasks = poem_tasks(document, settings.poems, stage.seed)
+        else:
+            tasks = prose_tasks(document, settings.prose_per_document, stage.seed)
+        heldout = is_heldout(document.id, share)
+        yield from ((heldout, task) for task in tasks)
+
+
+def _read(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
+    """The user's own conversations, and whether they are held out."""
+    conversations, problems = read_conversations(Path(settings.source))
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        stage.console.say(f"left out: {problem}")
+    if len(problems) > _PROBLEMS_SHOWN:
+        stage.console.say(f"left out: {len(problems) - _PROBLEMS_SHOWN} more lines of {settings.source}")
+    for conversation in conversations:
+        prompt = hash_value(conversation.to_json()["messages"][:-1])
+        yield is_heldout(prompt, settings.heldout), conversation
+
+
+def _write(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> None:
+    """Write conversations as JSONL and as token shards with their loss mask; what does not fit a row is left out."""
+    for part, conversations in gather(stage, settings).items():
+        encoded = [(chat.encode_conversation(tokenizer, c), c) for c in conversations]
+        fitting = [(ids_mask, c) for ids_mask, c in encoded if len(ids_mask[0]) <= settings.seq_len + 1]
+        if not fitting:
+            raise UserError(f"no conversation for {part} fits in sft.seq_len ({settings.seq_len}); raise it")
+        if too_long := len(encoded) - len(fitting):
+            stage.console.say(f"left out: {too_long} conversations for {part} longer than sft.seq_len")
+        write_conversations(stage.dir / "conversations" / f"{part}.jsonl", (c for _, c in fitting))
+        write_shards(stage.dir / "shards" / part, (ids_mask for ids_mask, _ in fitting), tokenizer)
+
+
+def _sample(stage: Stage, tokenizer: Tokenizer) -> Callable[[Decoder], str]:
+    """Answers to the first held-out prompt."""
+    first = read_conversations(stage.dir / "conversations" / f"{PARTS[1]}.jsonl")[0][0]
+    return continuation(tokenizer, chat.encode_prompt(tokenizer, first.messages[:-1]))

@@ -1,0 +1,112 @@
+"""A small corpus of poems on disk, with its tokenizer and shards, and stages to run on it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from danlu.console import Console
+from danlu.corpus.generated import poems
+from danlu.model.config import ModelConfig
+from danlu.records import Document, write_documents
+from danlu.run import Metrics, Stage, write_json
+from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
+from danlu.train import PretrainSettings, SFTSettings
+
+_CHILD = """
+import json, sys
+from pathlib import Path
+from danlu.console import Console
+from danlu.run import Metrics, Stage
+from danlu.train import PretrainSettings, pretrain
+directory, settings, inputs = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+places = {name: Path(path) for name, path in inputs.items()}
+metrics = Metrics(directory / "metrics.jsonl")
+pretrain(Stage("pretrain", directory, PretrainSettings(**settings), places, {}, 7, metrics, Console(quiet=True)))
+"""
+_SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64, "max_seq_len": 128}
+
+
+def _make_stage(directory, settings, inputs=None, name="pretrain"):
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics(directory / "metrics.jsonl")
+    return Stage(name, directory, settings, dict(inputs or {}), {}, 7, metrics, Console(quiet=True))
+
+
+def _pretrain_settings(**changes):
+    plain = {
+        "model": {"preset": "llama-tang", **_SHAPE}, "seq_len": 64, "steps": 8, "batch_size": 8, "warmup": 2,
+        "lr": 1e-2, "eval_every": 4, "eval_batches": 2, "save_every": 4, "log_every": 1,
+    }  # fmt: skip
+    return PretrainSettings(**(plain | changes))
+
+
+def _sft_settings(**changes):
+    plain = {
+        "seq_len": 96, "steps": 6, "batch_size": 8, "warmup": 2, "eval_every": 6, "save_every": 3, "log_every": 1,
+        "eval_batches": 1,
+    }  # fmt: skip
+    return SFTSettings(**(plain | changes))
+
+
+@pytest.fixture(scope="session")
+def make_stage():
+    """make_stage(directory, settings, inputs, name) -> Stage."""
+    return _make_stage
+
+
+@pytest.fixture(scope="session")
+def pretrain_settings():
+    """pretrain_settings(**changes) -> PretrainSettings of a tiny run."""
+    return _pretrain_settings
+
+
+@pytest.fixture(scope="session")
+def sft_settings():
+    """sft_settings(**changes) -> SFTSettings of a tiny run."""
+    return _sft_settings
+
+
+@pytest.fixture(scope="session")
+def start_process():
+    """start_process(directory, settings, inputs, **environment): ``pretrain`` in a process of its own."""
+
+    def start(directory, settings, inputs, **environment):
+        directory.mkdir(exist_ok=True)
+        arguments = [settings.model_dump_json(), json.dumps({name: str(path) for name, path in inputs.items()})]
+        command = [sys.executable, "-c", _CHILD, str(directory), *arguments]
+        return subprocess.Popen(command, env=os.environ | environment)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def documents():
+    return [
+        Document(
+            f"poem-{i}", "\n".join([row["title"], row["author"], *row["paragraphs"]]), "generated:poems", "zh", "",
+            {"title": row["title"], "author": row["author"]},
+        )
+        for i, row in enumerate(poems())
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory, documents):
+    """Finished stages corpus, tokenizer and tokens."""
+    root = tmp_path_factory.mktemp("run")
+    write_documents(root / "corpus" / "documents", documents)
+    write_json(root / "corpus" / "audit.json", {"heldout_share": 0.1})
+    corpus = {"corpus": root / "corpus"}
+    tokenizer = _make_stage(root / "tokenizer", TokenizerSettings(vocab_size=512, han_run=1), corpus, "tokenizer")
+    build_tokenizer(tokenizer)
+    both = corpus | {"tokenizer": root / "tokenizer"}
+    build_shards(_make_stage(root / "tokens", TokensSettings(), both, "tokens"))
+    return both | {"tokens": root / "tokens"}
+
+
+@pytest.fixture
+def tiny_config():
+    return ModelConfig(vocab_size=64, **_SHAPE)
