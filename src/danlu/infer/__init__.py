@@ -1,0 +1,13 @@
+"""Inference: sampling, batched generation over static caches, streaming, chat.
+
+In:  a model and its tokenizer, prompts as token ids.
+Out: completions with log-probabilities, or text piece by piece.
+Left out: prompts' templates (``tokens.chat``), HTTP (``serve``).
+"""
+
+from danlu.infer.batch import Completion
+from danlu.infer.chat import Chat
+from danlu.infer.generate import Generator, Sampler
+from danlu.infer.sampler import Sampling
+
+__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling"]

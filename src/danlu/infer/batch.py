@@ -1,0 +1,172 @@
+"""Rows that are generated in step: one forward pass per token for all of them.
+
+In:  an engine (weights made ready), prompts of any lengths, options and a seed per row.
+Out: completions.
+Left out: rows that join later; a batch ends when its last row does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from danlu.infer.detokenize import Detokenizer
+from danlu.infer.sampler import Options, Sampling, draw, uniforms
+from danlu.model import Decoder, KVCache, LatentCache
+from danlu.tokens.tokenizer import Tokenizer
+
+_WORTH_DROPPING = 0.75  # finished rows are dropped, and the cache copied, once so few are still under way
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        tokens: the ids, with the stop token if one came.
+        text: what they say, without stop token and stop string.
+        logprobs: of each token under the model at the sampling temperature, before truncation (see ``sampler``).
+        finish_reason: ``"stop"`` (a stop token or stop string) or ``"length"`` (``max_new_tokens``).
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """A model made ready for inference.
+
+    Attributes:
+        model: its weights in the dtype they are multiplied in.
+        output_weight: (V, D), the rows that may be drawn.
+        dtype: of products and cache.
+        stop_ids: tokens that end an answer.
+    """
+
+    model: Decoder
+    output_weight: Tensor
+    dtype: torch.dtype
+    stop_ids: tuple[int, ...]
+    tokenizer: Tokenizer
+
+
+class Batch:
+    """Some rows, from their prompts to their ends.
+
+    Attributes:
+        done: whether every row has ended.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], seeds: Sequence[int]
+    ) -> None:
+        """Read the prompts; the first ``step`` draws the first tokens."""
+        self.done = False
+        device, n, longest = engine.output_weight.device, len(prompts), max(s.max_new_tokens for s in samplings)
+        self._engine, self._step = engine, 0
+        # Per prompt, in the order given: what it wants and what it has got.
+        self._limits = torch.tensor([s.max_new_tokens for s in samplings], device=device)
+        self._uniforms = uniforms(seeds, longest).to(device)  # B, longest
+        self._tokens = torch.zeros(n, longest, dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros(n, longest, device=device)
+        self._lengths = self._limits.clone()
+        self._scanners = {i: Detokenizer(engine.tokenizer, s.stop) for i, s in enumerate(samplings) if s.stop}
+        self._texts = dict.fromkeys(self._scanners, "")
+        # Per row under way: which prompt it belongs to, and what the next draw and the next forward pass need.
+        self._rows = torch.arange(n, device=device)
+        self._alive = torch.ones(n, dtype=torch.bool, device=device)
+        self._options = Options.of(samplings, device)
+        self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self._stop_ids = torch.tensor(engine.stop_ids, device=device)
+        self._cache, self._logits = self._read(prompts, capacity=int((self._positions + self._limits).max()))
+
+    @torch.inference_mode()
+    def step(self) -> Tensor:
+        """Draw one token for every row; returns them, (R,), a row that has ended meaning nothing."""
+        rows, step = self._rows, self._step
+        tokens, logprobs = draw(self._logits, self._options, self._uniforms[rows, step])
+        self._tokens[rows, step], self._logprobs[rows, step] = tokens, logprobs
+        self._step += 1
+        self._end(tokens)
+        self._drop()
+        if not self.done:
+            self._logits = self._forward(self._tokens[self._rows, step])
+        return tokens
+
+    def completions(self) -> list[Completion]:
+        """The answers, once ``done``, in the order of the prompts."""
+        every = zip(self._tokens.tolist(), self._logprobs.tolist(), self._lengths.tolist(), strict=True)
+        return [self._completion(i, ids[:n], logprobs[:n]) for i, (ids, logprobs, n) in enumerate(every)]
+
+    def _read(self, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[KVCache | LatentCache, Tensor]:
+        """Prefill: equal prompts are read once and their cache is copied; returns logits (B, V) of the first token."""
+        unique = list(dict.fromkeys(map(tuple, prompts)))
+        device = self._rows.device
+        tokens = pad_sequence([torch.tensor(prompt) for prompt in unique], batch_first=True).to(device)  # U, T
+        last = torch.tensor([len(prompt) - 1 for prompt in unique], device=device)
+        model = self._engine.model
+        cache = model.new_cache(len(unique), capacity, self._engine.dtype)
+        cache.reach = tokens.shape[1]
+        positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+        states = model.hidden(tokens, positions, cache=cache).states  # U, T, D
+        logits = self._head(states[torch.arange(len(unique), device=device), last])
+        if len(unique) < len(prompts):
+            place = {prompt: i for i, prompt in enumerate(unique)}
+            copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+            cache, logits = cache.select(copies), logits[copies]
+        return cache, logits
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """One token per row (B,) -> logits (B, V) of the next."""
+        positions = self._positions
+        self._cache.reach = int(positions.max()) + 1
+        states = self._engine.model.hidden(tokens[:, None], positions[:, None], cache=self._cache).states
+        self._positions = positions + self._alive  # an ended row stays where it is until it is dropped
+        return self._head(states[:, 0])
+
+    def _head(self, states: Tensor) -> Tensor:
+        weight = self._engine.output_weight
+        return (states.to(weight.dtype) @ weight.T).float()
+
+    def _end(self, tokens: Tensor) -> None:
+        """Find the rows that this step's tokens (B,) have brought to an end."""
+        ended = torch.isin(tokens, self._stop_ids) | (self._limits[self._rows] <= self._step)
+        if self._scanners:
+            alive, drawn = self._alive.tolist(), tokens.tolist()
+            for place, row in enumerate(self._rows.tolist()):
+                if alive[place] and row in self._scanners:
+                    ended[place] |= self._scan(row, drawn[place], bool(ended[place]))
+        self._lengths[self._rows[self._alive & ended]] = self._step
+        self._alive &= ~ended
+
+    def _scan(self, row: int, token: int, last: bool) -> bool:
+        """Look for stop strings in what a row says; whether one is complete."""
+        scanner = self._scanners[row]
+        if token not in self._engine.stop_ids:
+            self._texts[row] += scanner.feed(token)
+        if last:
+            self._texts[row] += scanner.finish()
+        return scanner.stopped
+
+    def _drop(self) -> None:
+        """Let go of ended rows once that is worth copying the cache."""
+        keep = self._alive.nonzero()[:, 0]
+        self.done = len(keep) == 0
+        if not self.done and len(keep) <= _WORTH_DROPPING * len(self._rows):
+            self._rows, self._alive, self._positions = self._rows[keep], self._alive[keep], self._positions[keep]
+            self._options, self._cache = self._options.select(keep), self._cache.select(keep)
+
+    def _completion(self, row: int, tokens: list[int], logprobs: list[float]) -> Completion:
+        engine, scanner = self._engine, self._scanners.get(row)
+        by_token = tokens[-1] in engine.stop_ids
+        text = engine.tokenizer.decode(tokens[:-1] if by_token else tokens) if scanner is None else self._texts[row]
+        stopped = by_token or (scanner is not None and scanner.stopped)
+        return Completion(tuple(tokens), text, tuple(logprobs), "stop" if stopped else "length")

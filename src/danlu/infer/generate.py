@@ -1,0 +1,186 @@
+"""The engine: prompts in, answers out, many rows in step over static caches.
+
+In:  a language model, its tokenizer, prompts as token ids, sampling options and one seed per prompt.
+Out: completions with the log-probability of every token, or one answer piece by piece.
+Left out: requests that come and go, and what a prompt looks like (``tokens.chat``).
+
+A sample depends on its prompt, options and seed alone: uniform numbers are addressed by (seed, step) and no row sees
+another, so its neighbours in the batch change nothing but the last bit of a rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import abc
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from danlu.errors import UserError
+from danlu.infer.batch import Batch, Completion
+from danlu.infer.detokenize import Detokenizer
+from danlu.infer.sampler import Sampling
+from danlu.model import Decoder
+from danlu.tokens import chat
+from danlu.tokens.tokenizer import Tokenizer
+
+_MAX_ROWS = 256
+_CACHE_BYTES = 1 << 30
+
+
+class Sampler(Protocol):
+    """What rollouts, evaluations and the server need of an engine."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence[int]
+    ) -> list[Completion]:
+        """One completion per prompt, in order."""
+
+
+class Generator:
+    """A model made ready for inference.
+
+    Attributes:
+        model: its weights, in the dtype they are multiplied in.
+        output_weight: (V, D) in the same dtype, without ids that the tokenizer does not have.
+        dtype: of products and cache.
+        tokenizer: the model's.
+        stop_ids: tokens that end an answer.
+    """
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
+        """Prepare a model; its weights are cast once, here, instead of at every step.
+
+        Args:
+            model: with a language-model head; stays the caller's, who may go on training it (then ``refresh``).
+            tokenizer: the one it was trained with.
+            dtype: of matrix products and cache; the model's own compute dtype if None.
+
+        Raises:
+            UserError: model and tokenizer are not a pair.
+        """
+        vocab = model.config.vocab_size
+        if tokenizer.vocab_size > vocab:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {vocab}; they are not a pair")
+        self.tokenizer, self.dtype = tokenizer, dtype or model.compute_dtype
+        self.stop_ids = _stop_ids(tokenizer)
+        self._source = model
+        self.model, self._copies = _prepare(model, self.dtype)
+        self.output_weight = self._output_weight()
+
+    def refresh(self) -> None:
+        """Take over the model's weights as they are now, after an optimizer step."""
+        with torch.no_grad():
+            for ours, theirs in self._copies:
+                ours.copy_(theirs)
+        self.output_weight = self._output_weight()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        seeds: Sequence[int],
+        batch_size: int | None = None,
+    ) -> list[Completion]:
+        """Answer every prompt.
+
+        Args:
+            prompts: token ids; equal ones are read once.
+            sampling: one for all, or one per prompt.
+            seeds: one per prompt.
+            batch_size: rows in step; None takes what a gigabyte of cache holds, at most 256.
+
+        Returns:
+            Completions in the order of the prompts.
+
+        Raises:
+            UserError: a prompt is empty, or with ``max_new_tokens`` exceeds the context; names both numbers.
+        """
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        if not len(prompts) == len(samplings) == len(seeds):
+            raise ValueError(f"{len(prompts)} prompts, {len(samplings)} samplings and {len(seeds)} seeds")
+        needs = [self._need(prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
+        order = sorted(range(len(prompts)), key=lambda i: (needs[i], len(prompts[i])))  # alike together: less padding
+        found: dict[int, Completion] = {}
+        while order:
+            # The neediest first: whatever memory they take, all that follow fit into it.
+            rows = batch_size or self._affordable_rows(needs[order[-1]])
+            order, chosen = order[:-rows], order[-rows:]
+            batch = Batch(
+                self, [prompts[i] for i in chosen], [samplings[i] for i in chosen], [seeds[i] for i in chosen]
+            )
+            while not batch.done:
+                batch.step()
+            found |= zip(chosen, batch.completions(), strict=True)
+        return [found[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> abc.Generator[str, None, Completion]:
+        """Answer one prompt piece by piece; close the iterator to cancel.
+
+        Yields:
+            Pieces of text, never half a character nor a part of a stop string; they add up to the completion's text.
+
+        Returns:
+            The completion, as the value of ``yield from``.
+
+        Raises:
+            UserError: as ``generate``, at once and not at the first piece.
+        """
+        self._need(prompt, sampling)
+        return self._stream(prompt, sampling, seed)
+
+    def _stream(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> abc.Generator[str, None, Completion]:
+        detokenizer = Detokenizer(self.tokenizer, sampling.stop)
+        batch = Batch(self, [prompt], [sampling], [seed])
+        while not batch.done:
+            token = int(batch.step())
+            piece = "" if token in self.stop_ids else detokenizer.feed(token)
+            piece += detokenizer.finish() if batch.done else ""
+            if piece:
+                yield piece
+        return batch.completions()[0]
+
+    def _need(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Positions that a prompt and its answer take, checked against the context."""
+        need, context = len(prompt) + sampling.max_new_tokens, self.model.config.max_seq_len
+        if not prompt:
+            raise UserError("a prompt has no tokens; begin it with the tokenizer's bos")
+        if need > context:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens and max_new_tokens {sampling.max_new_tokens} need {need} positions, "
+                f"and the model has {context}; shorten one of them"
+            )
+        return need
+
+    def _affordable_rows(self, need: int) -> int:
+        per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
+        return max(1, min(_MAX_ROWS, _CACHE_BYTES // (per_token * need)))
+
+    def _output_weight(self) -> Tensor:
+        # Ids beyond the tokenizer's fill up the vocabulary: they have no spelling and must never be drawn.
+        return self._source.output_weight.detach()[: self.tokenizer.vocab_size].to(self.dtype)
+
+
+def _prepare(model: Decoder, dtype: torch.dtype) -> tuple[Decoder, list[tuple[Tensor, Tensor]]]:
+    """A model that shares everything with ``model`` but the weights of products that are not in ``dtype`` yet.
+
+    Returns:
+        The model, and (our copy, original) of each weight that had to be cast.
+    """
+    memo: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copies: list[tuple[Tensor, Tensor]] = []
+    for module in model.modules():
+        for weight in module.parameters(recurse=False) if hasattr(module, "compute_dtype") else ():
+            if weight.dtype != dtype:
+                memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+                copies.append((memo[id(weight)], weight))
+    return copy.deepcopy(model, memo).compute_in(dtype), copies
+
+
+def _stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    try:
+        return chat.stop_ids(tokenizer)
+    except UserError:  # a base model without a chat template
+        return (tokenizer.eos,)
