@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from danlu.run import Run
 
 if TYPE_CHECKING:
-    from danlu.infer.chat import Chat
     from danlu.model.decoder import Decoder
+    from danlu.talk import Chat
     from danlu.tokens.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -55,9 +55,9 @@ def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:  #
 
 
 def __getattr__(name: str) -> Any:
-    """``danlu.Chat`` without paying for torch at import."""
-    if name == "Chat":
-        from danlu.infer.chat import Chat
+    """``danlu.Chat``, without paying for torch when danlu is imported."""
+    if name != "Chat":
+        raise AttributeError(f"module 'danlu' has no attribute '{name}'")
+    from danlu.talk import Chat
 
-        return Chat
-    raise AttributeError(f"module 'danlu' has no attribute '{name}'")
+    return Chat

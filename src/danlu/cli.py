@@ -58,12 +58,16 @@ def run_verb(
 
 
 @app.command()
-def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Price of this machine per hour, for the cost.")] = None,
+) -> None:
     """Say what a recipe would do: stages, sizes, FLOPs, memory, time and cost. Nothing is run."""
     from danlu.pipeline import read_recipe
     from danlu.plan import describe
 
-    typer.echo(describe(read_recipe(recipe, overrides or [])))
+    typer.echo(describe(read_recipe(recipe, overrides or []), price))
 
 
 @app.command()
@@ -75,8 +79,8 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
 ) -> None:
     """Talk to a model in the terminal."""
-    from danlu.infer.chat import Chat
     from danlu.pipeline import find_model
+    from danlu.talk import Chat
 
     model = find_model(where, stage)
     talk = Chat(model, temperature=temperature, seed=seed)

@@ -56,7 +56,7 @@ class StageSpec:
 
 
 STAGES: tuple[StageSpec, ...] = (
-    StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents",), 500 << 20),
+    StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
     StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
     StageSpec("tokens", "reading", tokens.TokensSettings, tokens.build_shards, ("corpus", "tokenizer"), ("shards",)),
     StageSpec("pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",)),

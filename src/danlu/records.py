@@ -294,7 +294,8 @@ class Preference:
         prompt = check_messages([Message(m["role"], m["content"]) for m in row["prompt"]], answered=False)
         return Preference(
             id=row["id"], prompt=prompt, answers=answers, ranks=ranks, rater=row.get("rater", ""),
-            time=row.get("time", ""), display_order=tuple(row.get("display_order", ())), split=row.get("split", "train"),
+            time=row.get("time", ""), display_order=tuple(row.get("display_order", ())),
+            split=row.get("split", "train"),
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -183,7 +183,7 @@ class Stage:
     console: Console
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """A run directory, locked while somebody works in it.
 
@@ -192,7 +192,6 @@ class Run:
     """
 
     dir: Path
-    _lock: IO[str] | None = field(default=None, repr=False)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Run]:
@@ -202,21 +201,18 @@ class Run:
             UserError: another process works in this directory.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
-        handle = open(self.dir / ".lock", "a+", encoding="utf-8")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "unknown"
-            handle.close()
-            raise UserError(f"{self.dir} is in use by process {owner}; wait for it or choose another --out") from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        try:
+        with open(self.dir / ".lock", "a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                sentence = f"{self.dir} is in use by process {owner}; wait for it or choose another --out"
+                raise UserError(sentence) from None
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
             yield self
-        finally:
-            handle.close()
 
     def stage_dir(self, name: str) -> Path:
         """The directory of a stage, made or not."""

@@ -1,4 +1,4 @@
-"""Docs and recipes are tests: every command in the README exists, every recipe validates, every dependency is explained."""
+"""Docs and recipes are tests: README commands exist, recipes validate, dependencies are explained."""
 
 import re
 import shlex

@@ -1,17 +1,18 @@
 import pytest
 
 from danlu.records import Document
-from danlu.train.instructions import PoemMix, PoemRequest, parse_request, poem_tasks, prose_tasks, quatrain, write_lines
+from danlu.train.instructions import PoemMix, PoemRequest, parse_request, poem_tasks, prose_tasks, regular_verse, write_lines
 
 VERSE = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少？"
 SPRING = Document("d1", f"春晓\n孟浩然\n{VERSE}", "test", "zh", "", {"title": "春晓", "author": "孟浩然"})
-ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1)
+ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1, rhyme=1)
 GOLDEN = {
     "title": ("写一首题为《春晓》的五言绝句。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
     "style": ("模仿孟浩然，写一首题为《春晓》的五言绝句。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
     "line": ("续写成一首五言绝句：春眠不觉晓，", "处处闻啼鸟。\n夜来风雨声，花落知多少。"),
     "couplet": ("续写：春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"),
     "author": ("春眠不觉晓，处处闻啼鸟。这两句诗的作者是谁？", "孟浩然"),
+    "rhyme": ("押“鸟”韵的字。", "少"),
 }
 
 
@@ -69,7 +70,7 @@ def test_the_answer_completes_what_the_request_asks_for(name, lines):
     ],
 )
 def test_only_real_quatrains_are_used(text):
-    assert quatrain(poem(text)) is None
+    assert regular_verse(poem(text)) is None
     assert poem_tasks(poem(text), ALL, 0) == []
 
 
@@ -79,16 +80,23 @@ def test_titles_and_authors_that_cannot_be_asked_for_are_left_out():
     def kinds(**attributes):
         return {c.source.split(":")[1] for c in poem_tasks(poem(text, **attributes), ALL, 0)}
 
-    assert kinds() == {"title", "style", "line", "couplet", "author"}
-    assert kinds(author="无名氏") == {"title", "line", "couplet"}
-    assert kinds(title="") == {"line", "couplet", "author"}
-    assert kinds(title="和《春晓》") == {"line", "couplet", "author"}
-    assert kinds(title="长" * 21) == {"line", "couplet", "author"}
+    assert kinds() == {"title", "style", "line", "couplet", "author", "rhyme"}
+    assert kinds(author="无名氏") == {"title", "line", "couplet", "rhyme"}
+    assert kinds(title="") == {"line", "couplet", "author", "rhyme"}
+    assert kinds(title="和《春晓》") == {"line", "couplet", "author", "rhyme"}
+    assert kinds(title="长" * 21) == {"line", "couplet", "author", "rhyme"}
+
+
+def test_eight_lines_teach_rhyme_and_nothing_else():
+    text = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
+    (task,) = poem_tasks(poem(text, title="题", author="人"), ALL, 0)
+    assert [m.content for m in task.messages] == ["押“鸟”韵的字。", "少流楼"]
+    assert parse_request(task.messages[0].content) is None
 
 
 def test_the_mix_decides_how_many_and_the_document_decides_which():
     documents = [poem(SPRING.text, id=f"poem-{i}") for i in range(400)]
-    mix = PoemMix(title=0.5, style=0, line=1, couplet=0, author=0.1)
+    mix = PoemMix(title=0.5, style=0, line=1, couplet=0, author=0.1, rhyme=0)
     drawn = [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=3)] for d in documents]
     assert drawn == [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=3)] for d in documents]
     count = {kind: sum(kind in kinds for kinds in drawn) for kind in ("title", "style", "line", "couplet", "author")}

@@ -89,9 +89,26 @@ class ModelConfig:
         if self.attention == "mla" and 0 in (self.kv_rank, self.nope_dim, self.rope_dim, self.v_dim):
             raise ValueError("model.attention 'mla' needs kv_rank, nope_dim, rope_dim and v_dim")
         if self.n_experts and not (0 < self.top_k <= self.n_experts and self.d_expert > 0):
-            raise ValueError(f"model.top_k ({self.top_k}) must be in 1..n_experts ({self.n_experts}), with d_expert set")
+            raise ValueError(
+                f"model.top_k ({self.top_k}) must be in 1..n_experts ({self.n_experts}), with d_expert set"
+            )
         if self.n_experts and self.n_experts % self.router_groups:
-            raise ValueError(f"model.n_experts ({self.n_experts}) must divide into router_groups ({self.router_groups})")
+            raise ValueError(
+                f"model.n_experts ({self.n_experts}) must divide into router_groups ({self.router_groups})"
+            )
+        if self.n_experts:
+            self._check_routing()
+
+    def _check_routing(self) -> None:
+        if self.feedforward != "gated" or self.activation != "silu":
+            raise ValueError("model.n_experts needs feedforward 'gated' with activation 'silu': experts are SwiGLU")
+        per_group = self.n_experts // self.router_groups
+        if not 0 < self.router_groups_kept <= self.router_groups:
+            raise ValueError(f"model.router_groups_kept ({self.router_groups_kept}) must be in 1..router_groups")
+        if self.router_groups_kept < self.router_groups and per_group < 2:
+            raise ValueError("model.router_groups leaves fewer than 2 experts per group, whose scores are summed")
+        if self.top_k > self.router_groups_kept * per_group:
+            raise ValueError(f"model.top_k ({self.top_k}) is more than the experts in the groups kept")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, read back by ``from_dict``."""

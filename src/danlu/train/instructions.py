@@ -25,6 +25,7 @@ STYLE = "模仿{author}，写一首题为《{title}》的{form}。"
 LINE = "续写成一首{form}：{first}，"
 COUPLET = "续写：{first}，{second}。"
 AUTHOR = "{first}，{second}。这两句诗的作者是谁？"
+RHYME = "押“{foot}”韵的字。"
 CONTINUE = {"zh": "续写：{start}", "en": "Continue: {start}"}
 NAMELESS = frozenset(("不详", "无名氏", "佚名", "无名", "失名"))
 _LONGEST_TITLE = 20
@@ -43,6 +44,8 @@ class PoemMix(Settings):
     """Continue from its first two lines."""
     author: float = Field(default=0.1, ge=0, le=1)
     """Name the author of its first two lines."""
+    rhyme: float = Field(default=0.5, ge=0, le=1)
+    """Name characters that rhyme: the ends of the even lines. Regular verse of eight lines gives this task too."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +66,41 @@ class PoemRequest:
 
 
 @dataclass(frozen=True)
-class Quatrain:
-    """Four lines of five or of seven Han characters, and whose they are."""
+class Verse:
+    """Four or eight lines of five or of seven Han characters, and whose they are."""
 
     title: str
     author: str
-    lines: tuple[str, str, str, str]
+    lines: tuple[str, ...]
 
     @property
     def form(self) -> str:
         """五言绝句 or 七言绝句."""
         return FORMS[len(self.lines[0])]
 
+    @property
+    def feet(self) -> str:
+        """The characters that rhyme: the ends of the even lines."""
+        return "".join(line[-1] for line in self.lines[1::2])
+
 
 # ----------------------------------------------------------------------------------------------- poems
 
 
-def quatrain(document: Document) -> Quatrain | None:
-    """The quatrain that a document is; None if it is anything else.
+def regular_verse(document: Document) -> Verse | None:
+    """The regular verse (絕句 of four lines, 律詩 of eight) that a document is; None if it is anything else.
 
     A row of the text is verse if it ends in punctuation; title and author, which do not, may stand above.
     """
     rows = [row.strip() for row in document.text.splitlines()]
     verse = "".join(row for row in rows if row.endswith(tuple("，。！？；、")))
-    lines = [line for line in re.split(r"[，。！？；、]", verse) if line]
-    if len(lines) != QUATRAIN or {len(line) for line in lines} not in ({5}, {7}):
+    lines = tuple(line for line in re.split(r"[，。！？；、]", verse) if line)
+    if len(lines) not in (QUATRAIN, 2 * QUATRAIN) or {len(line) for line in lines} not in ({5}, {7}):
         return None
     if not all(re.fullmatch(f"{HAN}+", line) for line in lines):
         return None
     title, author = (str(document.attributes.get(key) or "").strip() for key in ("title", "author"))
-    first, second, third, fourth = lines
-    return Quatrain(title, author, (first, second, third, fourth))
+    return Verse(title, author, lines)
 
 
 def write_lines(lines: Iterable[str]) -> str:
@@ -105,20 +112,27 @@ def write_lines(lines: Iterable[str]) -> str:
 
 
 def poem_tasks(document: Document, mix: PoemMix, seed: int) -> list[Conversation]:
-    """The conversations that a document gives; none unless it is a quatrain. Decided by seed and document id alone."""
-    poem = quatrain(document)
+    """The conversations that a document gives; none unless it is verse. Decided by seed and document id alone.
+
+    Rhyming is learnt on a task of its own, because in a poem it is one character in ten or fourteen: hard to hear among
+    all the others.
+    """
+    poem = regular_verse(document)
     if poem is None:
         return []
     first, second = poem.lines[:2]
     facts = {"title": poem.title, "author": poem.author, "form": poem.form, "first": first, "second": second}
-    titled = 0 < len(poem.title) <= _LONGEST_TITLE and not set(poem.title) & set("《》\n")
-    signed = bool(poem.author) and poem.author not in NAMELESS
+    facts["foot"] = poem.feet[0]
+    short = len(poem.lines) == QUATRAIN
+    titled = short and 0 < len(poem.title) <= _LONGEST_TITLE and not set(poem.title) & set("《》\n")
+    signed = short and bool(poem.author) and poem.author not in NAMELESS
     tasks = (
         ("title", TITLE, write_lines(poem.lines), mix.title, titled),
         ("style", STYLE, write_lines(poem.lines), mix.style, titled and signed),
-        ("line", LINE, write_lines(poem.lines[1:]), mix.line, True),
-        ("couplet", COUPLET, write_lines(poem.lines[2:]), mix.couplet, True),
+        ("line", LINE, write_lines(poem.lines[1:]), mix.line, short),
+        ("couplet", COUPLET, write_lines(poem.lines[2:]), mix.couplet, short),
         ("author", AUTHOR, poem.author, mix.author, signed),
+        ("rhyme", RHYME, poem.feet[1:], mix.rhyme, True),
     )
     return [
         _conversation(template.format(**facts), answer, f"poems:{name}:{document.id}")

@@ -1,0 +1,266 @@
+"""PPO's learner: policy and critic, what they said about an experience, and the update.
+
+In:  an ``Experience``, the frozen reference model, the KL coefficient.
+Out: moved weights, and the numbers that tell whether the update was sound.
+Left out: sampling (``rollout``), the order of iterations, checkpoints on disk (``ppo``).
+
+Policy and critic share no weights, so no coefficient balances their losses. The first epoch walks the rows in the very
+micro-batches in which the old log-probabilities were computed: the first ratio is 1 to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from danlu.align import losses, scoring
+from danlu.align.rollout import Experience
+from danlu.align.scoring import Sequences
+from danlu.model.decoder import Decoder
+from danlu.recipe import Settings
+from danlu.run import stream_seed
+from danlu.train.optim import Optimizer
+
+
+class PPOSettings(Settings):
+    """The section ``ppo``; defaults suit a few million parameters, a tenth of the learning rates suits 100M and up."""
+
+    judge: str = "poems"
+    """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
+    iterations: int = 60
+    """How often to sample, score and learn."""
+    batch_size: int = 192
+    """Answers sampled per iteration."""
+    mini_batch: int = 64
+    """Answers per optimizer step."""
+    micro_batch: int = 32
+    """Answers per forward and backward; smaller needs less memory and changes nothing else."""
+    epochs: int = 1
+    """Passes over an experience."""
+    max_new_tokens: int = 48
+    """Where an answer is cut off."""
+    lr: float = 5e-5
+    """The policy's learning rate, falling linearly to 0."""
+    critic_lr: float = 2e-4
+    """The critic's learning rate, falling linearly to 0."""
+    grad_clip: float = 1.0
+    """Largest gradient norm, for policy and critic each."""
+    clip: float = 0.2
+    """Ratios beyond 1 -+ this earn nothing more."""
+    dual_clip: float = 3.0
+    """The loss of a token with negative advantage is capped at this times the advantage."""
+    value_clip: float = 0.2
+    """How far a value may move from its old self within an iteration."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    approx_kl_limit: float = 0.05
+    """Nats per token between old and new policy at which an update stops before its step."""
+    kl_coefficient: float = 0.05
+    """Price of a nat of distance from the SFT model, at the start."""
+    kl_target: float = 6.0
+    """Nats per answer that the coefficient steers towards."""
+    kl_horizon: int = 2000
+    """Answers over which the coefficient may change by its own size; 0 keeps it fixed."""
+    kl_budget: float = 12.0
+    """A policy further than this from the SFT model, in nats per answer, is never chosen."""
+    missing_end_penalty: float = 1.0
+    """Taken from the score of an answer that did not end by itself."""
+    entropy: float = 0.0
+    """Reward per nat of entropy of the policy's next token; 0 is off."""
+    mix: float = 0.0
+    """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
+    probe_every: int = 10
+    """Iterations between looks from outside, and between checkpoints."""
+    probe_prompts: int = 96
+    """Held-out prompts per look."""
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+    dtype: str = "auto"
+    """"auto", "float32" or "bfloat16": what matrix products are computed in."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An experience with everything that was computed before the update; (B, R) each.
+
+    Attributes:
+        logprobs: of the policy that sampled, by the training forward.
+        reference: of the SFT model.
+        values: of the critic.
+        advantages: whitened over the whole batch.
+        returns: what the critic should have said.
+    """
+
+    experience: Experience
+    logprobs: Tensor
+    reference: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, R) True on response tokens."""
+        return self.experience.sequences.mask
+
+
+class Learner:
+    """Policy, critic and their optimizers.
+
+    Args:
+        policy: a copy of the SFT model, trained in place.
+        critic: a copy of the reward model, head included, trained in place.
+        settings: of the stage.
+        mean, std: of the reward model on SFT samples: the critic, born as reward model, speaks in the score's units.
+    """
+
+    def __init__(self, policy: Decoder, critic: Decoder, settings: PPOSettings, mean: float, std: float) -> None:
+        self.policy, self.critic, self.settings = policy, critic, settings
+        self._roles = {"policy": policy, "critic": critic}
+        self._mean, self._std = mean, std
+        self._optimizers = {"policy": _adam(policy), "critic": _adam(critic)}
+
+    def score(self, experience: Experience, reference: Decoder, beta: float) -> Scored:
+        """Log-probabilities, values, rewards with their KL share, advantages."""
+        options, sequences = self.settings, experience.sequences
+        blocks = scoring.split(torch.arange(len(sequences)), options.mini_batch)
+        parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
+        old, frozen = (
+            scoring.without_gradient(scoring.response_logprobs, model, sequences, parts, training_forward=True)
+            for model in (self.policy, reference)
+        )
+        values = scoring.without_gradient(self._values, self.critic, sequences, parts)
+        rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
+        advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
+        white = losses.whiten(advantages, sequences.mask)
+        return Scored(experience, old, frozen, values, white, returns)
+
+    def update(self, scored: Scored, iteration: int, seed: int, mix: Sequences | None = None) -> dict[str, float]:
+        """Some epochs of mini-batch steps; stops, before the step, when the policy has moved too far.
+
+        Args:
+            scored: from ``score``.
+            iteration: decides the learning rate.
+            seed: of the order of rows in later epochs.
+            mix: people's own answers, for the mixed-in likelihood.
+        """
+        decay = 1.0 - iteration / self.settings.iterations
+        steps: list[dict[str, float]] = []
+        stopped = 0.0
+        for index in self._mini_batches(len(scored.mask), seed):
+            taken = self._policy_step(scored, index, self.settings.lr * decay, mix)
+            if taken is None:
+                stopped = 1.0
+                break
+            steps.append(taken | self._critic_step(scored, index, self.settings.critic_lr * decay))
+        means = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]} if steps else {}
+        return means | {"steps": float(len(steps)), "stopped": stopped}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs of the learner, by name."""
+        result: dict[str, Tensor] = {}
+        for role, model in self._roles.items():
+            result |= {f"{role}/{name}": tensor for name, tensor in model.state_dict().items()}
+            result |= {f"{role}-adam/{name}": tensor for name, tensor in self._optimizers[role].tensors().items()}
+        return result
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``tensors``."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        for role, model in self._roles.items():
+            model.load_state_dict(parts[role])
+            self._optimizers[role].load(parts.get(f"{role}-adam", {}))
+
+    def _values(self, critic: Decoder, sequences: Sequences) -> Tensor:
+        raw = scoring.response_values(critic, sequences)
+        return ((raw - self._mean) / self._std).masked_fill(~sequences.mask, 0.0)
+
+    def _mini_batches(self, n_rows: int, seed: int) -> Iterator[Tensor]:
+        """Rows of every optimizer step; rows come in random order already, so the first epoch keeps it."""
+        for epoch in range(self.settings.epochs):
+            order = torch.arange(n_rows)
+            if epoch:
+                order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(stream_seed(seed, epoch)))
+            yield from scoring.split(order, self.settings.mini_batch)
+
+    def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
+        return scoring.parts_by_length(sequences, self.settings.micro_batch, rows)
+
+    def _policy_step(self, scored: Scored, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
+        """One optimizer step of the policy, or None and no step if it would start from too far away."""
+        options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
+        n_tokens = scored.mask[index].sum()
+        for rows in self._micro_batches(sequences, index):
+            logprobs, entropy = self._logprobs(sequences.rows(rows))
+            result = losses.ppo_policy_loss(
+                logprobs, scored.logprobs[rows], scored.advantages[rows], scored.mask[rows], options.clip,
+                options.dual_clip,
+            )  # fmt: skip
+            ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
+            sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
+        loss, clipped, approx_kl = (sums / n_tokens.cpu()).tolist()
+        if approx_kl > options.approx_kl_limit:
+            self._optimizers["policy"].zero_grad()
+            return None
+        mixed = self._mix_in(mix) if mix is not None else {}
+        norm = self._step("policy", lr)
+        return {"policy_loss": loss, "clipped": clipped, "approx_kl": approx_kl, "policy_norm": norm} | mixed
+
+    def _logprobs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (B, R), and the summed entropy if it is wanted: it costs a second pass over the logits."""
+        if not self.settings.entropy:
+            return scoring.response_logprobs(self.policy, sequences), torch.zeros(())
+        logprobs, entropy = scoring.response_logprobs_entropy(self.policy, sequences)
+        return logprobs, entropy.sum()
+
+    def _critic_step(self, scored: Scored, index: Tensor, lr: float) -> dict[str, float]:
+        options, sequences, total = self.settings, scored.experience.sequences, 0.0
+        n_tokens = scored.mask[index].sum()
+        for rows in self._micro_batches(sequences, index):
+            values = self._values(self.critic, sequences.rows(rows))
+            loss = losses.ppo_value_loss(
+                values, scored.values[rows], scored.returns[rows], scored.mask[rows], options.value_clip
+            )
+            (loss / n_tokens).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return {"value_loss": total / int(n_tokens), "critic_norm": self._step("critic", lr)}
+
+    def _mix_in(self, mix: Sequences) -> dict[str, float]:
+        """Add the gradient of people's own answers (InstructGPT, arXiv 2203.02155, eq. 2's second term)."""
+        total, n_tokens = 0.0, int(mix.mask.sum())
+        for rows in self._micro_batches(mix, torch.arange(len(mix))):
+            loss = -scoring.response_logprobs(self.policy, mix.rows(rows)).sum()
+            (self.settings.mix * loss / n_tokens).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return {"mix_loss": total / n_tokens}
+
+    def _step(self, role: str, lr: float) -> float:
+        """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self._roles[role].parameters(), self.settings.grad_clip)
+        if torch.isfinite(norm):
+            self._optimizers[role].step(lr)
+        self._optimizers[role].zero_grad()
+        return float(norm)
+
+
+def _adam(model: Decoder) -> Optimizer:
+    """Adam with epsilon 1e-5: at the default the first, tiny gradients take steps as long as any (N+ details)."""
+    params = dict(model.named_parameters())
+    rule = torch.optim.AdamW(params.values(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
+    return Optimizer(params, [rule])
+
+
+def explained_variance(scored: Scored) -> float:
+    """Share of the returns' variance that the critic foresaw: 1 perfect, 0 no better than a constant."""
+    mask = scored.mask
+    returns, errors = scored.returns[mask], (scored.returns - scored.values)[mask]
+    variance = returns.var(correction=0)
+    return float(1.0 - errors.var(correction=0) / variance) if variance > 0 else 0.0

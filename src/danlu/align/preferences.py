@@ -1,0 +1,321 @@
+"""The preference store: what was shown to whom, and what they preferred. The place where the loop closes.
+
+In:  prompts, the answers that were shown, votes; from the chat page, many writers at once.
+Out: ``Preference`` records, a frozen JSONL snapshot for training, TRL's prompt / chosen / rejected form.
+Left out: accounts and sessions (``serve``); the simulated human (``rankings``).
+
+SQLite by default (one file, every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added,
+but for one thing: a deleted conversation loses its words for good, because people have a right to that. The rollback
+journal is kept rather than a write-ahead log: votes come at the speed of people, and no second file remembers words.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Engine, ForeignKey, Index, String, create_engine, event, func, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from danlu.errors import UserError
+from danlu.records import Answer, Message, Preference, check_messages, write_preferences
+from danlu.run import atomic_write, hash_value
+
+HELDOUT_SHARE = 0.1
+_BUSY_SECONDS = 30
+
+
+def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
+    """Whether comparisons of this prompt are "train" or "heldout": by the prompt's hash, so it never moves."""
+    digest = hash_value([[m.role, m.content] for m in prompt])
+    return "heldout" if int(digest, 16) / 16 ** len(digest) < heldout_share else "train"
+
+
+class Base(DeclarativeBase):
+    """Tables of the preference store."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[int]: JSON, list[dict[str, str]]: JSON}  # noqa: RUF012
+
+
+class ConversationRow(Base):
+    """A conversation that comparisons belong to; ``deleted`` once its words are gone."""
+
+    __tablename__ = "conversations"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    rater: Mapped[str]
+    time: Mapped[str]
+    deleted: Mapped[bool] = mapped_column(default=False)
+
+
+class ComparisonRow(Base):
+    """Answers shown side by side; ``display_order[i]`` is the index of the answer that stood in place i."""
+
+    __tablename__ = "comparisons"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    conversation: Mapped[str | None] = mapped_column(ForeignKey("conversations.id"), index=True)
+    prompt: Mapped[list[dict[str, str]]]
+    display_order: Mapped[list[int]]
+    split: Mapped[str]
+    time: Mapped[str]
+    deleted: Mapped[bool] = mapped_column(default=False)
+    answers: Mapped[list[AnswerRow]] = relationship(order_by="AnswerRow.place", cascade="all, delete-orphan")
+
+
+class AnswerRow(Base):
+    """One answer of a comparison, with everything that is needed to sample it again."""
+
+    __tablename__ = "answers"
+    comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    token_ids: Mapped[list[int]]
+    model: Mapped[str]
+    sampling: Mapped[dict[str, Any]]
+    seed: Mapped[str]  # 63 bits do not fit every database's integer, and nobody computes with it
+
+
+class VoteRow(Base):
+    """One judgement. A person who changes their mind adds a row; a double click does not."""
+
+    __tablename__ = "votes"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"))
+    ranks: Mapped[list[int]]
+    rater: Mapped[str]
+    time: Mapped[str]
+    __table_args__ = (Index("votes_by_comparison", "comparison", "rater"),)
+
+
+class PreferenceStore:
+    """The store on disk.
+
+    Args:
+        place: a file path (SQLite) or an SQLAlchemy URL.
+
+    Raises:
+        UserError: the file is not a database, or the server does not answer.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = str(place)
+        self._engine = _connect(self.place)
+        try:
+            Base.metadata.create_all(self._engine.execution_options(writing=True))
+        except DatabaseError as error:
+            raise UserError(f"preference store {self.place} cannot be opened ({error.orig}); check the path") from None
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def start_conversation(self, rater: str) -> str:
+        """Open a conversation of ``rater`` (a pseudonym); returns its id."""
+        row = ConversationRow(id=_new_id(), rater=rater, time=_now())
+        with self._writing() as session:
+            session.add(row)
+            return row.id
+
+    def record(
+        self, prompt: Sequence[Message], answers: Sequence[Answer], conversation: str = "",
+        display_order: Sequence[int] = (),
+    ) -> str:  # fmt: skip
+        """Note what is about to be shown; returns the comparison's id, which a vote names.
+
+        Args:
+            prompt: the turns before the answers, ending with the user's.
+            answers: the answers, K >= 1 (one answer can be deleted with its conversation, but not voted on).
+            conversation: id from ``start_conversation``, or empty.
+            display_order: which answer stands in which place; in the order given if empty.
+
+        Raises:
+            UserError: the conversation does not exist or was deleted.
+            ValueError: the prompt is not one, or the display order is no permutation.
+        """
+        messages = check_messages(prompt, answered=False)
+        order = list(display_order) or list(range(len(answers)))
+        if not answers or sorted(order) != list(range(len(answers))):
+            raise ValueError(f"display order {order} is not an order of {len(answers)} answers")
+        with self._writing() as session:
+            if conversation:
+                owner = session.get(ConversationRow, conversation)
+                if owner is None or owner.deleted:
+                    raise _gone("conversation", conversation, owner is not None)
+            comparison = _comparison_row(_new_id(), messages, answers, order, split_of(messages), _now())
+            comparison.conversation = conversation or None
+            session.add(comparison)
+            return comparison.id
+
+    def vote(self, comparison: str, ranks: Sequence[int], rater: str) -> str:
+        """Store a judgement on a recorded comparison; the same judgement twice in a row is stored once.
+
+        Args:
+            comparison: id from ``record``.
+            ranks: one per answer in stored order, 0 the best, equal ranks tie; empty means "all bad".
+            rater: pseudonym of who judged.
+
+        Returns:
+            The vote's id, which becomes the ``Preference`` id.
+
+        Raises:
+            UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
+        """
+        with self._writing() as session:
+            shown = session.get(ComparisonRow, comparison)
+            if shown is None or shown.deleted:
+                raise _gone("comparison", comparison, shown is not None)
+            _check_ranks(ranks, len(shown.answers), comparison)
+            last = session.scalars(
+                select(VoteRow).where(VoteRow.comparison == comparison, VoteRow.rater == rater)
+                .order_by(VoteRow.time.desc(), VoteRow.id.desc()).limit(1)
+            ).first()  # fmt: skip
+            if last is not None and last.ranks == list(ranks):
+                return last.id
+            row = VoteRow(id=_new_id(), comparison=comparison, ranks=list(ranks), rater=rater, time=_now())
+            session.add(row)
+            return row.id
+
+    def add(self, preference: Preference) -> bool:
+        """Store a whole preference made elsewhere, such as a line of a snapshot; returns False if its id is known."""
+        _check_ranks(preference.ranks, len(preference.answers), preference.id)
+        order = list(preference.display_order) or list(range(len(preference.answers)))
+        made = preference.time or _now()
+        with self._writing() as session:
+            if session.get(VoteRow, preference.id) is not None:
+                return False
+            shown = _comparison_row(_new_id(), preference.prompt, preference.answers, order, preference.split, made)
+            session.add(shown)
+            session.flush()
+            session.add(VoteRow(id=preference.id, comparison=shown.id, ranks=list(preference.ranks),
+                                rater=preference.rater, time=made))  # fmt: skip
+            return True
+
+    def all(self) -> list[Preference]:
+        """Every vote on what still exists, contradictory ones too, ordered by time and id."""
+        query = (
+            select(VoteRow, ComparisonRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
+            .where(~ComparisonRow.deleted).order_by(VoteRow.time, VoteRow.id)
+        )  # fmt: skip
+        with Session(self._engine) as session:
+            return [_preference(vote, shown) for vote, shown in session.execute(query)]
+
+    def count(self) -> int:
+        """How many votes ``all`` would give."""
+        query = select(func.count()).select_from(VoteRow).join(ComparisonRow).where(~ComparisonRow.deleted)
+        with Session(self._engine) as session:
+            return session.scalar(query) or 0
+
+    def delete_conversation(self, conversation: str) -> None:
+        """Forget the words of a conversation and leave its votes out of everything from now on.
+
+        Raises:
+            UserError: there is no such conversation.
+        """
+        with self._writing() as session:
+            row = session.get(ConversationRow, conversation)
+            if row is None:
+                raise _gone("conversation", conversation, False)
+            row.deleted = True
+            for shown in session.scalars(select(ComparisonRow).where(ComparisonRow.conversation == conversation)):
+                shown.deleted = True
+                shown.prompt, shown.answers = [], []
+
+    def snapshot(self, path: Path) -> int:
+        """Freeze every preference as JSONL: the same votes give the same bytes; returns how many."""
+        return write_preferences(path, self.all())
+
+    def export_trl(self, path: Path) -> int:
+        """Write TRL's conversational preference form, one line per strict pair; returns how many."""
+        rows = [row for preference in self.all() for row in trl_rows(preference)]
+        with atomic_write(path) as handle:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return len(rows)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """A transaction that is on disk when the block ends, or has left no trace."""
+        engine = self._engine.execution_options(writing=True)
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+
+def trl_rows(preference: Preference) -> list[dict[str, Any]]:
+    """TRL's ``prompt`` / ``chosen`` / ``rejected`` rows of a preference, one per strict pair."""
+    prompt = [{"role": m.role, "content": m.content} for m in preference.prompt]
+    texts = [[{"role": "assistant", "content": answer.text}] for answer in preference.answers]
+    return [{"prompt": prompt, "chosen": texts[i], "rejected": texts[j]} for i, j in preference.pairs()]
+
+
+def _connect(place: str) -> Engine:
+    """An engine; for SQLite with full sync, and write transactions that queue instead of failing."""
+    if "://" in place and not place.startswith("sqlite"):
+        return create_engine(place)
+    if "://" not in place:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        place = f"sqlite:///{place}"
+    engine = create_engine(place, connect_args={"timeout": _BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # otherwise the driver would begin transactions of its own
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # A writer takes the lock at once: a transaction that reads first and writes later cannot wait, only fail.
+        writing = connection.get_execution_options().get("writing", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def _comparison_row(
+    identity: str, prompt: Sequence[Message], answers: Sequence[Answer], order: list[int], split: str, made: str
+) -> ComparisonRow:
+    rows = [
+        AnswerRow(place=place, text=a.text, token_ids=list(a.token_ids), model=a.model, sampling=dict(a.sampling),
+                  seed=str(a.seed))
+        for place, a in enumerate(answers)
+    ]  # fmt: skip
+    turns = [{"role": m.role, "content": m.content} for m in prompt]
+    return ComparisonRow(id=identity, prompt=turns, display_order=order, split=split, time=made, answers=rows)
+
+
+def _preference(vote: VoteRow, shown: ComparisonRow) -> Preference:
+    answers = (
+        {"text": a.text, "token_ids": a.token_ids, "model": a.model, "sampling": a.sampling, "seed": int(a.seed)}
+        for a in shown.answers
+    )
+    row: Mapping[str, Any] = {
+        "id": vote.id, "prompt": shown.prompt, "answers": list(answers), "ranks": vote.ranks, "rater": vote.rater,
+        "time": vote.time, "display_order": shown.display_order, "split": shown.split,
+    }  # fmt: skip
+    return Preference.from_json(row)
+
+
+def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
+    if n_answers < 2:
+        raise UserError(f"comparison '{where}' showed {n_answers} answer(s); a vote needs at least two")
+    if ranks and (len(ranks) != n_answers or min(ranks) < 0):
+        raise UserError(
+            f"vote {list(ranks)} on '{where}' must give each of its {n_answers} answers a rank from 0, or none at all"
+        )
+
+
+def _gone(kind: str, identity: str, existed: bool) -> UserError:
+    what = "was deleted" if existed else "does not exist"
+    return UserError(f"{kind} '{identity}' {what}; show new answers and vote on those")
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,206 @@
+"""Stage ``rankings``: a simulated human ranks answers of mixed origins, so that a reward model can be trained at once.
+
+In:  the SFT model and the prompts it was trained on; a judge that plays the human.
+Out: ``preferences.jsonl``: per prompt the person's own answer, samples at several temperatures and, for poems, copies
+of the person's answer with another last line; ranked by the judge's score as a fallible person would see it.
+Left out: real people. Their votes come from the preference store and meet these rankings in the reward stage.
+
+The swapped last lines matter most. They are real verse throughout and differ from the original in little but rhyme, so
+they teach what to look for, where sampled answers alone would teach to tell a machine's writing from a person's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from danlu import device, hub
+from danlu.align.preferences import split_of
+from danlu.evals.judge import Judge, judge
+from danlu.infer.generate import Generator
+from danlu.infer.sampler import Sampling
+from danlu.recipe import Settings
+from danlu.records import Answer, Conversation, Preference, read_conversations, write_preferences
+from danlu.run import Stage, stream_seed
+from danlu.tokens import chat
+
+_LAST_LINE = re.compile(r"([\u3400-\u9fff]+)[^\u3400-\u9fff]*$")
+
+
+class RankingsSettings(Settings):
+    """The section ``rankings``."""
+
+    judge: str = "poems"
+    """Who plays the human: "poems" or "prose"."""
+    prompts: int = 3000
+    """Prompts to rank answers for."""
+    temperatures: tuple[float, ...] = (0.7, 1.0)
+    """One sample of the SFT model per prompt and temperature."""
+    swaps: int = 8
+    """Last lines of other poems to try; the judge's best and worst are ranked along. 0 for none; poems only."""
+    noise: float = 0.2
+    """Standard deviation of the human's mood, in units of the judge's total."""
+    tie_width: float = 0.1
+    """Answers whose scores fall into one step of this width tie."""
+    max_new_tokens: int = 48
+    """Where a sample is cut off."""
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+    dtype: str = "auto"
+    """"auto", "float32" or "bfloat16"."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer to be ranked: where it comes from ("person", "swap", "sample") and the judge's true score."""
+
+    origin: str
+    answer: Answer
+    score: float
+
+
+def rankings(stage: Stage) -> dict[str, Any]:
+    """Make ``preferences.jsonl``.
+
+    Returns:
+        How many comparisons and pairs, the share of pairs that the noisy human ranks as the judge would, and the
+        judge's mean score by origin.
+    """
+    settings = cast(RankingsSettings, stage.settings)
+    human = judge(settings.judge)
+    conversations = _choose(stage, settings, human)
+    pools = [[_candidate(human, c, "person", Answer(_text(c), model="corpus"))] for c in conversations]
+    if settings.swaps and settings.judge == "poems":
+        for pool, swapped in zip(pools, _swap(conversations, settings.swaps, human, stage.seed), strict=True):
+            pool += swapped
+    for pool, sampled in zip(pools, _sample(stage, settings, human, conversations), strict=True):
+        pool += sampled
+    preferences, kept = [], []
+    for index, (conversation, pool) in enumerate(zip(conversations, pools, strict=True)):
+        different = list({candidate.answer.text: candidate for candidate in pool}.values())
+        if len(different) > 1:
+            preferences.append(_rank(conversation, different, settings, stage.seed, index))
+            kept.append(different)
+    write_preferences(stage.dir / "preferences.jsonl", preferences)
+    return _figures(preferences, kept)
+
+
+def swap_last_line(text: str, line: str) -> str | None:
+    """``text`` with its last run of Han characters replaced by ``line``; None if lengths differ or nothing changes."""
+    found = _LAST_LINE.search(text)
+    if found is None or len(found[1]) != len(line) or found[1] == line:
+        return None
+    return text[: found.start(1)] + line + text[found.end(1) :]
+
+
+def rank(scores: Sequence[float], noise: float, tie_width: float, seed: int) -> tuple[int, ...]:
+    """Ranks of scores as seen through Gaussian noise, 0 the best; scores in one step of ``tie_width`` tie."""
+    seen = np.asarray(scores) + noise * np.random.default_rng(seed).standard_normal(len(scores))
+    steps = np.round(seen / tie_width) if tie_width else seen
+    order = {step: place for place, step in enumerate(sorted(set(steps.tolist()), reverse=True))}
+    return tuple(order[step] for step in steps.tolist())
+
+
+def _choose(stage: Stage, settings: RankingsSettings, human: Judge) -> list[Conversation]:
+    """Training conversations that the judge can judge, one per answer text and prompt, in a seeded order."""
+    conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "train.jsonl")
+    fitting = [c for c in conversations if human.accepts(c.messages[-2].content)]
+    order = np.random.default_rng(stream_seed(stage.seed, stage.name, "prompts")).permutation(len(fitting))
+    chosen: dict[str, Conversation] = {}
+    for index in order:
+        # Tasks made from one poem share its last line; of those only one is taken, or the held-out split would leak.
+        chosen.setdefault(_last_line(_text(fitting[index])), fitting[index])
+        if len(chosen) == settings.prompts:
+            break
+    return list(chosen.values())
+
+
+def _sample(
+    stage: Stage, settings: RankingsSettings, human: Judge, conversations: Sequence[Conversation]
+) -> list[list[Candidate]]:
+    """Samples of the SFT model, one per temperature, for every prompt."""
+    chosen = device.choose(settings.device, settings.dtype)
+    folder = stage.inputs["sft"] / "model"
+    model, tokenizer = hub.load_pretrained(folder)
+    generator = Generator(model.to(chosen.kind), tokenizer, chosen.compute_dtype)
+    name = hub.model_hash(folder)
+    prompts = [chat.encode_prompt(tokenizer, c.messages[:-1]) for c in conversations]
+    pools: list[list[Candidate]] = [[] for _ in conversations]
+    for temperature in settings.temperatures:
+        seeds = [stream_seed(stage.seed, stage.name, temperature, index) for index in range(len(prompts))]
+        sampling = Sampling(temperature=temperature, max_new_tokens=settings.max_new_tokens)
+        noted = {"temperature": temperature, "max_new_tokens": settings.max_new_tokens, "tokenizer": tokenizer.hash}
+        stage.console.say(f"{stage.name} sampling {len(prompts)} answers at temperature {temperature}")
+        for pool, conversation, seed, done in zip(
+            pools, conversations, seeds, generator.generate(prompts, sampling, seeds), strict=True
+        ):
+            pool.append(_candidate(human, conversation, "sample", Answer(done.text, done.tokens, name, noted, seed)))
+    return pools
+
+
+def _swap(conversations: Sequence[Conversation], tries: int, human: Judge, seed: int) -> list[list[Candidate]]:
+    """For every poem the best and the worst of some copies with the last line of another poem of equal length."""
+    lines: dict[int, list[str]] = {}
+    for conversation in conversations:
+        line = _last_line(_text(conversation))
+        lines.setdefault(len(line), []).append(line)
+    pools = []
+    for index, conversation in enumerate(conversations):
+        text = _text(conversation)
+        others = lines[len(_last_line(text))]
+        drawn = np.random.default_rng(stream_seed(seed, "swap", index)).integers(len(others), size=tries)
+        texts = (swap_last_line(text, others[place]) for place in drawn)
+        found = [_candidate(human, conversation, "swap", Answer(t, model="swap")) for t in texts if t is not None]
+        found.sort(key=lambda candidate: candidate.score)
+        pools.append([found[-1], found[0]] if found else [])
+    return pools
+
+
+def _candidate(human: Judge, conversation: Conversation, origin: str, answer: Answer) -> Candidate:
+    return Candidate(origin, answer, human.score(conversation.messages[-2].content, answer.text)["total"])
+
+
+def _rank(
+    conversation: Conversation, pool: Sequence[Candidate], settings: RankingsSettings, seed: int, index: int
+) -> Preference:
+    ranks = rank([c.score for c in pool], settings.noise, settings.tie_width, stream_seed(seed, "mood", index))
+    prompt = conversation.messages[:-1]
+    return Preference(
+        id=f"simulated-{index:06d}", prompt=prompt, answers=tuple(c.answer for c in pool), ranks=ranks,
+        rater=f"judge:{settings.judge}", display_order=tuple(range(len(pool))), split=split_of(prompt),
+    )  # fmt: skip
+
+
+def _figures(preferences: Sequence[Preference], pools: Sequence[Sequence[Candidate]]) -> dict[str, Any]:
+    agreed, by_origin = [], dict[str, list[float]]()
+    for preference, pool in zip(preferences, pools, strict=True):
+        agreed += [_order(pool[i].score, pool[j].score) for i, j in preference.pairs()]
+        for candidate in pool:
+            by_origin.setdefault(candidate.origin, []).append(candidate.score)
+    means: Mapping[str, float] = {origin: round(float(np.mean(scores)), 4) for origin, scores in by_origin.items()}
+    return {
+        "comparisons": len(preferences),
+        "answers": sum(len(pool) for pool in pools),
+        "pairs": len(agreed),
+        "heldout": sum(preference.split == "heldout" for preference in preferences),
+        "agreement": round(float(np.mean(agreed)), 4) if agreed else None,
+        "judge_by_origin": means,
+    }
+
+
+def _order(better: float, worse: float) -> float:
+    """1 if the judge agrees that the first is better, 0 if not, a half if the judge sees no difference."""
+    return 0.5 + 0.5 * float(np.sign(better - worse))
+
+
+def _text(conversation: Conversation) -> str:
+    return conversation.messages[-1].content
+
+
+def _last_line(text: str) -> str:
+    found = _LAST_LINE.search(text)
+    return found[1] if found else text

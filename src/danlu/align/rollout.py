@@ -1,0 +1,156 @@
+"""The one rollout loop: draw prompts, sample answers, score them. PPO uses it, and anything like it can.
+
+In:  prompts, a ``Sampler``, a function that scores finished answers, and an iteration number.
+Out: ``Experience``: right-padded sequences, whether each was finished, its score.
+Left out: log-probabilities, advantages and updates (``learner``).
+
+Everything is addressed by (seed, iteration, row): a sample depends neither on its neighbours nor on what was sampled
+before, so a resumed run makes the same experience.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from danlu.align import scoring
+from danlu.align.scoring import Sequences
+from danlu.infer.generate import Sampler
+from danlu.infer.sampler import Sampling
+from danlu.model.decoder import Decoder
+from danlu.records import Conversation, Message
+from danlu.run import stream_seed
+from danlu.tokens import chat
+from danlu.tokens.tokenizer import Tokenizer
+
+Score = Callable[[Sequences, Tensor], Tensor]  # answers, (B,) whether each ended by itself -> (B,) scores
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to practise on: its turns, the user's last words, its token ids."""
+
+    messages: tuple[Message, ...]
+    text: str
+    ids: tuple[int, ...]
+
+
+def gather_prompts(
+    conversations: Iterable[Conversation], tokenizer: Tokenizer, accepts: Callable[[str], bool], longest: int
+) -> list[Prompt]:
+    """The different prompts of some conversations that a judge accepts and that fit ``longest`` tokens, in order."""
+    turns = dict.fromkeys(c.messages[:-1] for c in conversations if accepts(c.messages[-2].content))
+    prompts = (Prompt(t, t[-1].content, tuple(chat.encode_prompt(tokenizer, t))) for t in turns)
+    return [prompt for prompt in prompts if len(prompt.ids) <= longest]
+
+
+class Cursor:
+    """Goes through ``n`` things in epochs, each in its own seeded order; a pure function of where it is.
+
+    Args:
+        n: how many things there are.
+        address: of the random stream, such as (seed, "ppo").
+    """
+
+    def __init__(self, n: int, *address: object) -> None:
+        self.n, self.address = n, address
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """Indices of the ``size`` things of one step."""
+        places = range(step * size, (step + 1) * size)
+        orders = {epoch: self._order(epoch) for epoch in {place // self.n for place in places}}
+        return [orders[place // self.n][place % self.n] for place in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        order = np.random.default_rng(stream_seed(*self.address, "order", epoch)).permutation(self.n)
+        return [int(index) for index in order]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an iteration learns from.
+
+    Attributes:
+        sequences: prompts and sampled responses, stop token included.
+        finished: (B,) bool, whether the model stopped by itself.
+        scores: (B,) fp32.
+        prompts: the prompts, row by row.
+        texts: the answers in words.
+    """
+
+    sequences: Sequences
+    finished: Tensor
+    scores: Tensor
+    prompts: tuple[Prompt, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Samples one answer per prompt from the model's own distribution and scores it.
+
+    Temperature 1 and nothing truncated: any other choice would make the importance ratio of the update wrong.
+
+    Attributes:
+        sampler: samples from the current policy.
+        score: scores the answers, cut-off ones too.
+        max_new_tokens: where an answer is cut off.
+        padding: token that fills rows up.
+        device: where the experience goes.
+    """
+
+    sampler: Sampler
+    score: Score
+    max_new_tokens: int
+    padding: int
+    device: str = "cpu"
+
+    def collect(self, prompts: Sequence[Prompt], *address: object) -> Experience:
+        """Practise once on each prompt; repeat a prompt to sample it more than once.
+
+        Args:
+            prompts: one per row.
+            address: of the random stream, such as (seed, "ppo", iteration).
+        """
+        seeds = [stream_seed(*address, row) for row in range(len(prompts))]
+        ids = [prompt.ids for prompt in prompts]
+        done = self.sampler.generate(ids, Sampling(max_new_tokens=self.max_new_tokens), seeds)
+        sequences = scoring.pad(ids, [completion.tokens for completion in done], self.padding, self.device)
+        finished = torch.tensor([completion.finish_reason == "stop" for completion in done], device=self.device)
+        texts = tuple(completion.text for completion in done)
+        return Experience(sequences, finished, self.score(sequences, finished), tuple(prompts), texts)
+
+
+@dataclass(frozen=True)
+class RewardScore:
+    """The reward model's score in units of the SFT model's spread: ``clip((r - mean) / std)``, less if cut off.
+
+    With the starting reward at mean 0 and deviation 1, the same KL coefficient means the same for every reward model.
+    The clip is on the reward alone, before any KL (DeepSpeed-Chat, OpenRLHF). Without the penalty answers grow until
+    they are cut off (lm-human-preferences).
+
+    Attributes:
+        model: with a scalar head.
+        mean, std: of the rewards of the SFT model's own samples.
+        micro_batch: rows per forward.
+        missing_end_penalty: taken from an answer that did not end by itself.
+        clip: largest absolute score before that.
+    """
+
+    model: Decoder
+    mean: float
+    std: float
+    micro_batch: int
+    missing_end_penalty: float = 1.0
+    clip: float = 5.0
+
+    def __call__(self, sequences: Sequences, finished: Tensor) -> Tensor:
+        """(B,) normalised scores."""
+        parts = scoring.parts_by_length(sequences, self.micro_batch)
+        raw = scoring.without_gradient(scoring.rewards, self.model, sequences, parts)
+        score = ((raw - self.mean) / self.std).clamp(-self.clip, self.clip)
+        return score - self.missing_end_penalty * (~finished).to(score)

@@ -1,0 +1,78 @@
+"""Bits per byte on unseen text: how well a model foresees it, whatever its tokenizer.
+
+In:  a run's held-out text (the validation shard, or for an adopted model the held-out conversations); any text.
+Out: bits per UTF-8 byte.
+Left out: perplexity per token, which changes with the vocabulary; the loss itself (``train.language``).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from danlu.errors import UserError
+from danlu.model.decoder import Decoder
+from danlu.records import read_conversations
+from danlu.run import Stage
+from danlu.tokens import chat
+from danlu.tokens.pack import pack
+from danlu.tokens.shards import read_shards, write_shards
+from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.language import Text, evaluate_text
+
+_ROW, _BATCH_TOKENS = 512, 8192
+
+
+def heldout_text(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int) -> Text:
+    """Held-out documents of a run, evenly spread over them, about ``n_tokens`` together; all if there are fewer.
+
+    They are written to ``stage.dir/heldout`` as shards of their own, so that their bytes are counted exactly.
+
+    Args:
+        stage: with the input ``tokens``, or else ``sft``.
+        tokenizer: the models'.
+        max_seq_len: longest row that the models can read.
+        n_tokens: how much text.
+    """
+    documents = [ids for ids in _documents(stage, tokenizer) if len(ids) > 1]
+    share = min(1.0, n_tokens / max(1, sum(map(len, documents))))
+    chosen = (ids for place, ids in enumerate(documents) if int((place + 1) * share) > int(place * share))
+    return _as_text(stage.dir / "heldout", chosen, tokenizer, max_seq_len)
+
+
+def bits_per_byte(model: Decoder, text: Text) -> float:
+    """Bits that the model needs per UTF-8 byte of the text, ends of documents included."""
+    return evaluate_text(model, text, max(1, _BATCH_TOKENS // text.pack.seq_len))["bpb"]
+
+
+def text_bits_per_byte(model: Decoder, tokenizer: Tokenizer, text: str) -> dict[str, float]:
+    """Bits per byte of one text, read as one document: ``bpb``, and the ``bytes`` and ``tokens`` that it has.
+
+    Raises:
+        UserError: the text is empty.
+    """
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise UserError("the text is empty; bits per byte need at least one")
+    with tempfile.TemporaryDirectory() as folder:
+        document = [tokenizer.bos, *ids, tokenizer.eos]
+        laid_out = _as_text(Path(folder) / "text", [document], tokenizer, model.config.max_seq_len)
+        return {"bpb": bits_per_byte(model, laid_out), "bytes": len(text.encode()), "tokens": len(ids)}
+
+
+def _as_text(folder: Path, sequences: Iterable[Sequence[int]], tokenizer: Tokenizer, max_seq_len: int) -> Text:
+    write_shards(folder, ((ids, None) for ids in sequences), tokenizer)
+    shards = read_shards(folder, tokenizer)
+    return Text(shards, pack(shards, min(max_seq_len, _ROW)))
+
+
+def _documents(stage: Stage, tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
+    if "tokens" in stage.inputs:
+        shards = read_shards(stage.inputs["tokens"] / "shards" / "val", tokenizer)
+        yield from (ids.tolist() for ids in np.split(shards.tokens, shards.ends[:-1].astype(np.int64)))
+    else:
+        conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
+        yield from (chat.encode_conversation(tokenizer, conversation)[0] for conversation in conversations)

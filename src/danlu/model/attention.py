@@ -1,0 +1,156 @@
+"""Attention: one dispatcher beside its reference, and grouped-query attention (multi-head when groups are of one).
+
+In:  queries, keys and values (B, H, T, D), and a ``Mask`` built once per forward.
+Out: mixed values (B, H, T, D).
+Left out: latent attention (``mla``), caches (``cache``), dropout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.model.cache import KVLayer
+from danlu.model.config import ModelConfig
+from danlu.model.positions import Rope, rotate
+from danlu.model.quantized import make_linear
+
+PLAIN_SCORES = 512 * 512  # up to this many scores per head, a CPU is faster with the whole square than with SDPA
+
+
+class Mask(NamedTuple):
+    """Who may look at whom.
+
+    Attributes:
+        bias: 0 where a query may see a key and -inf where not, (B or 1, 1, T, S), in the dtype of the scores;
+            None means plain causal, T = S, for kernels that know that by themselves.
+    """
+
+    bias: Tensor | None
+
+
+class Context(NamedTuple):
+    """What all layers of one forward share.
+
+    Attributes:
+        mask: who may look at whom.
+        rope: angle tables, None with learned positions.
+        positions: (B, T) place of every token, read by caches only.
+    """
+
+    mask: Mask
+    rope: Rope | None
+    positions: Tensor
+
+
+def plain_scores(device: torch.device, n_queries: int, n_keys: int) -> bool:
+    """Whether ``attend`` computes the whole score matrix: 2 to 2.7 times SDPA in bf16 on CPUs, equal in fp32."""
+    return device.type == "cpu" and n_queries * n_keys <= PLAIN_SCORES
+
+
+def causal_mask(length: int, documents: Tensor | None, dtype: torch.dtype, device: torch.device) -> Mask:
+    """The mask of a forward without cache.
+
+    Args:
+        length: T.
+        documents: (B, T) document of every token; attention stays inside a document. None: one document per row.
+        dtype: dtype of the scores.
+        device: where the scores are.
+    """
+    if documents is None and not plain_scores(device, length, length):
+        return Mask(None)
+    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    if documents is not None:
+        allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
+    return _mask(allowed, dtype)
+
+
+def cached_mask(positions: Tensor, n_keys: int, dtype: torch.dtype) -> Mask:
+    """The mask of a forward with cache: a query at position p sees slots 0..p. ``positions`` (B, T)."""
+    slots = torch.arange(n_keys, device=positions.device)
+    return _mask(slots <= positions[:, None, :, None], dtype)
+
+
+def _mask(allowed: Tensor, dtype: torch.dtype) -> Mask:
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return Mask(bias.masked_fill_(~allowed, -math.inf))
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1) as the formula says it, in fp32."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.float().repeat_interleave(groups, dim=1) for x in (k, v))
+    bias = mask.bias if mask.bias is not None else causal_mask(q.shape[2], None, torch.float32, q.device).bias
+    if bias is None:  # too long for causal_mask to write down; the reference does so all the same
+        bias = torch.full((q.shape[2], k.shape[2]), -math.inf, device=q.device).triu(1)
+    scores = q.float() @ k.transpose(-1, -2) * scale + bias
+    return (scores.softmax(-1) @ v).to(q.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask) -> Tensor:
+    """Scaled dot-product attention; key head j serves query heads j G .. (j + 1) G - 1.
+
+    Args:
+        q: (B, H, T, D).
+        k: (B, H / G, S, D).
+        v: (B, H / G, S, V); V may differ from D.
+        scale: factor on the scores.
+        mask: who may look at whom.
+
+    Returns:
+        (B, H, T, V).
+    """
+    if mask.bias is not None and plain_scores(q.device, q.shape[2], k.shape[2]):
+        return _attend_plain(q, k, v, scale, mask.bias)
+    width = v.shape[-1]
+    if width < q.shape[-1]:  # flash kernels want equal widths; zeros added to v and cut off again change nothing
+        v = F.pad(v, (0, q.shape[-1] - width))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask.bias, is_causal=mask.bias is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[..., :width]
+
+
+def _attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor) -> Tensor:
+    """Two batched products around a softmax; the query heads of a group are stacked, so keys are never repeated."""
+    batch, heads, length, dim = q.shape
+    groups = heads // k.shape[1]
+    stacked = (q * scale).reshape(batch, k.shape[1], groups * length, dim)
+    scores = stacked @ k.transpose(-1, -2)  # B, H/G, G*T, S
+    scores.add_(bias if groups == 1 else bias.repeat(1, 1, groups, 1))
+    weights = scores.softmax(-1)  # computed in fp32 inside, rounded once
+    return (weights @ v).view(batch, heads, length, v.shape[-1])
+
+
+class GroupedQueryAttention(nn.Module):
+    """Attention with ``n_kv_heads`` key-value heads (Ainslie et al. 2023); multi-head attention when all have one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, dim = config.d_model, config.head_dim
+        self.q = make_linear(config, d, config.n_heads * dim, config.qkv_bias)
+        self.k = make_linear(config, d, config.n_kv_heads * dim, config.qkv_bias)
+        self.v = make_linear(config, d, config.n_kv_heads * dim, config.qkv_bias)
+        self.o = make_linear(config, config.n_heads * dim, d, config.out_bias)
+
+    def forward(self, x: Tensor, context: Context, cache: KVLayer | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, keys and values are written at ``context.positions`` and read back."""
+        q, k, v = (_heads(part(x), self.config.head_dim) for part in (self.q, self.k, self.v))  # B, H, T, D
+        if context.rope is not None:
+            q = rotate(q, context.rope, self.config.rope_layout)
+            k = rotate(k, context.rope, self.config.rope_layout)
+        if cache is not None:
+            k, v = cache.write(context.positions, k, v)
+        mixed = attend(q, k, v, scale=self.config.head_dim**-0.5, mask=context.mask)
+        out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def _heads(x: Tensor, dim: int) -> Tensor:
+    """(B, T, H * D) -> (B, H, T, D), a view."""
+    return x.view(*x.shape[:2], -1, dim).transpose(1, 2)

@@ -1,0 +1,225 @@
+"""The decoder: embeddings, blocks, final norm, head. One class for the whole family.
+
+In:  token ids (B, T), optionally positions, documents, a cache.
+Out: hidden states, from which come logits (language model) or values (scalar head).
+Left out: losses (``losses``), sampling (``infer``), weights on disk (``hub``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.model.attention import Context, GroupedQueryAttention, cached_mask, causal_mask
+from danlu.model.cache import KVCache, KVLayer, LatentCache, LatentLayer
+from danlu.model.config import ModelConfig
+from danlu.model.feedforward import make_dense
+from danlu.model.heads import ScalarHead, last_values
+from danlu.model.linear import Linear
+from danlu.model.mla import LatentAttention
+from danlu.model.moe import MoE, Router
+from danlu.model.norm import make_norm
+from danlu.model.positions import rope_table
+from danlu.model.quantized import QuantLinear
+
+
+class Hidden(NamedTuple):
+    """What a forward through the body gives.
+
+    Attributes:
+        states: (B, T, D) after the final norm, in the compute dtype.
+        counts: (M, E) tokens per expert in each of the M mixture layers; None in a dense model. They are an output, so
+            that micro-batches can be added up and recomputation cannot count twice.
+    """
+
+    states: Tensor
+    counts: Tensor | None
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normed copy and added to the residual stream (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, routed: bool) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.attn = LatentAttention(config) if config.attention == "mla" else GroupedQueryAttention(config)
+        self.norm2 = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.ffn = MoE(config) if routed else make_dense(config)
+
+    def forward(
+        self, x: Tensor, context: Context, cache: KVLayer | LatentLayer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) -> (B, T, D), and tokens per expert (E,) where the block is a mixture."""
+        x = x + self.attn(self.norm1(x), context, cache)
+        out = self.ffn(self.norm2(x))
+        counts = None
+        if isinstance(self.ffn, MoE):
+            out, counts = out
+        return x + out, counts
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer.
+
+    Args:
+        config: its shape.
+        head: ``"lm"`` for logits over the vocabulary, ``"scalar"`` for one value per token.
+
+    Attributes:
+        compute_dtype: dtype of matrix products and of the residual stream; parameters stay what they are.
+    """
+
+    def __init__(self, config: ModelConfig, head: str = "lm") -> None:
+        super().__init__()
+        if head not in ("lm", "scalar"):
+            raise ValueError(f"head is '{head}'; valid: lm, scalar")
+        self.config, self.head_kind = config, head
+        self.compute_dtype = torch.float32
+        self.embed = _embedding(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.positions = _embedding(config.max_seq_len, config.d_model)
+        self.blocks = nn.ModuleList(
+            Block(config, routed=config.n_experts > 0 and i >= config.n_dense_layers) for i in range(config.n_layers)
+        )
+        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        if head == "scalar":
+            self.score = ScalarHead(config.d_model)
+        elif not config.tie_embeddings:
+            self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        initialise(self)
+
+    @property
+    def output_weight(self) -> nn.Parameter:
+        """The matrix (V, D) that turns states into logits: the head's, or the embedding's when they are tied."""
+        assert self.head_kind == "lm", "a scalar head has no output weight"
+        owner = self.embed if self.config.tie_embeddings else self.head
+        assert isinstance(owner.weight, nn.Parameter)
+        return owner.weight
+
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Multiply in ``dtype`` from now on; returns the model."""
+        for module in self.modules():
+            if isinstance(module, (Decoder, Linear, QuantLinear, MoE)):
+                module.compute_dtype = dtype
+        return self
+
+    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache | LatentCache:
+        """An empty cache of ``batch`` rows of ``capacity`` tokens; by default in the compute dtype."""
+        kind = LatentCache if self.config.attention == "mla" else KVCache
+        return kind.new(self.config, batch, capacity, dtype or self.compute_dtype, self.embed.weight.device)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | LatentCache | None = None,
+    ) -> Hidden:
+        """Run the body.
+
+        Args:
+            tokens: (B, T) ids.
+            positions: (B, T) place of every token; 0..T-1 by default. With a cache they are also the slots written.
+            documents: (B, T) document of every token; attention never crosses documents. Not together with a cache.
+            cache: keys and values of earlier tokens; updated in place. Queries see slots 0..their own position.
+        """
+        if cache is not None and documents is not None:
+            raise ValueError("documents and a cache cannot be used together: a cached row is one document")
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        x = F.embedding(tokens, self.embed.weight).to(self.compute_dtype)  # B, T, D
+        if self.config.positions == "learned":
+            x = x + F.embedding(positions, self.positions.weight).to(self.compute_dtype)
+        context = self._context(tokens, positions, documents, cache)
+        counts = []
+        for i, block in enumerate(self.blocks):
+            x, count = block(x, context, None if cache is None else cache.layer(i))
+            if count is not None:
+                counts.append(count)
+        return Hidden(self.norm(x), torch.stack(counts) if counts else None)
+
+    def _context(
+        self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | LatentCache | None
+    ) -> Context:
+        """Mask and angles: the same in every layer, so built once."""
+        config, dtype = self.config, self.compute_dtype
+        if cache is None:
+            mask = causal_mask(tokens.shape[1], documents, dtype, tokens.device)
+        else:
+            mask = cached_mask(positions, cache.reach, dtype)
+        if config.positions != "rope":
+            return Context(mask, None, positions)
+        dim = config.rope_dim if config.attention == "mla" else config.head_dim
+        return Context(mask, rope_table(positions, dim, config.rope_theta, dtype), positions)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) in fp32, or, with a scalar head, each row's value (B,) at its last token.
+
+        Args:
+            tokens: (B, T) ids, padded on the right.
+            lengths: (B,) tokens per row, read by the scalar head; the whole row by default.
+        """
+        states = self.hidden(tokens).states
+        if self.head_kind == "scalar":
+            return last_values(self.values(states), lengths)
+        return self.logits(states)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V) in fp32."""
+        return F.linear(states, self.output_weight.to(states.dtype)).float()
+
+    def values(self, states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T) in fp32, by the scalar head."""
+        values: Tensor = self.score(states)
+        return values
+
+    @torch.no_grad()
+    def update_router_bias(self, counts: Tensor, rate: float) -> None:
+        """Raise the bias of experts that got too little, lower that of the others (arXiv 2408.15664, algorithm 1).
+
+        Call once per optimizer step. Does nothing when ``config.balance`` is ``"none"``.
+
+        Args:
+            counts: (M, E) tokens per expert, summed over micro-batches and ranks.
+            rate: size of the step; DeepSeek-V3 took 0.001.
+        """
+        if self.config.balance == "none":
+            return
+        routers = [module for module in self.modules() if isinstance(module, Router)]
+        load = counts.float()
+        step = rate * torch.sign(load.mean(-1, keepdim=True) - load)
+        for router, change in zip(routers, step, strict=True):
+            router.bias += change
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """A table without values yet; ``initialise`` gives them."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
+@torch.no_grad()
+def initialise(model: Decoder, generator: torch.Generator | None = None) -> None:
+    """Give every parameter its first value, the one place that does.
+
+    Matrices and tables are normal with ``init_std``; those that write into the residual stream are divided by
+    sqrt(2 L), so that its size does not grow with depth (GPT-2, section 2.3). Norms are one, biases zero.
+
+    Args:
+        model: any model; 8-bit weights stay as they are, there is nothing to train in them.
+        generator: source of randomness; the global one by default.
+    """
+    config = model.config
+    residual = config.init_std / (2 * config.n_layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if kind == "bias":
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        else:
+            last = kind if kind != "weight" else module.rpartition(".")[2]
+            std = residual if last in ("o", "down") else config.init_std
+            nn.init.normal_(parameter, std=std, generator=generator)

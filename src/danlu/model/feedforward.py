@@ -1,0 +1,55 @@
+"""Dense feed-forward networks: two matrices (GPT) or three with a gate (Llama).
+
+In:  activations (B, T, D).
+Out: the same shape.
+Left out: routed experts (``moe``).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.model.config import ModelConfig
+from danlu.model.quantized import make_linear
+
+
+def activate(kind: str, x: Tensor) -> Tensor:
+    """``"silu"``, or ``"gelu_tanh"``: the tanh form of GELU, which is GPT-2's; the exact one is visibly different."""
+    return F.silu(x) if kind == "silu" else F.gelu(x, approximate="tanh")
+
+
+class MLP(nn.Module):
+    """``down(act(up(x)))`` (GPT-2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = make_linear(config, config.d_model, config.d_ff, config.ffn_bias)
+        self.down = make_linear(config, config.d_ff, config.d_model, config.ffn_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        out: Tensor = self.down(activate(self.activation, self.up(x)))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """``down(act(gate(x)) * up(x))`` (Shazeer 2020, SwiGLU when the activation is SiLU)."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate = make_linear(config, config.d_model, width, config.ffn_bias)
+        self.up = make_linear(config, config.d_model, width, config.ffn_bias)
+        self.down = make_linear(config, width, config.d_model, config.ffn_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        out: Tensor = self.down(activate(self.activation, self.gate(x)) * self.up(x))
+        return out
+
+
+def make_dense(config: ModelConfig) -> MLP | GatedMLP:
+    """The dense feed-forward network of ``config``."""
+    return MLP(config) if config.feedforward == "mlp" else GatedMLP(config, config.d_ff)

@@ -1,0 +1,187 @@
+"""Losses that read the output matrix in chunks, so that the logits of a whole batch never exist.
+
+In:  hidden states (N, D), output weight (V, D), targets (N,).
+Out: summed cross entropy, or log-probabilities (and entropies) of single tokens; differentiable in states and weight.
+Left out: what is made of them (``train``, ``align``).
+
+Products run in the dtype of the states; soft-max and sums in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+
+
+def cross_entropy_reference(
+    states: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORE
+) -> tuple[Tensor, Tensor]:
+    """``linear_cross_entropy`` with all the logits at once."""
+    logits = F.linear(states, weight.to(states.dtype)).float()
+    loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+    return loss, (targets != ignore_index).sum()
+
+
+def logprobs_reference(
+    states: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """``linear_logprobs_entropy`` with all the logits at once."""
+    logp = (F.linear(states, weight.to(states.dtype)).float() / temperature).log_softmax(-1)
+    return logp.gather(1, targets.unsqueeze(1)).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+def linear_cross_entropy(
+    states: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None, ignore_index: int = IGNORE
+) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy of ``states @ weight.T`` against ``targets``.
+
+    Gradients are computed in the forward, chunk by chunk, while the logits are at hand (as Liger-Kernel does).
+
+    Args:
+        states: (N, D).
+        weight: (V, D), usually fp32.
+        targets: (N,) ids.
+        chunk: rows at a time; by default what suits the vocabulary and the device.
+        ignore_index: targets that do not count.
+
+    Returns:
+        The sum of the losses (fp32 scalar) and the number of targets that counted (int64 scalar).
+    """
+    rows = chunk or chunk_rows(weight)
+    grad = torch.is_grad_enabled()
+    loss: Tensor = _CrossEntropy.apply(states, weight, targets, rows, ignore_index, grad)  # type: ignore[no-untyped-call]
+    return loss, (targets != ignore_index).sum()
+
+
+def linear_logprobs(
+    states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk: int | None = None
+) -> Tensor:
+    """Log-probability of every target under ``softmax(states @ weight.T / temperature)``; (N,) fp32.
+
+    Args:
+        states: (N, D).
+        weight: (V, D).
+        targets: (N,) ids, all of them valid.
+        temperature: divides the logits.
+        chunk: rows at a time.
+    """
+    return _logprobs(states, weight, targets, temperature, chunk, entropy=False)[0]
+
+
+def linear_logprobs_entropy(
+    states: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """``linear_logprobs`` and the entropy of every distribution, in nats: two (N,) fp32, both differentiable."""
+    return _logprobs(states, weight, targets, temperature, chunk, entropy=True)
+
+
+def _logprobs(
+    states: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int | None, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    rows = chunk or chunk_rows(weight)
+    out: tuple[Tensor, Tensor] = _LogProbs.apply(  # type: ignore[no-untyped-call]
+        states, weight, targets, temperature, rows, entropy
+    )
+    return out
+
+
+def chunk_rows(weight: Tensor) -> int:
+    """Rows at a time: few enough for the caches of a CPU, enough for its matrix products; many on a GPU."""
+    return 8192 if weight.is_cuda else max(512, 2**22 // weight.shape[0])
+
+
+def _chunks(n: int, rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+class _Gradients:
+    """Gradients of states and weight, filled chunk by chunk; either may not be wanted."""
+
+    def __init__(self, states: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> None:
+        self.matrix = weight.to(states.dtype)
+        self.states = torch.empty_like(states) if wanted[0] else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+
+    def add(self, rows: slice, states: Tensor, dlogits: Tensor) -> None:
+        """Take in d loss / d logits (C, V) of the given rows."""
+        dlogits = dlogits.to(states.dtype)
+        if self.states is not None:
+            torch.mm(dlogits, self.matrix, out=self.states[rows])
+        if self.weight is not None and states.dtype == torch.float32:
+            self.weight.addmm_(dlogits.t(), states)
+        elif self.weight is not None:
+            self.weight += dlogits.t() @ states
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, rows: int, ignore: int, grad: bool
+    ) -> Tensor:
+        wanted = (grad and ctx.needs_input_grad[0], grad and ctx.needs_input_grad[1])
+        gradients = _Gradients(states, weight, wanted)
+        loss = states.new_zeros((), dtype=torch.float32)
+        for part in _chunks(states.shape[0], rows):
+            x, target = states[part], targets[part]
+            counts = (target != ignore).unsqueeze(1)
+            index = target.unsqueeze(1).where(counts, 0)
+            logp = F.linear(x, gradients.matrix).float().log_softmax(-1)  # C, V
+            loss -= logp.gather(1, index).where(counts, 0).sum()
+            if any(wanted):  # d loss / d logits = p - onehot(target)
+                p = logp.exp_()
+                p.scatter_add_(1, index, p.new_full((), -1.0).expand_as(index))
+                gradients.add(part, x, p.mul_(counts))
+        ctx.dtype = weight.dtype
+        ctx.save_for_backward(gradients.states, gradients.weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        dstates, dweight = ctx.saved_tensors
+        return (
+            None if dstates is None else dstates * dloss.to(dstates.dtype),
+            None if dweight is None else (dweight * dloss).to(ctx.dtype),
+            *[None] * 4,
+        )
+
+
+class _LogProbs(torch.autograd.Function):
+    """Nothing of size V is kept: the backward makes each chunk's logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, temperature: float, rows: int, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        matrix = weight.to(states.dtype)
+        chosen = states.new_empty(states.shape[0], dtype=torch.float32)
+        entropies = torch.zeros_like(chosen)
+        for part in _chunks(states.shape[0], rows):
+            logp = F.linear(states[part], matrix).float().div_(temperature).log_softmax(-1)
+            chosen[part] = logp.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+            if entropy:
+                entropies[part] = -(logp.exp() * logp).sum(-1)
+        ctx.save_for_backward(states, weight, targets, entropies)
+        ctx.temperature, ctx.rows, ctx.entropy = temperature, rows, entropy
+        return chosen, entropies
+
+    @staticmethod
+    def backward(ctx: Any, dchosen: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, targets, entropies = ctx.saved_tensors
+        gradients = _Gradients(states, weight, ctx.needs_input_grad[:2])
+        for part in _chunks(states.shape[0], ctx.rows):
+            x, g = states[part], dchosen[part].unsqueeze(1)
+            logp = F.linear(x, gradients.matrix).float().div_(ctx.temperature).log_softmax(-1)
+            p = logp.exp()
+            slope = g
+            if ctx.entropy:  # dH/dlogits = -p (log p + H)
+                slope = g + (logp + entropies[part].unsqueeze(1)) * dentropy[part].unsqueeze(1)
+            dlogits = p.mul_(-slope).scatter_add_(1, targets[part].unsqueeze(1), g)
+            gradients.add(part, x, dlogits.div_(ctx.temperature))
+        dweight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
+        return gradients.states, dweight, *[None] * 4

@@ -1,0 +1,176 @@
+"""Mixture of experts: routed fine-grained experts beside shared ones (DeepSeekMoE; DeepSeek-V3, section 2.1.2).
+
+In:  activations (B, T, D).
+Out: activations (B, T, D), and how many tokens each expert got.
+Left out: balance losses (the router bias balances); expert parallelism.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.model.config import ModelConfig
+from danlu.model.feedforward import GatedMLP
+
+
+class Router(nn.Module):
+    """Which experts a token goes to and with what weights, all in fp32.
+
+    Attributes:
+        bias: (E,) fp32 buffer added to the scores for *choosing* only; stored, moved by ``update_router_bias``,
+            never by an optimizer, and never rounded: ``model.to(bfloat16)`` leaves it alone.
+    """
+
+    bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_experts, config.d_model))
+        self.register_buffer("bias", torch.zeros(config.n_experts))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        exact = self.bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.bias.dtype != torch.float32:
+            self.bias = exact.to(self.bias.device)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> weights (N, K) fp32 and experts (N, K)."""
+        config = self.config
+        logits = F.linear(x.float(), self.weight.float())  # N, E
+        scores = logits.sigmoid() if config.router_score == "sigmoid" else logits.softmax(-1)
+        chosen = self._limit_groups(scores.detach() + self.bias).topk(config.top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(1, chosen)
+        if config.norm_topk:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * config.routed_scale, chosen
+
+    def _limit_groups(self, scores: Tensor) -> Tensor:
+        """Keep the groups whose two best experts score highest; the rest become -inf: 0 would beat a negative score."""
+        groups, kept = self.config.router_groups, self.config.router_groups_kept
+        if kept == groups:
+            return scores
+        grouped = scores.view(scores.shape[0], groups, -1)  # N, G, E/G
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(kept, dim=-1, sorted=False).indices
+        dropped = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(1, best, False)
+        return torch.where(dropped.unsqueeze(-1), -math.inf, grouped).flatten(1)
+
+
+class MoE(nn.Module):
+    """``sum_k weight_k * expert_k(x) + shared(x)``; the shared experts are one network of their joint width."""
+
+    compute_dtype: torch.dtype = torch.float32
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.router = Router(config)
+        self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.d_expert, config.d_model))
+        self.down = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_expert))
+        self.shared = GatedMLP(config, config.d_expert * config.n_shared_experts) if config.n_shared_experts else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> (B, T, D) and tokens per expert (E,) int64."""
+        flat = x.flatten(0, 1)  # N, D
+        weights, chosen = self.router(flat)
+        dtype = self.compute_dtype
+        out = expert_ffn(flat.to(dtype), chosen, weights, self.gate_up.to(dtype), self.down.to(dtype)).view(x.shape)
+        if self.shared is not None:
+            out = out + self.shared(x)
+        return out, expert_counts(chosen, self.gate_up.shape[0])
+
+
+def expert_counts(chosen: Tensor, n_experts: int) -> Tensor:
+    """How often each expert stands in ``chosen``: (E,) int64, without a shape that depends on data."""
+    ones = torch.ones_like(chosen.flatten())
+    return torch.zeros(n_experts, dtype=chosen.dtype, device=chosen.device).scatter_add_(0, chosen.flatten(), ones)
+
+
+def expert_ffn(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, backend: str | None = None
+) -> Tensor:
+    """Each token through its experts: ``sum_k weights[n, k] * down_e(silu(gate_e x) * up_e x)``, e = chosen[n, k].
+
+    Args:
+        x: (N, D) tokens.
+        chosen: (N, K) experts.
+        weights: (N, K) fp32.
+        gate_up: (E, 2 I, D), gates first.
+        down: (E, D, I).
+        backend: ``"loop"`` (the reference), ``"grouped"`` (sort by expert, grouped products), ``"gather"`` (fetch the
+            experts of every token: decoding). None chooses by the static shapes, so that nothing waits for data.
+
+    Returns:
+        (N, D).
+    """
+    if backend is None:
+        backend = "gather" if chosen.numel() <= gate_up.shape[0] else "grouped"
+    return _BACKENDS[backend](x, chosen, weights, gate_up, down)
+
+
+def _gated(hidden: Tensor) -> Tensor:
+    gate, up = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _mix(parts: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum over a token's experts; (N, K, D) and (N, K) -> (N, D)."""
+    return (weights.to(parts.dtype).unsqueeze(1) @ parts).squeeze(1)
+
+
+def _loop(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for expert in range(gate_up.shape[0]):
+        token, place = torch.where(chosen == expert)
+        hidden = F.linear(_gated(F.linear(x[token], gate_up[expert])), down[expert])
+        out = out.index_add(0, token, hidden * weights[token, place, None].to(x.dtype))
+    return out
+
+
+def _grouped(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The dropless way of training: rows sorted by expert, one product per matrix, rows put back.
+
+    Shapes do not depend on the routing, only the group ends do, and those stay on the device.
+    """
+    n, k = chosen.shape
+    order = chosen.flatten().argsort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=order.device))
+    ends = expert_counts(chosen, gate_up.shape[0]).cumsum(0).to(torch.int32)
+    rows = _permute(x.unsqueeze(1).expand(-1, k, -1).reshape(n * k, -1), order, inverse)
+    hidden = _gated(F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
+    parts = _permute(F.grouped_mm(hidden, down.transpose(1, 2), offs=ends), inverse, order)
+    return _mix(parts.view(n, k, -1), weights)
+
+
+def _gather(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Reads only the experts asked for; copies them, so for a few tokens only."""
+    hidden = _gated((gate_up[chosen] @ x[:, None, :, None]).squeeze(-1))  # N, K, I
+    return _mix((down[chosen] @ hidden.unsqueeze(-1)).squeeze(-1), weights)
+
+
+_BACKENDS = {"loop": _loop, "grouped": _grouped, "gather": _gather}
+
+
+def _permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Rows of ``x`` in ``order``; the gradient is a permutation too, not a scatter with additions."""
+    y: Tensor = _Permute.apply(x, order, inverse)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return dy.index_select(0, inverse), None, None

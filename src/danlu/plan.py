@@ -1,0 +1,126 @@
+"""What a recipe would do before anything runs: stages, sizes, FLOPs, memory, time and cost.
+
+In:  a recipe, and a quick measurement of this machine.
+Out: a table as text.
+Left out: stages whose work depends on the data alone (corpus, tokenizer, rankings, evaluation): they are listed
+without an estimate rather than with a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from danlu import device
+from danlu.align import PPOSettings
+from danlu.doctor import matmul_flops
+from danlu.model.config import ModelConfig
+from danlu.model.count import flops_per_token, kv_bytes, parameters
+from danlu.pipeline import StageSpec, stages_of
+from danlu.recipe import Recipe
+from danlu.tokens import TokenizerSettings
+from danlu.train import PretrainSettings, SFTSettings
+
+# Share of the matrix-product ceiling that training reached on the machines in bench/; sampling is counted at half.
+_EFFICIENCY = 0.6
+# Bytes of training state a parameter: weights, gradient and two Adam moments, fp32 each.
+_STATE_BYTES = 16
+# fp32 numbers kept for the backward pass, per token, layer and unit of width (measured on the tang shapes).
+_ACTIVATIONS = 34
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage will cost; None where it depends on the data."""
+
+    tokens: float | None = None
+    flops: float | None = None
+    memory: float | None = None
+
+
+def describe(recipe: Recipe, price_per_hour: float | None = None) -> str:
+    """The table that ``danlu plan`` prints.
+
+    Args:
+        recipe: what would be run.
+        price_per_hour: of this machine, in any currency; None leaves the cost out.
+    """
+    chosen = device.choose()
+    speed = matmul_flops(chosen.compute_dtype) * _EFFICIENCY
+    config = _shape(recipe)
+    lines = [f"recipe {recipe.name} on {chosen.describe()}, {speed / 1e9:.0f} GFLOP/s expected in training"]
+    if config is None:
+        base = cast(PretrainSettings, recipe.sections["pretrain"]).base
+        lines.append(f"model  {base} as it is; its size is read when the run starts")
+    else:
+        size = parameters(config)
+        lines.append(
+            f"model  {config.n_layers} layers, d_model {config.d_model}, vocabulary {config.vocab_size:,}: "
+            f"{size.total:,} parameters ({size.active:,} active), {kv_bytes(config):,} bytes of bf16 cache a token"
+        )
+    lines.append(f"{'stage':<11}{'life':<18}{'tokens':>10}{'FLOPs':>10}{'memory':>10}{'minutes':>9}  needs")
+    total = 0.0
+    for spec in stages_of(recipe):
+        estimate = _estimate(spec, recipe, config)
+        minutes = None if estimate.flops is None else estimate.flops / speed / 60
+        total += minutes or 0.0
+        cells = [_count(estimate.tokens), _count(estimate.flops), _bytes(estimate.memory)]
+        time = "-" if minutes is None else f"{minutes:.1f}"
+        row = f"{spec.name:<11}{spec.life:<18}" + "".join(f"{cell:>10}" for cell in cells)
+        lines.append(f"{row}{time:>9}  {', '.join(spec.needs)}")
+    cost = f", {total / 60 * price_per_hour:.2f} at {price_per_hour:g} an hour" if price_per_hour is not None else ""
+    lines.append(f"about {total:.0f} minutes of matrix products{cost}; '-' depends on the data")
+    return "\n".join(lines)
+
+
+def _shape(recipe: Recipe) -> ModelConfig | None:
+    """The model's shape, or None if it is adopted from elsewhere."""
+    settings = cast(PretrainSettings, recipe.sections["pretrain"])
+    if settings.base:
+        return None
+    return settings.shape(cast(TokenizerSettings, recipe.sections["tokenizer"]).vocab_size)
+
+
+def _estimate(spec: StageSpec, recipe: Recipe, config: ModelConfig | None) -> Estimate:
+    settings = recipe.sections[spec.name]
+    if config is None:
+        return Estimate()
+    if isinstance(settings, (PretrainSettings, SFTSettings)):
+        if not settings.steps:
+            return Estimate(memory=_memory(config, settings.micro_batch or settings.batch_size, settings.seq_len, 1))
+        tokens = settings.steps * settings.batch_size * settings.seq_len
+        memory = _memory(config, settings.micro_batch or settings.batch_size, settings.seq_len, 1)
+        return Estimate(tokens, tokens * flops_per_token(config, settings.seq_len), memory)
+    if isinstance(settings, PPOSettings):
+        return _ppo(settings, config)
+    return Estimate()
+
+
+def _ppo(settings: PPOSettings, config: ModelConfig) -> Estimate:
+    """Sampling, four scoring passes, and forward with backward of policy and critic in every epoch."""
+    tokens = settings.iterations * settings.batch_size * settings.max_new_tokens
+    forward = flops_per_token(config, settings.max_new_tokens) / 3
+    passes = 2 + 4 + 2 * 3 * settings.epochs
+    return Estimate(
+        tokens, tokens * forward * passes, _memory(config, settings.micro_batch, config.max_seq_len, 2) * 1.5
+    )
+
+
+def _memory(config: ModelConfig, rows: int, length: int, trained: int) -> float:
+    """Bytes: state of the trained models, and the activations of one of them."""
+    return trained * _STATE_BYTES * parameters(config).total + (
+        4 * _ACTIVATIONS * rows * length * config.d_model * config.n_layers
+    )
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float | None) -> str:
+    return "-" if value is None else f"{_count(value)}B"

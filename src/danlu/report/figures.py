@@ -1,0 +1,163 @@
+"""Key figures of a run, gathered from the manifests of its stages.
+
+In:  a run directory.
+Out: one JSON object with the keys documented in ``figures``, and a summary for a terminal.
+Left out: pictures (``pictures``) and the page (``page``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danlu.errors import UserError
+from danlu.run import Run, read_json
+
+STAGE_NAMES = ("corpus", "tokenizer", "tokens", "pretrain", "sft", "rankings", "reward", "ppo", "compress", "eval")
+LIVES = ("base", "sft", "ppo", "compress")
+BY_LIFE = ("bpb", "form_rate", "rhyme_rate", "copy_rate", "distinct_2", "score")
+
+
+def open_run(path: Path) -> Run:
+    """The run at ``path``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (path / "resolved.json").is_file():
+        raise UserError(f"{path} is not a run directory (no resolved.json); make one: danlu run tang")
+    return Run(path)
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """Key figures; a stage that is not finished leaves its keys out.
+
+    Keys:
+        recipe, directory: names.
+        minutes: stage -> minutes of work; minutes_total: their sum.
+        documents: ``in`` (records read), ``kept``, ``duplicates`` (exact and near together).
+        tokens: ``train`` and ``val`` in the shards, ``pretrain`` seen in training (padding excluded).
+        parameters: ``total`` and ``active`` (per token).
+        bpb, form_rate, rhyme_rate, copy_rate, distinct_2, score: stage of life (base, sft, ppo, compress) -> value.
+            ``rhyme_rate`` counts answers of the right form whose lines 2 and 4 rhyme; ``score`` is the judge's mean.
+        prompts: held-out prompts that those rates were measured on.
+        reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name.
+        kl: nats per answer between the aligned policy and the chat model at the end.
+        compression: variant (dense, int8, magnitude, sparsegpt) -> bits per byte.
+        bytes: model -> bytes of its weights.
+        targets: list of ``{what, target, value, met}`` for the targets that this run can be held against.
+    """
+    done = {name: run.manifest(name) or {} for name in STAGE_NAMES if run.finished(name)}
+    facts = {name: manifest["figures"] for name, manifest in done.items()}
+    result: dict[str, Any] = {"recipe": read_json(run.dir / "resolved.json")["recipe"], "directory": str(run.dir)}
+    result["minutes"] = {name: round(manifest["seconds"] / 60, 2) for name, manifest in done.items()}
+    result["minutes_total"] = round(sum(manifest["seconds"] for manifest in done.values()) / 60, 2)
+    if "corpus" in facts:
+        corpus = facts["corpus"]
+        duplicates = corpus["exact_duplicates"] + corpus["near_duplicates"]
+        result["documents"] = {"in": corpus["records"], "kept": corpus["documents"], "duplicates": duplicates}
+    if "tokens" in facts:
+        result["tokens"] = {key: facts["tokens"][f"{key}_tokens"] for key in ("train", "val")}
+    if "pretrain" in facts:
+        school = facts["pretrain"]
+        result["parameters"] = {"total": school["parameters_total"], "active": school["parameters_active"]}
+        if "tokens" in result and "tokens" in school:
+            result["tokens"]["pretrain"] = school["tokens"]
+    if "eval" in facts:
+        exam = read_json(run.dir / "eval" / "figures.json")
+        result |= {key: exam[key] for key in (*BY_LIFE, "prompts") if key in exam}
+    if "reward" in facts:
+        result["reward"] = _reward(facts["reward"])
+    if "ppo" in facts:
+        result["kl"] = facts["ppo"]["after"]["kl"]
+    if "compress" in facts:
+        squeezed = facts["compress"]
+        result["compression"] = {key[len("bpb_") :]: squeezed[key] for key in squeezed if key.startswith("bpb_")}
+    result["bytes"] = _model_bytes(run)
+    result["targets"] = [vars(target) | {"met": target.met} for target in targets(result)]
+    return result
+
+
+def _reward(facts: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = facts["accuracy_interval"]
+    return {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["habits"]}
+
+
+def _model_bytes(run: Run) -> dict[str, int]:
+    """Weights of every model of the run, by the directory's place in it."""
+    found = {}
+    for weights in sorted(run.dir.glob("*/*/model.safetensors")):
+        if not weights.parts[len(run.dir.parts)].startswith("."):
+            found[weights.parent.relative_to(run.dir).as_posix()] = weights.stat().st_size
+    return found
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise and what became of it; ``value`` compared with ``limit`` in the direction that ``at_least`` says."""
+
+    what: str
+    target: str
+    value: float
+    limit: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the promise was kept."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def targets(result: Mapping[str, Any]) -> list[Target]:
+    """The promises that a run's figures can be held against."""
+    found: list[Target] = []
+    if "form_rate" in result and result["recipe"] == "tang":
+        form, rhyme, variety, copies = (result[key] for key in ("form_rate", "rhyme_rate", "distinct_2", "copy_rate"))
+        found += [
+            Target("minutes, all stages", "<= 12", result["minutes_total"], 12, False),
+            Target("form rate after PPO", ">= 90 %", form["ppo"], 0.90, True),
+            Target("rhyme rate after PPO / SFT", ">= 2", rhyme["ppo"] / max(rhyme["sft"], 1e-9), 2.0, True),
+            Target("distinct-2 after PPO / SFT", ">= 0.9", variety["ppo"] / max(variety["sft"], 1e-9), 0.9, True),
+            Target("copy rate after PPO - SFT", "<= 0", copies["ppo"] - copies["sft"], 0.0, False),
+        ]
+    squeezed = result.get("compression", {})
+    if {"dense", "int8", "magnitude", "sparsegpt"} <= squeezed.keys():
+        found += [
+            Target("INT8: bits per byte lost", "< 1 %", squeezed["int8"] / squeezed["dense"] - 1, 0.00999, False),
+            Target("SparseGPT / magnitude, bpb", "< 1", squeezed["sparsegpt"] / squeezed["magnitude"], 0.999999, False),
+        ]
+    if "reward" in result and result["reward"].get("baselines"):
+        best = max(result["reward"]["baselines"].values())
+        found.append(Target("reward accuracy - best baseline", "> 0", result["reward"]["accuracy"] - best, 1e-9, True))
+    return found
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The figures as a few lines for a terminal."""
+    lines = [f"{result['recipe']}: {result['minutes_total']:.1f} minutes in {result['directory']}"]
+    if "documents" in result:
+        d = result["documents"]
+        lines.append(f"documents   {d['in']:,} read, {d['duplicates']:,} duplicates, {d['kept']:,} kept")
+    if "parameters" in result:
+        p = result["parameters"]
+        lines.append(f"parameters  {p['total']:,} ({p['active']:,} active per token)")
+    lives = [life for life in LIVES if life in result.get("bpb", {})]
+    if lives:
+        lines.append("            " + "".join(f"{life:>10}" for life in lives))
+        for key in BY_LIFE:
+            row = result.get(key, {})
+            if any(row.get(life) is not None for life in lives):
+                lines.append(f"{key:<12}" + "".join(_cell(row.get(life)) for life in lives))
+    if "reward" in result and "accuracy" in result["reward"]:
+        baselines = ", ".join(f"{k} {v:.1%}" for k, v in result["reward"].get("baselines", {}).items())
+        lines.append(f"reward      {result['reward']['accuracy']:.1%} of held-out comparisons right ({baselines})")
+    for target in result.get("targets", []):
+        verdict = "met" if target["met"] else "MISSED"
+        lines.append(f"target      {target['what']} {target['target']}: {target['value']:.3g} ({verdict})")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{value:>10.3f}"

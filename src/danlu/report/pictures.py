@@ -1,0 +1,153 @@
+"""Pictures of a run, as SVG text to stand in a page.
+
+In:  metrics and figures that the stages wrote.
+Out: SVG markup, one picture per function; an empty string when a stage has nothing to show.
+Left out: numbers that are better read in a table (``page``).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, CINNABAR, JADE, GOLD, MIST = "#2b2a28", "#b5382a", "#3c7a5e", "#c08a2d", "#9a948a"
+_STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": MIST,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "danlu",
+}
+
+
+def funnel(steps: Sequence[tuple[str, int]]) -> str:
+    """What was read, what was dropped on the way, and what was kept.
+
+    Args:
+        steps: (label, documents left) from first to last.
+    """
+    if not steps:
+        return ""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 0.42 * len(steps) + 0.7))
+        labels = [label for label, _ in steps]
+        counts = [count for _, count in steps]
+        axes.barh(labels[::-1], counts[::-1], color=JADE, height=0.62)
+        for place, count in enumerate(counts[::-1]):
+            axes.text(count, place, f" {count:,}", va="center")
+        axes.set_xlim(0, max(counts) * 1.18 or 1)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        return _svg(figure)
+
+
+def losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Training and held-out loss against the step, one panel per training stage.
+
+    Args:
+        metrics: stage -> rows of its metrics.jsonl.
+    """
+    shown = {name: rows for name, rows in metrics.items() if any("loss" in row for row in rows)}
+    if not shown:
+        return ""
+    with plt.rc_context(_STYLE):
+        figure, panels = plt.subplots(1, len(shown), figsize=(3.4 * len(shown) + 0.6, 2.8), squeeze=False)
+        for axes, (name, rows) in zip(panels[0], shown.items(), strict=True):
+            _curve(axes, rows, "loss", MIST, "training")
+            _curve(axes, rows, "val_loss", CINNABAR, "held out")
+            axes.set_title(name, loc="left")
+            axes.set_xlabel("step")
+            axes.legend(frameon=False)
+        panels[0][0].set_ylabel("nats per token")
+        return _svg(figure)
+
+
+def alignment(probes: Sequence[Mapping[str, Any]], hidden: str) -> str:
+    """Proxy reward and the hidden metric against sqrt(KL): the over-optimisation picture (Gao et al., 2210.10760).
+
+    Args:
+        probes: monitor rows with ``kl``, ``reward`` and the hidden metric.
+        hidden: the key of the hidden metric to draw.
+    """
+    if len(probes) < 2:
+        return ""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.0))
+        distance = [max(float(row["kl"]), 0.0) ** 0.5 for row in probes]
+        first = axes.plot(distance, [row["reward"] for row in probes], "o-", color=GOLD, label="proxy reward")
+        axes.set_xlabel("sqrt(KL to the chat model), nats per answer")
+        axes.set_ylabel("proxy reward")
+        other = axes.twinx()
+        other.spines["right"].set_visible(True)
+        second = other.plot(distance, [row[hidden] for row in probes], "s-", color=CINNABAR, label=f"hidden: {hidden}")
+        other.set_ylabel(hidden)
+        other.set_ylim(bottom=0)
+        axes.legend(handles=[*first, *second], frameon=False, loc="best")
+        return _svg(figure)
+
+
+def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
+    """Grouped bars: metric -> {stage of life: value}."""
+    shown = {name: row for name, row in values.items() if row}
+    if not shown:
+        return ""
+    colours = (MIST, JADE, CINNABAR, GOLD)
+    lives = list(next(iter(shown.values())))
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 2.8))
+        width = 0.8 / len(lives)
+        for place, life in enumerate(lives):
+            heights = [row.get(life, 0.0) for row in shown.values()]
+            spots = [group + place * width for group in range(len(shown))]
+            drawn = axes.bar(spots, heights, width * 0.92, color=colours[place % 4], label=life)
+            axes.bar_label(drawn, fmt="%.2f", fontsize=8)
+        axes.set_xticks([group + 0.4 - width / 2 for group in range(len(shown))], list(shown))
+        axes.set_ylabel(unit)
+        axes.legend(frameon=False, ncols=len(lives), loc="upper right", bbox_to_anchor=(1, 1.15))
+        return _svg(figure)
+
+
+def sizes(table: Sequence[Mapping[str, Any]]) -> str:
+    """Compression: bits per byte against megabytes, one dot per variant."""
+    if len(table) < 2:
+        return ""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 2.8))
+        for row, colour in zip(table, (INK, JADE, MIST, CINNABAR, GOLD), strict=False):
+            axes.plot(row["bytes"] / 1e6, row["bpb"], "o", color=colour, markersize=9)
+            axes.annotate(f"  {row['variant']}", (row["bytes"] / 1e6, row["bpb"]), va="center")
+        axes.set_xlim(0, max(row["bytes"] for row in table) / 1e6 * 1.35)
+        axes.set_xlabel("megabytes of weights")
+        axes.set_ylabel("bits per byte")
+        return _svg(figure)
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, label: str) -> None:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colour, label=label, linewidth=1.4)
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element, without the XML header and without a date, so equal data give equal bytes."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

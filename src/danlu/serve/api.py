@@ -1,0 +1,95 @@
+"""The application: every route in one place.
+
+In:  models that are loaded, a preference store.
+Out: a FastAPI application: OpenAI's chat API, our own ``/api``, the page.
+Left out: accounts, metrics, moderation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from danlu import __version__
+from danlu.align.preferences import PreferenceStore
+from danlu.serve import chat, page, problems
+from danlu.serve.engine import Engine
+from danlu.serve.feedback import Feedback
+from danlu.serve.limits import Door
+from danlu.serve.models import Models
+from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
+
+
+def create_app(
+    places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16
+) -> FastAPI:  # fmt: skip
+    """The application that serves the models in ``places``.
+
+    Args:
+        places: model directories by the name clients use; the first is the page's default.
+        store: where comparisons and votes go.
+        running: answers written at the same time.
+        waiting: answers that may wait.
+
+    Raises:
+        UserError: a model cannot be served.
+    """
+    models = Models.load(places)
+    engine = Engine(running, waiting)
+    feedback = Feedback(models, engine, store)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+
+    # No interactive documentation: its pages load scripts from elsewhere. The schema is at /openapi.json.
+    app = FastAPI(title="danlu", lifespan=life, docs_url=None, redoc_url=None)
+    app.state.engine = engine
+    app.add_middleware(Door)
+    problems.install(app)
+    _add_openai(app, models, engine)
+    _add_own(app, models, feedback)
+    app.include_router(page.routes())
+    return app
+
+
+def _add_openai(app: FastAPI, models: Models, engine: Engine) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
+        return await chat.complete(models, engine, asked, request.receive)
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [served.listing() for served in models.all()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        return models.get(name).listing()
+
+
+def _add_own(app: FastAPI, models: Models, feedback: Feedback) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/api/info")
+    async def info() -> dict[str, Any]:
+        return {"version": __version__, "models": [served.facts() for served in models.all()]}
+
+    @app.post("/api/compare")
+    async def compare(asked: CompareRequest) -> Response:
+        return await feedback.compare(asked)
+
+    @app.post("/api/vote")
+    async def vote(ballot: VoteRequest) -> dict[str, Any]:
+        return {"verdict": await feedback.vote(ballot)}
+
+    @app.delete("/api/conversations/{conversation}", status_code=204)
+    async def forget(conversation: str) -> None:
+        await feedback.forget(conversation)

@@ -1,0 +1,129 @@
+"""Two answers, sides drawn by lot and names hidden, and the vote that teaches the next model.
+
+In:  a dialogue and one or two models; a vote on what was shown.
+Out: both answers as a stream; rows of the preference store; after the vote, who wrote which.
+Left out: what becomes of the votes (``align``), accounts: a rater is a pseudonym that the page makes up.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from anyio.to_thread import run_sync
+
+from danlu.align.preferences import PreferenceStore
+from danlu.infer import Completion
+from danlu.records import Answer
+from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.models import Models, Served
+from danlu.serve.problems import Refusal
+from danlu.serve.sse import EventStream
+from danlu.serve.wire import CompareRequest, VoteRequest
+
+SIDES = ("left", "right")
+RANKS = {"left": (0, 1), "right": (1, 0), "tie": (0, 0), "both_bad": ()}
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """One comparison under way; ``served[i]`` and ``jobs[i]`` are what stands on side i."""
+
+    asked: CompareRequest
+    served: tuple[Served, ...]
+    jobs: tuple[Job, ...]
+
+    def answer(self, side: int, completion: Completion) -> Answer:
+        job = self.jobs[side]
+        return Answer(completion.text, completion.tokens, self.served[side].hash, asdict(job.sampling), job.seed)
+
+    def verdict(self) -> dict[str, Any]:
+        """Who wrote what, for after the vote."""
+        return {
+            side: {
+                "model": served.name,
+                "model_hash": served.hash,
+                "temperature": job.sampling.temperature,
+                "top_p": job.sampling.top_p,
+                "seed": job.seed,
+            }
+            for side, served, job in zip(SIDES, self.served, self.jobs, strict=True)
+        }
+
+
+class Feedback:
+    """Comparisons and votes, kept in a preference store.
+
+    Answers are stored in the order in which they stand on the screen: which model stands where was drawn by lot before,
+    and each answer carries its model's hash, so nothing is lost by it.
+    """
+
+    def __init__(self, models: Models, engine: Engine, store: PreferenceStore) -> None:
+        self._models, self._engine, self._store = models, engine, store
+        self._verdicts: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    async def compare(self, asked: CompareRequest) -> EventStream:
+        """Show two answers; the last event carries the id to vote on.
+
+        Raises:
+            Refusal: unknown model, two answers that cannot differ, too long, queue full.
+        """
+        served = [self._models.get(name) for name in asked.models]
+        if len(set(asked.models)) == 1 and asked.temperature == 0:
+            raise Refusal(
+                400, "at temperature 0 a model always gives the same answer; raise it or choose two models",
+                "nothing_to_compare", "temperature",
+            )  # fmt: skip
+        contestants = [served[0], served[-1]]
+        secrets.SystemRandom().shuffle(contestants)
+        seed = asked.first_seed()
+        jobs = [await one.job(asked, seed + i) for i, one in enumerate(contestants)]
+        contest = _Contest(asked, tuple(contestants), tuple(jobs))
+        answers = self._engine.submit(jobs)
+        return EventStream(answers, self._events(contest, answers))
+
+    async def vote(self, ballot: VoteRequest) -> dict[str, Any] | None:
+        """Store a vote and tell who wrote what; None if that was forgotten because the server was started anew.
+
+        Raises:
+            UserError: the comparison does not exist or was deleted.
+        """
+        # The store syncs to disk: not on the event loop.
+        await run_sync(self._store.vote, ballot.comparison, RANKS[ballot.choice], ballot.rater)
+        return self._verdicts.get(ballot.comparison)
+
+    async def forget(self, conversation: str) -> None:
+        """Delete a conversation's words and votes.
+
+        Raises:
+            UserError: there is no such conversation.
+        """
+        await run_sync(self._store.delete_conversation, conversation)
+
+    async def _events(self, contest: _Contest, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+        conversation = contest.asked.conversation
+        if not conversation:
+            conversation = await run_sync(self._store.start_conversation, contest.asked.rater)
+        yield {"type": "start", "conversation": conversation}
+        finished: dict[int, Completion] = {}
+        async for event in answers:
+            side = SIDES[event.index]
+            if isinstance(event, Finished):
+                finished[event.index] = event.completion
+                yield {"type": "finish", "side": side, "finish_reason": event.completion.finish_reason}
+            else:
+                yield {"type": "delta", "side": side, "text": event.text}
+        if len(finished) == len(SIDES):
+            yield {"type": "end", "comparison": await self._record(contest, conversation, finished)}
+
+    async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:
+        shown = [contest.answer(side, completions[side]) for side in range(len(SIDES))]
+        comparison = await run_sync(self._store.record, contest.asked.turns(), shown, conversation)
+        self._verdicts[comparison] = contest.verdict()
+        if len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return comparison

@@ -1,0 +1,129 @@
+"""The models that are served, loaded once, and how a dialogue becomes a job for one of them.
+
+In:  model directories by name.
+Out: ``Models``: look one up, encode a dialogue for it, refuse what does not fit its context.
+Left out: writing the answer (``engine``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+
+from danlu import device, hub
+from danlu.errors import UserError, nearest
+from danlu.infer import Generator
+from danlu.records import Message
+from danlu.serve.engine import Job
+from danlu.serve.problems import Refusal
+from danlu.serve.wire import Asking
+from danlu.tokens import chat
+from danlu.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers.
+
+    Attributes:
+        name: what clients call it.
+        hash: identity of its weights, stored with every answer that is judged.
+        context: prompt and answer together, in tokens.
+    """
+
+    name: str
+    hash: str
+    context: int
+    parameters: int
+    loaded: int
+    tokenizer: Tokenizer
+    generator: Generator
+
+    def facts(self) -> dict[str, Any]:
+        """What the page shows."""
+        return {"id": self.name, "hash": self.hash, "parameters": self.parameters, "context": self.context}
+
+    def listing(self) -> dict[str, Any]:
+        """OpenAI's model object."""
+        return {"id": self.name, "object": "model", "created": self.loaded, "owned_by": "danlu"}
+
+    async def job(self, asked: Asking, seed: int) -> Job:
+        """A job that answers ``asked``.
+
+        Raises:
+            Refusal: the dialogue, with the answer asked for, is longer than the model's context.
+        """
+        # Tokenising a long text takes a while: not on the event loop, where everybody else waits.
+        prompt = await anyio.to_thread.run_sync(_encode, self.tokenizer, asked.turns())
+        room = self.context - len(prompt)
+        wanted = asked.limit() or max(room, 1)
+        if wanted > room:
+            raise _too_long(self, len(prompt), wanted)
+        return Job(self.generator, prompt, asked.sampling(wanted), seed)
+
+
+class Models:
+    """The models by name, in the order given; the first one is the page's own choice."""
+
+    def __init__(self, served: Sequence[Served]) -> None:
+        self._served = {one.name: one for one in served}
+
+    @staticmethod
+    def load(places: Mapping[str, Path]) -> Models:
+        """Read model directories.
+
+        Raises:
+            UserError: there is none, or one cannot be loaded, gives scores instead of words or cannot chat.
+        """
+        if not places:
+            raise UserError("nothing to serve: name at least one model directory")
+        return Models([_load(name, place) for name, place in places.items()])
+
+    def get(self, name: str) -> Served:
+        """The model called ``name``.
+
+        Raises:
+            Refusal: there is none (404).
+        """
+        if name not in self._served:
+            message = f"there is no model '{name}' here{nearest(name, self._served)}"
+            raise Refusal(404, message, "model_not_found", "model")
+        return self._served[name]
+
+    def all(self) -> list[Served]:
+        """Every model."""
+        return list(self._served.values())
+
+
+def _load(name: str, place: Path) -> Served:
+    machine = device.choose()
+    model, tokenizer = hub.load_pretrained(place)
+    if model.head_kind != "lm":
+        raise UserError(f"{place} is a reward model: it gives scores, not words; serve the policy it was made for")
+    chat.stop_ids(tokenizer)  # refuses a tokenizer without turns now, not at the first question
+    return Served(
+        name=name,
+        hash=hub.model_hash(place),
+        context=model.config.max_seq_len,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        loaded=int(time.time()),
+        tokenizer=tokenizer,
+        generator=Generator(model, tokenizer, machine.compute_dtype),
+    )
+
+
+def _encode(tokenizer: Tokenizer, turns: Sequence[Message]) -> list[int]:
+    return chat.encode_prompt(tokenizer, turns)
+
+
+def _too_long(served: Served, prompt: int, wanted: int) -> Refusal:
+    message = (
+        f"this model's context is {served.context} tokens, and {prompt + wanted} were asked for ({prompt} in the "
+        f"messages, {wanted} for the answer); shorten the conversation or ask for a shorter answer"
+    )
+    return Refusal(400, message, "context_length_exceeded", "messages")

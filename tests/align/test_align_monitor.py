@@ -1,0 +1,34 @@
+"""The look from outside: when it calls over-optimisation, and what it never uses to choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from danlu.align.monitor import choose, over_optimised
+
+
+def look(iteration: int, reward: float, judge: float, kl: float = 1.0) -> dict[str, Any]:
+    return {"iteration": iteration, "reward": reward, "judge": judge, "judge_error": 0.05, "kl": kl}
+
+
+def test_the_alarm_needs_a_rising_reward_and_a_clear_fall_of_the_judge() -> None:
+    rising = [look(0, 0.0, 0.2), look(10, 1.0, 0.6)]
+    assert not over_optimised([])
+    assert not over_optimised(rising)
+    assert not over_optimised([*rising, look(20, 1.5, 0.5)])  # a fall within two standard errors
+    assert not over_optimised([*rising, look(20, 0.8, 0.1)])  # both fall: bad, but not over-optimisation
+    assert over_optimised([*rising, look(20, 1.5, 0.3)])
+
+
+def test_the_choice_goes_by_reward_and_kl_within_the_budget_and_ignores_the_judge() -> None:
+    looks = [
+        look(0, 0.0, 0.9, kl=0.0),
+        look(10, 1.0, 0.1, kl=4.0),
+        look(20, 1.1, 0.8, kl=9.0),
+        look(30, 9.0, 1.0, 13.0),
+    ]
+    assert choose(looks, kl_coefficient=0.05, kl_budget=12.0) == 10
+    assert choose(looks, kl_coefficient=0.01, kl_budget=12.0) == 20
+    assert choose(looks, kl_coefficient=0.01, kl_budget=20.0) == 30
+    assert choose([{**row, "judge": -row["judge"]} for row in looks], 0.05, 12.0) == 10
+    assert choose(looks[:1], 0.05, 0.0) == 0

@@ -1,0 +1,189 @@
+"""The preference store: nothing is lost, nothing comes twice, what was deleted is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from danlu.align.preferences import PreferenceStore, split_of
+from danlu.errors import UserError
+from danlu.records import Answer, Message, Preference, read_preferences
+
+PROMPT = (Message("user", "写一首题为《春》的五言绝句。"),)
+ANSWERS = (
+    Answer("春眠不觉晓", (5, 6, 7), "abc123", {"temperature": 0.7}, seed=2**62 + 1),
+    Answer("处处闻啼鸟", (8, 9), "abc123", {"temperature": 1.0}, seed=4),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PreferenceStore:
+    return PreferenceStore(tmp_path / "store" / "preferences.sqlite")
+
+
+def test_a_vote_becomes_a_preference_with_all_that_was_shown(store: PreferenceStore) -> None:
+    conversation = store.start_conversation("rater-1")
+    comparison = store.record(PROMPT, ANSWERS, conversation, display_order=(1, 0))
+    vote = store.vote(comparison, (1, 0), "rater-1")
+    (preference,) = store.all()
+    assert preference.id == vote
+    assert preference.prompt == PROMPT
+    assert preference.answers == ANSWERS
+    assert preference.ranks == (1, 0)
+    assert preference.display_order == (1, 0)
+    assert preference.rater == "rater-1"
+    assert preference.split == split_of(PROMPT)
+
+
+def test_a_double_click_is_one_vote_and_a_change_of_mind_is_a_second(store: PreferenceStore) -> None:
+    comparison = store.record(PROMPT, ANSWERS)
+    first = store.vote(comparison, (0, 1), "r")
+    assert store.vote(comparison, (0, 1), "r") == first
+    store.vote(comparison, (1, 0), "r")
+    store.vote(comparison, (0, 1), "r")
+    store.vote(comparison, (0, 1), "someone else")
+    assert [p.ranks for p in store.all()] == [(0, 1), (1, 0), (0, 1), (0, 1)]
+    assert store.count() == 4
+
+
+def test_ties_and_all_bad_are_kept(store: PreferenceStore) -> None:
+    comparison = store.record(PROMPT, ANSWERS)
+    store.vote(comparison, (0, 0), "a")
+    store.vote(comparison, (), "b")
+    assert [p.ranks for p in store.all()] == [(0, 0), ()]
+    assert all(p.pairs() == [] for p in store.all())
+
+
+@pytest.mark.parametrize("ranks", [(0,), (0, 1, 2), (0, -1)])
+def test_a_vote_that_does_not_fit_its_answers_is_refused(store: PreferenceStore, ranks: tuple[int, ...]) -> None:
+    comparison = store.record(PROMPT, ANSWERS)
+    with pytest.raises(UserError, match="must give each of its 2 answers a rank"):
+        store.vote(comparison, ranks, "r")
+    assert store.count() == 0
+
+
+def test_a_vote_on_nothing_names_what_is_missing(store: PreferenceStore) -> None:
+    with pytest.raises(UserError, match="comparison 'nope' does not exist"):
+        store.vote("nope", (0, 1), "r")
+    with pytest.raises(UserError, match="conversation 'nope' does not exist"):
+        store.record(PROMPT, ANSWERS, "nope")
+    lonely = store.record(PROMPT, ANSWERS[:1])
+    with pytest.raises(UserError, match="at least two"):
+        store.vote(lonely, (0,), "r")
+
+
+def test_a_deleted_conversation_loses_its_words_and_its_votes(store: PreferenceStore) -> None:
+    conversation = store.start_conversation("r")
+    comparison = store.record(PROMPT, ANSWERS, conversation)
+    kept = store.record(PROMPT, ANSWERS)
+    store.vote(comparison, (0, 1), "r")
+    store.vote(kept, (0, 1), "r")
+    store.delete_conversation(conversation)
+    assert store.count() == len(store.all()) == 1
+    with pytest.raises(UserError, match=f"comparison '{comparison}' was deleted"):
+        store.vote(comparison, (1, 0), "r")
+    with pytest.raises(UserError, match=f"conversation '{conversation}' was deleted"):
+        store.record(PROMPT, ANSWERS, conversation)
+    store.delete_conversation(conversation)
+    store.close()
+
+
+def test_deleted_words_are_not_left_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.sqlite"
+    store = PreferenceStore(path)
+    conversation = store.start_conversation("r")
+    store.record(PROMPT, (Answer("unmistakable-secret"), Answer("other")), conversation)
+    store.delete_conversation(conversation)
+    store.close()
+    files = [file.read_bytes() for file in tmp_path.iterdir()]
+    assert not any(b"unmistakable-secret" in content for content in files)
+
+
+def test_add_is_idempotent_and_a_snapshot_survives_the_round_trip(store: PreferenceStore, tmp_path: Path) -> None:
+    made = [
+        Preference(f"p{i}", PROMPT, ANSWERS, (0, 1), "r", f"2026-01-0{3 - i}T00:00:00Z", (0, 1), "train")
+        for i in range(3)
+    ]
+    assert [store.add(p) for p in made] == [True] * 3
+    assert [store.add(p) for p in made] == [False] * 3
+    assert store.snapshot(tmp_path / "a.jsonl") == 3
+    assert read_preferences(tmp_path / "a.jsonl") == made[::-1]
+    copy = PreferenceStore(f"sqlite:///{tmp_path}/copy.sqlite")
+    for preference in made:
+        copy.add(preference)
+    copy.snapshot(tmp_path / "b.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_trl_export_has_a_line_for_every_strict_pair(store: PreferenceStore, tmp_path: Path) -> None:
+    three = (*ANSWERS, Answer("夜来风雨声"))
+    store.vote(store.record(PROMPT, three), (1, 0, 1), "r")
+    assert store.export_trl(tmp_path / "trl.jsonl") == 2
+    rows = [json.loads(line) for line in (tmp_path / "trl.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows[0] == {
+        "prompt": [{"role": "user", "content": PROMPT[0].content}],
+        "chosen": [{"role": "assistant", "content": "处处闻啼鸟"}],
+        "rejected": [{"role": "assistant", "content": "春眠不觉晓"}],
+    }
+    assert [row["rejected"][0]["content"] for row in rows] == ["春眠不觉晓", "夜来风雨声"]
+
+
+def test_the_split_is_the_prompts_and_about_a_tenth() -> None:
+    splits = [split_of((Message("user", f"prompt {i}"),)) for i in range(2000)]
+    assert 150 < splits.count("heldout") < 250
+    assert split_of(PROMPT) == split_of([Message("user", PROMPT[0].content)])
+
+
+def test_a_file_that_is_no_database_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "p.sqlite").write_text("not a database, whatever its name says" * 50)
+    with pytest.raises(UserError, match="cannot be opened"):
+        PreferenceStore(tmp_path / "p.sqlite")
+
+
+WRITER = """
+import sys
+from danlu.align.preferences import PreferenceStore
+from danlu.records import Answer, Message
+store = PreferenceStore(sys.argv[1])
+for i in range(int(sys.argv[3])):
+    shown = store.record([Message("user", f"{sys.argv[2]} {i}")], [Answer("a"), Answer("b")])
+    print(store.vote(shown, (0, 1), sys.argv[2]), flush=True)
+"""
+
+
+def start_writer(path: Path, name: str, votes: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WRITER, str(path), name, str(votes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_writers_in_several_processes_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "p.sqlite"
+    writers = [start_writer(path, f"writer-{i}", 25) for i in range(3)]
+    told = [line for writer in writers for line in writer.communicate(timeout=60)[0].split()]
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert len(told) == 75
+    assert {p.id for p in PreferenceStore(path).all()} == set(told)
+
+
+def test_every_acknowledged_vote_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "p.sqlite"
+    writer = start_writer(path, "doomed", 1_000_000)
+    assert writer.stdout is not None
+    told = [writer.stdout.readline().strip() for _ in range(20)]
+    time.sleep(0.05)
+    writer.send_signal(signal.SIGKILL)
+    told += writer.communicate()[0].split("\n")[:-1]
+    store = PreferenceStore(path)
+    stored = store.all()
+    assert {p.id for p in stored} >= {line for line in told if len(line) == 32}
+    assert all(len(p.answers) == 2 for p in stored)
+    store.vote(store.record(PROMPT, ANSWERS), (0, 1), "r")
+    assert store.count() == len(stored) + 1

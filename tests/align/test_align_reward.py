@@ -1,0 +1,118 @@
+"""The reward model: it learns planted taste, is honest about habits, and its scale goes with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from danlu import hub
+from danlu.align import losses, scoring
+from danlu.align.reward import (
+    Ranking,
+    RewardSettings,
+    batch_of,
+    quality,
+    ranking_loss,
+    read_scale,
+    reward,
+    with_scalar_head,
+)
+from danlu.model.decoder import Decoder
+from danlu.records import Answer, Message, Preference, write_preferences
+from danlu.run import Stage
+
+RANKINGS = [
+    Ranking(([1, 2], [1, 2], [1, 2]), ([5], [6, 7], [8, 9, 10]), (0, 1, 1)),
+    Ranking(([3], [3]), ([11, 12], [13]), (1, 0)),
+]
+SETTINGS = RewardSettings(
+    batch_size=16, lr=3e-3, warmup=2, scale_prompts=16, max_new_tokens=6, dtype="float32", steps=40, save_every=20
+)
+
+
+def planted(n: int, start: int = 0, rater: str = "planted") -> list[Preference]:
+    """People who like flowers: of three answers of equal length the one with more 花 wins."""
+    result = []
+    for i in range(start, start + n):
+        prompt = (Message("user", f"写{i}：春"),)
+        texts = [("山" * 3), ("花" + "水" * 2), ("花" * 3)]
+        shift = i % 3
+        order = texts[shift:] + texts[:shift]
+        ranks = tuple(3 - min(text.count("花"), 3) if text.count("花") else 3 for text in order)
+        place = {count: position for position, count in enumerate(sorted(set(ranks)))}
+        result.append(
+            Preference(f"{rater}-{i}", prompt, tuple(Answer(t) for t in order), tuple(place[r] for r in ranks), rater,
+                       split="heldout" if i % 5 == 0 else "train")
+        )  # fmt: skip
+    return result
+
+
+@pytest.fixture
+def stage(tmp_path: Path, sft_dir: Path, make_stage: Callable[..., Stage]) -> Stage:
+    (tmp_path / "rankings").mkdir()
+    write_preferences(tmp_path / "rankings" / "preferences.jsonl", planted(150))
+    return make_stage("reward", SETTINGS, {"sft": sft_dir, "rankings": tmp_path / "rankings"})
+
+
+def test_planted_taste_is_learned_and_the_model_can_be_used(stage: Stage) -> None:
+    figures = reward(stage)
+    assert figures["accuracy"] > 0.9
+    assert figures["beats_habits"]
+    assert figures["comparisons"] == 120
+    assert figures["heldout"] == 30
+    assert figures["accuracy_by_length"].keys() == {"same_length"}
+    assert figures["habits"]["longer"] == 0.5
+    model = hub.load(stage.dir / "model")
+    assert model.head_kind == "scalar"
+    assert read_scale(stage.dir / "model") == (figures["mean"], figures["std"])
+    assert figures["std"] > 0
+
+
+def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
+    write_preferences(tmp_path / "votes.jsonl", planted(20, start=1000, rater="person"))
+    with_votes = Stage(**{**vars(stage), "outside": {"votes": tmp_path / "votes.jsonl"}})
+    figures = reward(with_votes)
+    assert figures["votes"] == 20
+    assert figures["comparisons"] == 120 + 16
+
+
+def test_a_reward_model_that_learned_a_habit_says_so(make_model: Callable[..., Decoder]) -> None:
+    longer = [Ranking(([1], [1]), ([5] * (2 + i % 4), [5]), (0, 1)) for i in range(40)]
+    found = quality(make_model("scalar"), make_model(), longer, padding=0)
+    assert found["habits"]["longer"] == 1.0
+    assert found["habits"]["shorter"] == 0.0
+    assert found["best_habit"] == "longer"
+    assert not found["beats_habits"]
+    assert found["accuracy_by_length"].keys() == {"better_is_longer"}
+    json.dumps(found, allow_nan=False)
+
+
+def test_without_held_out_comparisons_nothing_is_claimed(make_model: Callable[..., Decoder]) -> None:
+    found = quality(make_model("scalar"), make_model(), [], padding=0)
+    assert found["accuracy"] is None
+    assert not found["beats_habits"]
+
+
+def test_the_loss_is_the_sum_over_comparisons_however_they_are_batched(make_model: Callable[..., Decoder]) -> None:
+    model = make_model("scalar")
+    together = ranking_loss(model, batch_of(RANKINGS, 0, "cpu"))
+    apart = [ranking_loss(model, batch_of([ranking], 0, "cpu")) for ranking in RANKINGS]
+    assert together.n == 2
+    assert together.tokens == 2 * 3 + 6 + 2 + 3
+    torch.testing.assert_close(together.loss_sum, apart[0].loss_sum + apart[1].loss_sum)
+    scores = scoring.rewards(model, scoring.pad([[3], [3]], [[11, 12], [13]], 0))
+    torch.testing.assert_close(apart[1].loss_sum, losses.bradley_terry(scores[None], torch.tensor([[1, 0]])).sum())
+
+
+def test_the_head_is_fresh_and_the_trunk_is_the_models(make_model: Callable[..., Decoder]) -> None:
+    model = make_model()
+    scored = with_scalar_head(model, seed=3)
+    tokens = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(scored.hidden(tokens).states, model.hidden(tokens).states, rtol=0, atol=0)
+    wide = [with_scalar_head(model, seed=seed).score.weight for seed in range(200)]
+    assert float(torch.stack(wide).detach().std()) == pytest.approx(1 / math.sqrt(33), rel=0.03)

@@ -1,0 +1,105 @@
+"""The built page in a real Chromium, on a real server with a model that knows its answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WATCH = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) =>
+    window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_serving = _module("danlu_tests_serving", ROOT / "tests/serve/conftest.py")
+one_thread, model_dirs, live = _serving.one_thread, _serving.model_dirs, _serving.live
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built_page() -> None:
+    """The page of these very sources; a no-op where it is up to date."""
+    _module("danlu_tests_hatch_build", ROOT / "hatch_build.py").build_page(ROOT)
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    if not shutil.which(CHROMIUM):
+        message = f"no Chromium at {CHROMIUM}: run scripts/install-browser.sh as root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, built_page: None, live) -> Iterator[Callable[..., Page]]:
+    """Open the page; whatever a test does, nothing may break the content policy, fail or ask another server."""
+    contexts, problems = [], []
+
+    def open_(settings: str = '{"temperature": 0}', **options) -> Page:
+        context = browser.new_context(**{"locale": "en-US", **options})
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        context.add_init_script(WATCH)
+        context.add_init_script(
+            f"localStorage.getItem('danlu.settings') ?? localStorage.setItem('danlu.settings', '{settings}')"
+        )
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: request.url.startswith(live.url) or problems.append(f"asked {request.url}"))
+        page.goto(live.url)
+        page.wait_for_selector(".welcome")
+        return page
+
+    yield open_
+    for context in contexts:
+        for page in context.pages:
+            problems += page.evaluate("window.violations")
+        context.close()
+    assert not problems

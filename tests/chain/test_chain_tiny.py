@@ -1,0 +1,195 @@
+"""The recipe ``tiny`` from raw documents to a compressed, aligned model, as a person runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MODELS, STAGES, command, danlu, weights
+
+import danlu as package
+from danlu.align.preferences import PreferenceStore
+from danlu.records import Answer, Message, Preference
+from danlu.run import Run
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_stage_is_done_and_documented_figures_are_there(tiny_run):
+    assert [name for name in STAGES if Run(tiny_run).finished(name)] == STAGES
+    figures = json.loads(danlu("report", tiny_run, "--json").stdout)
+    assert figures["minutes"].keys() == set(STAGES)
+    assert figures["documents"]["in"] >= figures["documents"]["kept"] + figures["documents"]["duplicates"]
+    assert figures["documents"]["duplicates"] > 0
+    assert figures["parameters"]["active"] <= figures["parameters"]["total"]
+    for key in ("bpb", "distinct_2", "copy_rate"):
+        assert figures[key].keys() == {"base", "sft", "ppo", "compress"}
+    assert 0 < figures["bpb"]["base"] < 8
+    assert {"accuracy", "baselines"} <= figures["reward"].keys()
+    assert figures["bytes"]["compress/int8"] < figures["bytes"]["ppo/model"]
+    page = (tiny_run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 4
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert "<script" not in page
+
+
+def test_each_stage_improves_its_own_metric(tiny_run):
+    rows = [json.loads(line) for line in (tiny_run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+    figures = json.loads(danlu("report", tiny_run, "--json").stdout)
+    assert figures["score"]["sft"] > figures["score"]["base"]
+    assert figures["reward"]["accuracy"] > 0.5
+
+
+def test_a_second_run_does_nothing(tiny_run):
+    before = {name: (tiny_run / name / "manifest.json").read_bytes() for name in STAGES}
+    said = danlu("run", "tiny", "--out", tiny_run).stderr
+    assert said.count("up to date") == len(STAGES)
+    assert before == {name: (tiny_run / name / "manifest.json").read_bytes() for name in STAGES}
+
+
+@pytest.mark.parametrize("name", MODELS[:4])
+def test_transformers_loads_every_model_and_agrees(tiny_run, name):
+    import transformers
+
+    reward = name.startswith("reward")
+    kind = transformers.AutoModelForSequenceClassification if reward else transformers.AutoModelForCausalLM
+    theirs = kind.from_pretrained(tiny_run / name, dtype=torch.float32).eval()
+    ours, tokenizer = package.load(tiny_run / name)
+    ids = torch.tensor([tokenizer.encode("The lamp was lit. 春眠不觉晓")])
+    with torch.no_grad():
+        expected, got = theirs(ids).logits.squeeze(-1), ours(ids)
+    assert got.shape == ((1,) if reward else (1, ids.shape[1], ours.config.vocab_size))
+    assert (got - expected[..., : got.shape[-1]] if not reward else got - expected).abs().max() < 1e-5
+    hub_tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_run / name)
+    assert hub_tokenizer.encode("春眠不觉晓", add_special_tokens=False) == tokenizer.encode("春眠不觉晓")
+
+
+def test_the_compressed_model_loads_in_transformers(tiny_run):
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_run / "compress/model", dtype=torch.float32).eval()
+    ours, tokenizer = package.load(tiny_run / "compress/model")
+    ids = torch.tensor([tokenizer.encode("The lamp was lit.")])
+    with torch.no_grad():
+        difference = (theirs(ids).logits - ours(ids)).abs().max()
+    assert difference < 1e-3
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "ppo"])
+def test_kill_9_and_go_on_gives_the_same_bytes(tiny_run, tmp_path, stage):
+    """Start from a copy of what came before, be killed in the middle of the stage, go on: nothing may differ."""
+    out = tmp_path / "tiny"
+    out.mkdir()
+    for name in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(tiny_run / name, out / name)
+    process = subprocess.Popen(command("run", "tiny", "--out", out, "--until", stage), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list((out / stage / "ckpt").glob("[0-9]*")) and time.monotonic() < deadline:
+        assert process.poll() is None, "finished before it could be killed; save earlier"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not Run(out).finished(stage), "finished before it could be killed"
+    said = danlu("run", "tiny", "--out", out, "--until", stage).stderr
+    assert "was interrupted, going on" in said
+    assert "goes on after" in said
+    name = f"{stage}/model"
+    assert (out / name / "model.safetensors").read_bytes() == weights(tiny_run)[name]
+
+
+def test_a_vote_remakes_the_reward_model_and_what_follows_and_nothing_before(tiny_run, tmp_path):
+    out = tmp_path / "tiny"
+    shutil.copytree(tiny_run, out)
+    before = weights(out)
+    store = PreferenceStore(out / "feedback" / "preferences.db")
+    prompt = (Message("user", "Continue: The old man lit the lamp."),)
+    answers = (Answer("He smiled and slept.", model="sft", seed=1), Answer("lamp lamp lamp", model="sft", seed=2))
+    store.add(Preference("vote-1", prompt, answers, (0, 1), rater="someone", time="2026-01-01T00:00:00Z"))
+    said = danlu("run", "tiny", "--out", out).stderr
+    remade = {line.split()[0] for line in said.splitlines() if " done in " in line}
+    assert remade == {"reward", "ppo", "compress", "eval"}
+    assert "votes changed" in said
+    after = weights(out)
+    assert before["sft/model"] == after["sft/model"]
+    assert before["reward/model"] != after["reward/model"]
+    exported = tmp_path / "votes.jsonl"
+    danlu("feedback", "export", out, exported)
+    row = json.loads(exported.read_text(encoding="utf-8").splitlines()[0])
+    assert {"prompt", "chosen", "rejected"} <= row.keys()
+
+
+def test_changing_an_option_remakes_that_stage_and_says_why(tiny_run, tmp_path):
+    out = tmp_path / "tiny"
+    shutil.copytree(tiny_run, out)
+    said = danlu("run", "tiny", "compress.keep=sparsegpt", "--out", out).stderr
+    assert "keep changed from int8 to sparsegpt" in said
+    assert {line.split()[0] for line in said.splitlines() if " done in " in line} == {"compress", "eval"}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_any_folder_of_text_files(language, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    words = {
+        "en": ["The {} ferry crossed the river at dawn.", "Old Tom counted {} lanterns.", "It rained for {} days."],
+        "zh": ["渡船在清晨过了第{}条河。", "老人数着岸边的{}盏灯笼。", "雨一连下了{}天，街上没有人。"],
+    }[language]  # fmt: skip
+    for i in range(60):
+        lines = [words[(i + j) % 3].format(i * 7 + j) for j in range(12)]
+        (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "picture.png").write_bytes(bytes(range(256)) * 20)
+    out = tmp_path / "run"
+    done = danlu("run", "tiny", f"corpus.source={folder}", "pretrain.steps=20", "--until", "sft", "--out", out)
+    assert "documents" in done.stdout
+    assert package.Chat(out, temperature=0.0).say("Continue: The ferry") is not None
+
+
+def test_from_a_base_model_with_ones_own_conversations(tiny_run, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"What is drug {i}?"}, {"role": "assistant", "content": "A herb."}]}
+        for i in range(60)
+    ] + [{"instruction": f"Name root {i}.", "output": "Ginseng."} for i in range(60)]
+    source = tmp_path / "own.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n", encoding="utf-8")
+    out = tmp_path / "run"
+    base = tiny_run / "sft" / "model"
+    done = danlu("run", "tiny", f"base={base}", f"sft.source={source}", "--until", "sft", "--out", out)
+    assert not (out / "corpus").exists()
+    assert "own.jsonl:121" in done.stderr
+    assert (out / "sft" / "model" / "model.safetensors").exists()
+
+
+def test_python_api(tiny_run):
+    model, tokenizer = package.load(tiny_run, stage="reward")
+    assert model(torch.tensor([tokenizer.encode("A small lamp.")])).shape == (1,)
+    assert isinstance(package.Chat(tiny_run).say("Continue: The lamp was lit."), str)
+    assert package.run("tiny", out=tiny_run).finished("eval")
+
+
+def test_two_runs_in_one_directory(tiny_run):
+    with Run(tiny_run).locked():
+        said = danlu("run", "tiny", "--out", tiny_run, code=2).stderr
+    assert "in use by process" in said
+    assert "Traceback" not in said
+
+
+@pytest.fixture
+def broken(tiny_run, tmp_path) -> Path:
+    out = tmp_path / "broken"
+    shutil.copytree(tiny_run, out)
+    return out
+
+
+def test_a_truncated_model_file_is_named(broken):
+    weights_file = broken / "sft" / "model" / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:1000])
+    said = danlu("chat", broken, "hello", "--stage", "sft", code=2).stderr
+    assert "model.safetensors" in said
+    assert "Traceback" not in said

@@ -1,0 +1,134 @@
+// In:  what the page wants to ask. Out: typed answers of the server, streams as async iterators.
+// Left out: what is shown (state.ts, *.tsx).
+
+export interface Message {
+  role: "system" | "user" | "assistant";
+  content: string;
+}
+
+export interface ModelInfo {
+  id: string;
+  hash: string;
+  parameters: number;
+  context: number;
+}
+
+export interface Options {
+  temperature: number;
+  top_p: number;
+  max_tokens?: number;
+}
+
+export type Side = "left" | "right";
+export type Choice = Side | "tie" | "both_bad";
+
+export interface Identity {
+  model: string;
+  model_hash: string;
+  temperature: number;
+  top_p: number;
+  seed: number;
+}
+
+export type ChatEvent = { text: string } | { finish: string };
+
+export type CompareEvent =
+  | { type: "start"; conversation: string }
+  | { type: "delta"; side: Side; text: string }
+  | { type: "finish"; side: Side; finish_reason: string }
+  | { type: "end"; comparison: string };
+
+export type Verdict = Record<Side, Identity>;
+
+/** What the server says went wrong, in its own words. */
+export class ApiError extends Error {
+  constructor(
+    message: string,
+    readonly code: string | null,
+  ) {
+    super(message);
+  }
+}
+
+export async function info(): Promise<ModelInfo[]> {
+  const answer = (await (await call("GET", "/api/info")).json()) as { models: ModelInfo[] };
+  return answer.models;
+}
+
+export async function* chat(
+  model: string,
+  messages: Message[],
+  options: Options,
+  signal: AbortSignal,
+): AsyncGenerator<ChatEvent> {
+  const body = { model, messages, stream: true, ...options };
+  for await (const data of events(await call("POST", "/v1/chat/completions", body, signal))) {
+    if (data === "[DONE]") return;
+    const choice = checked(data).choices[0];
+    if (choice?.delta.content) yield { text: choice.delta.content };
+    if (choice?.finish_reason) yield { finish: choice.finish_reason };
+  }
+}
+
+export async function* compare(
+  models: string[],
+  messages: Message[],
+  options: Options,
+  conversation: string | null,
+  rater: string,
+  signal: AbortSignal,
+): AsyncGenerator<CompareEvent> {
+  const body = { models, messages, conversation, rater, ...options };
+  for await (const data of events(await call("POST", "/api/compare", body, signal))) yield checked(data);
+}
+
+/** Who wrote what; null if the server was started anew since it showed these answers. The vote counts all the same. */
+export async function vote(comparison: string, choice: Choice, rater: string): Promise<Verdict | null> {
+  const answer = await (await call("POST", "/api/vote", { comparison, choice, rater })).json();
+  return answer.verdict;
+}
+
+export async function forget(conversation: string): Promise<void> {
+  await call("DELETE", `/api/conversations/${encodeURIComponent(conversation)}`);
+}
+
+async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  const request: RequestInit = { method, signal: signal ?? null };
+  if (body !== undefined) {
+    request.headers = { "content-type": "application/json" };
+    request.body = JSON.stringify(body);
+  }
+  const response = await fetch(path, request);
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+async function refusal(response: Response): Promise<ApiError> {
+  try {
+    const { error } = await response.json();
+    return new ApiError(error.message, error.code);
+  } catch {
+    return new ApiError(`${response.status} ${response.statusText}`, null);
+  }
+}
+
+/** The data of each server-sent event. Bytes may be cut anywhere, in the middle of a character too. */
+async function* events(response: Response): AsyncGenerator<string> {
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    waiting += value;
+    const whole = waiting.split("\n\n");
+    waiting = whole.pop()!;
+    for (const event of whole) if (event.startsWith("data: ")) yield event.slice(6);
+  }
+}
+
+/** An event's JSON; one that tells of a fault, after the answer had begun, becomes an exception. */
+function checked(data: string) {
+  const event = JSON.parse(data);
+  if (event.error) throw new ApiError(event.error.message, event.error.code);
+  return event;
+}
