@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
     ]
     places = {name: root / name for name in ("corpus", "tokenizer", "tokens", "sft")}
     write_documents(places["corpus"] / "documents", documents)
-    write_json(places["corpus"] / "audit.json", {"heldout_share": 0.2})
+    write_json(places["corpus"] / "split.json", {"heldout_share": 0.2})
     build_tokenizer(_make_stage(places["tokenizer"], TokenizerSettings(vocab_size=512, han_run=1), places, "tokenizer"))
     build_shards(_make_stage(places["tokens"], TokensSettings(), places, "tokens"))
     settings = PretrainSettings(model=_SHAPE, dtype="float32", **_TRAINING)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from danlu.corpus import generated, is_heldout
+from danlu.corpus.split import read_share
 from danlu.errors import UserError
 from danlu.run import hash_paths
 
@@ -38,7 +39,7 @@ def test_generated_corpora_lose_exactly_their_planted_copies(make: Callable) -> 
         assert figures["dropped"] == {"exact_duplicate": generated.COPIES, "near_duplicate": generated.COPIES}
         assert figures["characters"] == sum(len(document.text) for document in documents)
         assert figures["heldout"] == sum(is_heldout(document.id, 0.02) for document in documents)
-        assert audit["heldout_share"] == 0.02  # where the rooms that split documents read it
+        assert read_share(folder) == 0.02  # where the rooms that split documents read it
         steps = [(step["step"], step["documents"]) for step in audit["funnel"]]
         assert steps[0] == ("read", figures["records"])
         assert steps[-1] == ("near copies out", figures["documents"])

@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
     ]
     places = {name: root / name for name in ("corpus", "tokenizer", "tokens", "pretrain", "sft", "ppo", "compress")}
     write_documents(places["corpus"] / "documents", documents)
-    write_json(places["corpus"] / "audit.json", {"heldout_share": 0.2})
+    write_json(places["corpus"] / "split.json", {"heldout_share": 0.2})
     build_tokenizer(_make_stage(places["tokenizer"], TokenizerSettings(vocab_size=512, han_run=1), places, "tokenizer"))
     build_shards(_make_stage(places["tokens"], TokensSettings(), places, "tokens"))
     tokenizer = Tokenizer.load(places["tokenizer"] / "model")

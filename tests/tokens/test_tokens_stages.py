@@ -34,7 +34,7 @@ def stage(root: Path, name: str, settings: Settings) -> Stage:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     write_documents(tmp_path / "corpus" / "documents", poems(300))
-    write_json(tmp_path / "corpus" / "audit.json", {"heldout_share": SHARE})
+    write_json(tmp_path / "corpus" / "split.json", {"heldout_share": SHARE})
     return tmp_path
 
 
@@ -93,12 +93,12 @@ def test_sample_is_bounded(root: Path) -> None:
 
 def test_what_is_missing_is_said(root: Path) -> None:
     build_tokenizer(stage(root, "tokenizer", TokenizerSettings(vocab_size=384)))
-    write_json(root / "corpus" / "audit.json", {"heldout_share": 0.0})
+    write_json(root / "corpus" / "split.json", {"heldout_share": 0.0})
     with pytest.raises(UserError, match="val split"):
         build_shards(stage(root, "tokens", TokensSettings()))
-    write_json(root / "corpus" / "audit.json", {"heldout_share": 1.0})
+    write_json(root / "corpus" / "split.json", {"heldout_share": 1.0})
     with pytest.raises(UserError, match="no text for training"):
         build_tokenizer(stage(root, "tokenizer", TokenizerSettings()))
-    write_json(root / "corpus" / "audit.json", {})
-    with pytest.raises(UserError, match="heldout_share"):
+    (root / "corpus" / "split.json").unlink()
+    with pytest.raises(UserError, match=r"split\.json"):
         build_tokenizer(stage(root, "tokenizer", TokenizerSettings()))

@@ -98,7 +98,7 @@ def inputs(tmp_path_factory, documents):
     """Finished stages corpus, tokenizer and tokens."""
     root = tmp_path_factory.mktemp("run")
     write_documents(root / "corpus" / "documents", documents)
-    write_json(root / "corpus" / "audit.json", {"heldout_share": 0.1})
+    write_json(root / "corpus" / "split.json", {"heldout_share": 0.1})
     corpus = {"corpus": root / "corpus"}
     tokenizer = _make_stage(root / "tokenizer", TokenizerSettings(vocab_size=512, han_run=1), corpus, "tokenizer")
     build_tokenizer(tokenizer)

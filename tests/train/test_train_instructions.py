@@ -1,7 +1,15 @@
 import pytest
 
 from danlu.records import Document
-from danlu.train.instructions import PoemMix, PoemRequest, parse_request, poem_tasks, prose_tasks, regular_verse, write_lines
+from danlu.train.instructions import (
+    PoemMix,
+    PoemRequest,
+    parse_request,
+    poem_tasks,
+    prose_tasks,
+    regular_verse,
+    write_lines,
+)
 
 VERSE = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少？"
 SPRING = Document("d1", f"春晓\n孟浩然\n{VERSE}", "test", "zh", "", {"title": "春晓", "author": "孟浩然"})

@@ -1,6 +1,6 @@
 """Which documents are held out: decided by a document's id alone, the same in every room and every run.
 
-In:  a document id and the share to hold out.
+In:  a document id and the share to hold out, which a corpus carries with it.
 Out: yes or no.
 Left out: which documents exist; near-duplicates are gone by then, so none straddles the split.
 """
@@ -8,6 +8,11 @@ Left out: which documents exist; near-duplicates are gone by then, so none strad
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+
+from danlu.run import read_json, write_json
+
+SPLIT = "split.json"
 
 
 def is_heldout(document_id: str, share: float) -> bool:
@@ -21,3 +26,17 @@ def is_heldout(document_id: str, share: float) -> bool:
     """
     digest = hashlib.sha256(f"heldout {document_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+
+def write_share(corpus: Path, share: float) -> None:
+    """Note in a corpus directory how much of it is held out, so that every later stage asks the same question."""
+    write_json(corpus / SPLIT, {"heldout_share": share})
+
+
+def read_share(corpus: Path) -> float:
+    """The share that ``write_share`` noted.
+
+    Raises:
+        UserError: the corpus stage has not finished there.
+    """
+    return float(read_json(corpus / SPLIT)["heldout_share"])

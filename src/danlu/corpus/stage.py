@@ -22,7 +22,7 @@ from danlu.corpus.prepare import Preparation
 from danlu.corpus.read import Quarantine, read_records
 from danlu.corpus.settings import CorpusSettings
 from danlu.corpus.sources import Source, fetch
-from danlu.corpus.split import is_heldout
+from danlu.corpus.split import is_heldout, write_share
 from danlu.errors import UserError
 from danlu.records import Document, read_documents, write_documents
 from danlu.run import Stage, atomic_write, free_space
@@ -144,13 +144,13 @@ def _account(
         "files": len(source.files),
         "licences": {source.name: source.licence},
         "heldout": second.heldout,
-        "heldout_share": second.share,
         "clusters": second.clusters(),
         "fingerprint": ALGORITHM,
         "quarantined": dict(quarantine.counts.most_common()),
         "notes": quarantine.notes,
     }
     audit.write(stage.dir / "audit.json", facts)
+    write_share(stage.dir, second.share)
     audit.write_decisions(stage.dir / "decisions.parquet")
     return {
         "records": preparation.n_records,

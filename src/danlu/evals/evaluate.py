@@ -17,7 +17,7 @@ from typing import Any, cast
 from pydantic import Field
 
 from danlu import device, hub
-from danlu.corpus.split import is_heldout
+from danlu.corpus.split import is_heldout, read_share
 from danlu.evals.exam import Prompt, answer, heldout_prompts, judged, measure
 from danlu.evals.judge import Judge, judge
 from danlu.evals.perplexity import bits_per_byte, heldout_text
@@ -26,7 +26,7 @@ from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.recipe import Settings
 from danlu.records import Message, read_conversations, read_documents
-from danlu.run import Stage, atomic_write, read_json, stream_seed, write_json
+from danlu.run import Stage, atomic_write, stream_seed, write_json
 from danlu.train.language import Text
 
 # Stage of life, as reports call it -> the stage of the run whose model that is.
@@ -133,7 +133,7 @@ def _examine(
 def _training_texts(stage: Stage, conversations: Path) -> Iterator[str]:
     """What a model may have learnt by heart: training documents, or for an adopted model the answers it was taught."""
     if "corpus" in stage.inputs:
-        share = read_json(stage.inputs["corpus"] / "audit.json")["heldout_share"]
+        share = read_share(stage.inputs["corpus"])
         documents = read_documents(stage.inputs["corpus"] / "documents")
         yield from (document.text for document in documents if not is_heldout(document.id, share))
     else:

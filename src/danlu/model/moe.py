@@ -105,14 +105,20 @@ def expert_ffn(
         gate_up: (E, 2 I, D), gates first.
         down: (E, D, I).
         backend: ``"loop"`` (the reference), ``"grouped"`` (sort by expert, grouped products), ``"gather"`` (fetch the
-            experts of every token: decoding). None chooses by the static shapes, so that nothing waits for data.
+            experts of every token: decoding). None chooses by shapes, dtype and device, never by data.
 
     Returns:
         (N, D).
     """
-    if backend is None:
-        backend = "gather" if chosen.numel() <= gate_up.shape[0] else "grouped"
-    return _BACKENDS[backend](x, chosen, weights, gate_up, down)
+    return _BACKENDS[backend or _choose(x, chosen, gate_up)](x, chosen, weights, gate_up, down)
+
+
+def _choose(x: Tensor, chosen: Tensor, gate_up: Tensor) -> str:
+    """By static facts only. torch 2.13 has grouped products in fp32 on CPUs alone, and does not trace them."""
+    if chosen.numel() <= gate_up.shape[0]:
+        return "gather"
+    eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return "grouped" if x.dtype == torch.bfloat16 or eager_cpu else "loop"
 
 
 def _gated(hidden: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Left out: numbers that are better read in a table (``page``).
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -128,7 +129,7 @@ def sizes(table: Sequence[Mapping[str, Any]]) -> str:
         return ""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 2.8))
-        for row, colour in zip(table, (INK, JADE, MIST, CINNABAR, GOLD), strict=False):
+        for row, colour in zip(table, itertools.cycle((INK, JADE, MIST, CINNABAR, GOLD))):
             axes.plot(row["bytes"] / 1e6, row["bpb"], "o", color=colour, markersize=9)
             axes.annotate(f"  {row['variant']}", (row["bytes"] / 1e6, row["bpb"]), va="center")
         axes.set_xlim(0, max(row["bytes"] for row in table) / 1e6 * 1.35)

@@ -1,6 +1,6 @@
 """The two stages of this room: documents to a tokenizer, documents and tokenizer to token shards.
 
-In:  the corpus stage's documents, and from its audit the share of them that is held out.
+In:  the corpus stage's documents, and the share of them that is held out.
 Out: ``model/`` (a tokenizer folder) and ``report.json``; ``shards/train`` and ``shards/val``.
 Left out: rows and batches; the length of a row is the trainer's choice (``pack``, ``loader``).
 """
@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import Field
 
 from danlu.console import Task
-from danlu.corpus.split import is_heldout
+from danlu.corpus.split import is_heldout, read_share
 from danlu.errors import UserError
 from danlu.recipe import Settings
 from danlu.records import Document, read_documents
-from danlu.run import Stage, read_json, stream_seed, write_json
+from danlu.run import Stage, stream_seed, write_json
 from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.report import describe
@@ -112,11 +112,9 @@ def _sequences(stage: Stage, split: str, tokenizer: Tokenizer, task: Task) -> It
 def _documents(stage: Stage, split: str) -> Iterator[Document]:
     """Documents of one split; the corpus stage decides how many are held out, the document's id decides which."""
     corpus: Path = stage.inputs["corpus"]
-    audit = read_json(corpus / "audit.json")
-    if "heldout_share" not in audit:
-        raise UserError(f"{corpus / 'audit.json'} does not say heldout_share; run the corpus stage again")
+    share = read_share(corpus)
     for document in read_documents(corpus / "documents"):
-        if is_heldout(document.id, audit["heldout_share"]) == (split == "val"):
+        if is_heldout(document.id, share) == (split == "val"):
             yield document
 
 

@@ -15,11 +15,11 @@ from typing import Any, cast
 from pydantic import Field, field_validator
 
 from danlu import device, hub
-from danlu.corpus.split import is_heldout
+from danlu.corpus.split import is_heldout, read_share
 from danlu.errors import UserError, nearest
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, read_conversations, read_documents, write_conversations
-from danlu.run import Stage, hash_value, read_json
+from danlu.run import Stage, hash_value
 from danlu.tokens import chat
 from danlu.tokens.shards import read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def gather(stage: Stage, settings: SFTSettings) -> dict[str, list[Conversation]]
 def _made(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
     """Tasks made from the corpus's documents, and whether they are held out."""
     corpus = stage.inputs["corpus"]
-    share = read_json(corpus / "audit.json")["heldout_share"]
+    share = read_share(corpus)
     for document in read_documents(corpus / "documents"):
         if settings.source == "poems":
             tasks = poem_tasks(document, settings.poems, stage.seed)
