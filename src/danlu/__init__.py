@@ -39,7 +39,7 @@ def load(path: str | Path, stage: str | None = None) -> tuple[Decoder, Tokenizer
     return load_pretrained(find_model(Path(path), stage))
 
 
-def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:  # type: ignore[no-redef]
+def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:
     """Make everything a recipe describes and return its run directory.
 
     Args:

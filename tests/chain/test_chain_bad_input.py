@@ -1,7 +1,7 @@
 """Bad input ends in one clear sentence and exit code 2; nothing is lost or half-written."""
 
 import pytest
-from conftest import danlu
+from person import danlu
 
 pytestmark = pytest.mark.slow
 

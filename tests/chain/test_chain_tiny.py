@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS, STAGES, command, danlu, weights
+from person import MODELS, STAGES, command, danlu, weights
 
 import danlu as package
 from danlu.align.preferences import PreferenceStore

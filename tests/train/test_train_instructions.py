@@ -13,7 +13,7 @@ from danlu.train.instructions import (
 
 VERSE = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少？"
 SPRING = Document("d1", f"春晓\n孟浩然\n{VERSE}", "test", "zh", "", {"title": "春晓", "author": "孟浩然"})
-ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1, rhyme=1)
+ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1, rhyme=1, rhymed=1)
 GOLDEN = {
     "title": ("写一首题为《春晓》的五言绝句。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
     "style": ("模仿孟浩然，写一首题为《春晓》的五言绝句。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
@@ -21,6 +21,7 @@ GOLDEN = {
     "couplet": ("续写：春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"),
     "author": ("春眠不觉晓，处处闻啼鸟。这两句诗的作者是谁？", "孟浩然"),
     "rhyme": ("押“鸟”韵的字。", "少"),
+    "rhymed": ("写一首题为《春晓》的五言绝句，押“鸟”韵。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
 }
 
 
@@ -37,6 +38,7 @@ def test_golden_table_of_poem_tasks():
     ("prompt", "request_"),
     [
         (GOLDEN["title"][0], PoemRequest(4, 5, (), "春晓")),
+        (GOLDEN["rhymed"][0], PoemRequest(4, 5, (), "春晓")),
         (GOLDEN["style"][0], PoemRequest(4, 5, (), "春晓")),
         (GOLDEN["line"][0], PoemRequest(4, 5, ("春眠不觉晓",))),
         (GOLDEN["couplet"][0], PoemRequest(4, 5, ("春眠不觉晓", "处处闻啼鸟"))),
@@ -88,8 +90,8 @@ def test_titles_and_authors_that_cannot_be_asked_for_are_left_out():
     def kinds(**attributes):
         return {c.source.split(":")[1] for c in poem_tasks(poem(text, **attributes), ALL, 0)}
 
-    assert kinds() == {"title", "style", "line", "couplet", "author", "rhyme"}
-    assert kinds(author="无名氏") == {"title", "line", "couplet", "rhyme"}
+    assert kinds() == {"title", "style", "rhymed", "line", "couplet", "author", "rhyme"}
+    assert kinds(author="无名氏") == {"title", "rhymed", "line", "couplet", "rhyme"}
     assert kinds(title="") == {"line", "couplet", "author", "rhyme"}
     assert kinds(title="和《春晓》") == {"line", "couplet", "author", "rhyme"}
     assert kinds(title="长" * 21) == {"line", "couplet", "author", "rhyme"}
@@ -104,7 +106,7 @@ def test_eight_lines_teach_rhyme_and_nothing_else():
 
 def test_the_mix_decides_how_many_and_the_document_decides_which():
     documents = [poem(SPRING.text, id=f"poem-{i}") for i in range(400)]
-    mix = PoemMix(title=0.5, style=0, line=1, couplet=0, author=0.1, rhyme=0)
+    mix = PoemMix(title=0.5, style=0, line=1, couplet=0, author=0.1, rhyme=0, rhymed=0)
     drawn = [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=3)] for d in documents]
     assert drawn == [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=3)] for d in documents]
     count = {kind: sum(kind in kinds for kinds in drawn) for kind in ("title", "style", "line", "couplet", "author")}

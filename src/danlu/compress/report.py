@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from danlu.recipe import Settings
 from danlu.run import Stage, stream_seed
 from danlu.tokens import chat
 
-_ROUNDS = 5
+_ROUNDS = 6
 _NOTICEABLE = 0.95  # of the dense speed; closer than that is noise
 
 
@@ -98,12 +97,13 @@ def zeros(model: Decoder) -> float:
 
 
 def decode_speeds(generators: Mapping[str, Generator], prompt: Sequence[int], n_tokens: int) -> dict[str, float]:
-    """Tokens per second of one answer at a time, the median of rounds in which every variant has its turn.
+    """Tokens per second of one answer at a time: the best of several rounds in which every variant has its turn.
 
-    Turns, not blocks, because a shared machine drifts. Stop tokens are ignored, so that all decode equally much.
+    Turns, not blocks, because a shared machine drifts; the best, because whatever disturbs a round only slows it. Stop
+    tokens are ignored, so that all decode equally much.
     """
     seconds: dict[str, list[float]] = {name: [] for name in generators}
-    for _ in range(_ROUNDS + 1):
+    for _ in range(_ROUNDS):
         for name, generator in generators.items():
             room = generator.model.config.max_seq_len - len(prompt)
             sampling = Sampling(max_new_tokens=min(n_tokens, room))
@@ -112,7 +112,7 @@ def decode_speeds(generators: Mapping[str, Generator], prompt: Sequence[int], n_
             generator.generate([prompt], sampling, [0])
             seconds[name].append((time.perf_counter() - started) / sampling.max_new_tokens)
             generator.stop_ids = stop
-    return {name: 1 / median(times[1:]) for name, times in seconds.items()}  # the first round warms up
+    return {name: 1 / min(times) for name, times in seconds.items()}
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

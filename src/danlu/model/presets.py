@@ -30,7 +30,7 @@ _DEEPSEEK: dict[str, Any] = {
 }
 
 _TINY: dict[str, Any] = {"n_layers": 2, "d_model": 64, "max_seq_len": 128, "n_heads": 4, "head_dim": 16}
-_TANG: dict[str, Any] = {"n_layers": 6, "d_model": 256, "max_seq_len": 256, "n_heads": 4, "head_dim": 64}
+_TANG: dict[str, Any] = {"n_layers": 4, "d_model": 128, "max_seq_len": 256, "n_heads": 2, "head_dim": 64}
 _TINY_LATENT: dict[str, Any] = {"q_rank": 32, "kv_rank": 32, "nope_dim": 16, "rope_dim": 8, "v_dim": 16}
 _TANG_LATENT: dict[str, Any] = {"kv_rank": 64, "nope_dim": 32, "rope_dim": 32, "v_dim": 64}
 
@@ -48,16 +48,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "router_groups": 2,
         "router_groups_kept": 1,
     },
-    "gpt2-tang": {**_GPT2, **_TANG, "n_kv_heads": 4, "d_ff": 1024},
-    "llama-tang": {**_LLAMA, **_TANG, "n_kv_heads": 4, "d_ff": 704},
+    "gpt2-tang": {**_GPT2, **_TANG, "n_kv_heads": 2, "d_ff": 512},
+    "llama-tang": {**_LLAMA, **_TANG, "n_kv_heads": 2, "d_ff": 384},
     "deepseek-tang": {
         **_DEEPSEEK,
         **_TANG,
         **_TANG_LATENT,
-        "d_ff": 704,
+        "d_ff": 384,
         "n_experts": 12,
         "top_k": 3,
-        "d_expert": 176,
+        "d_expert": 96,
     },
     "gpt2-124m": {
         **_GPT2,

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, CINNABAR, JADE, GOLD, MIST = "#2b2a28", "#b5382a", "#3c7a5e", "#c08a2d", "#9a948a"
-_STYLE = {
+_STYLE: Any = {  # matplotlib types this by every key it knows
     "font.size": 10,
     "axes.edgecolor": MIST,
     "axes.labelcolor": INK,

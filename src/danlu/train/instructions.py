@@ -22,6 +22,7 @@ QUATRAIN = 4
 FORMS = {5: "五言绝句", 7: "七言绝句"}
 TITLE = "写一首题为《{title}》的{form}。"
 STYLE = "模仿{author}，写一首题为《{title}》的{form}。"
+RHYMED = "写一首题为《{title}》的{form}，押“{foot}”韵。"
 LINE = "续写成一首{form}：{first}，"
 COUPLET = "续写：{first}，{second}。"
 AUTHOR = "{first}，{second}。这两句诗的作者是谁？"
@@ -38,6 +39,8 @@ class PoemMix(Settings):
     """Write a quatrain on its title."""
     style: float = Field(default=0.3, ge=0, le=1)
     """The same, in the manner of its author."""
+    rhymed: float = Field(default=0.5, ge=0, le=1)
+    """The same, with the rhyme given by its first character, as poets who shared out rhymes among them wrote."""
     line: float = Field(default=1.0, ge=0, le=1)
     """Continue from its first line."""
     couplet: float = Field(default=0.5, ge=0, le=1)
@@ -129,6 +132,7 @@ def poem_tasks(document: Document, mix: PoemMix, seed: int) -> list[Conversation
     tasks = (
         ("title", TITLE, write_lines(poem.lines), mix.title, titled),
         ("style", STYLE, write_lines(poem.lines), mix.style, titled and signed),
+        ("rhymed", RHYMED, write_lines(poem.lines), mix.rhymed, titled),
         ("line", LINE, write_lines(poem.lines[1:]), mix.line, short),
         ("couplet", COUPLET, write_lines(poem.lines[2:]), mix.couplet, short),
         ("author", AUTHOR, poem.author, mix.author, signed),
@@ -165,13 +169,14 @@ def parse_request(prompt: str) -> PoemRequest | None:
 def _pattern(template: str) -> re.Pattern[str]:
     """The regular expression that reads what ``template.format`` wrote."""
     text = re.escape(template.rstrip("。，"))
-    groups = {"form": "|".join(FORMS.values()), "first": f"{HAN}+", "second": f"{HAN}+", "title": ".+", "author": ".+?"}
+    groups = {"form": "|".join(FORMS.values()), "first": f"{HAN}+", "second": f"{HAN}+", "foot": HAN}
+    groups |= {"title": ".+", "author": ".+?"}
     for name, group in groups.items():
         text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>{group})")
     return re.compile(text)
 
 
-_PATTERNS = tuple(_pattern(template) for template in (TITLE, STYLE, LINE, COUPLET))
+_PATTERNS = tuple(_pattern(template) for template in (TITLE, STYLE, RHYMED, LINE, COUPLET))
 
 # ----------------------------------------------------------------------------------------------- prose
 
