@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from danlu.model.decoder import Decoder
 
 from danlu import hub
 from danlu.console import Console
 from danlu.model.config import ModelConfig
+from danlu.model.decoder import Decoder
 from danlu.recipe import Settings
 from danlu.records import Conversation, Message, write_conversations
 from danlu.run import Metrics, Stage

@@ -58,7 +58,7 @@ def collect(make_model: MakeModel, tokenizer: Tokenizer, prompts: list[Prompt]) 
 
 def learner(make_model: MakeModel, **changes: object) -> Learner:
     settings = SETTINGS.model_copy(update=changes)
-    return Learner(make_model(), make_model("scalar", seed=1), settings, mean=0.1, std=2.0)
+    return Learner(make_model(), make_model("scalar", seed=1), settings)
 
 
 # ------------------------------------------------------------------------------------------------ rollout
@@ -156,12 +156,16 @@ def test_the_kl_penalty_and_the_score_become_returns(make_model: MakeModel, coll
     assert float(scored.advantages[scored.mask].std(correction=0)) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_critic_is_born_as_the_reward_model(make_model: MakeModel, collect: Callable[..., Experience]) -> None:
+def test_the_critic_starts_at_the_mean_score_with_the_reward_models_trunk(
+    make_model: MakeModel, collect: Callable[..., Experience]
+) -> None:
     trained, experience = learner(make_model), collect()
     scored = trained.score(experience, make_model(), beta=0.0)
-    raw = scoring.response_values(trained.critic, experience.sequences)
-    expected = ((raw - 0.1) / 2.0).masked_fill(~scored.mask, 0.0)
-    torch.testing.assert_close(scored.values, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert (scored.values == 0).all()
+    tokens = experience.sequences.tokens
+    assert torch.equal(trained.critic.hidden(tokens).states, make_model("scalar", seed=1).hidden(tokens).states)
+    losses_seen = [trained.update(scored, 0, seed=seed)["value_loss"] for seed in range(10)]
+    assert losses_seen[-1] < losses_seen[0]
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])

@@ -114,15 +114,19 @@ class Learner:
 
     Args:
         policy: a copy of the SFT model, trained in place.
-        critic: a copy of the reward model, head included, trained in place.
+        critic: a copy of the reward model, trained in place.
         settings: of the stage.
-        mean, std: of the reward model on SFT samples: the critic, born as reward model, speaks in the score's units.
+
+    The critic keeps the reward model's trunk and gets a head of zeros (Huang et al., "The N implementation details of
+    RLHF with PPO"). The reward model's head has only ever been read at the end of an answer; in the middle it says
+    anything, and unlearning that took a third of a short run (explained variance -4.7 at first, 0 after ten iterations
+    of 192 poems). Zero is the mean of the normalised score.
     """
 
-    def __init__(self, policy: Decoder, critic: Decoder, settings: PPOSettings, mean: float, std: float) -> None:
+    def __init__(self, policy: Decoder, critic: Decoder, settings: PPOSettings) -> None:
         self.policy, self.critic, self.settings = policy, critic, settings
+        torch.nn.init.zeros_(critic.score.weight)
         self._roles = {"policy": policy, "critic": critic}
-        self._mean, self._std = mean, std
         self._optimizers = {"policy": _adam(policy), "critic": _adam(critic)}
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Scored:
@@ -134,7 +138,7 @@ class Learner:
             scoring.without_gradient(scoring.response_logprobs, model, sequences, parts, training_forward=True)
             for model in (self.policy, reference)
         )
-        values = scoring.without_gradient(self._values, self.critic, sequences, parts)
+        values = scoring.without_gradient(scoring.response_values, self.critic, sequences, parts)
         rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
         advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
         white = losses.whiten(advantages, sequences.mask)
@@ -179,10 +183,6 @@ class Learner:
             model.load_state_dict(parts[role])
             self._optimizers[role].load(parts.get(f"{role}-adam", {}))
 
-    def _values(self, critic: Decoder, sequences: Sequences) -> Tensor:
-        raw = scoring.response_values(critic, sequences)
-        return ((raw - self._mean) / self._std).masked_fill(~sequences.mask, 0.0)
-
     def _mini_batches(self, n_rows: int, seed: int) -> Iterator[Tensor]:
         """Rows of every optimizer step; rows come in random order already, so the first epoch keeps it."""
         for epoch in range(self.settings.epochs):
@@ -225,7 +225,7 @@ class Learner:
         options, sequences, total = self.settings, scored.experience.sequences, 0.0
         n_tokens = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            values = self._values(self.critic, sequences.rows(rows))
+            values = scoring.response_values(self.critic, sequences.rows(rows))
             loss = losses.ppo_value_loss(
                 values, scored.values[rows], scored.returns[rows], scored.mask[rows], options.value_clip
             )

@@ -1,6 +1,6 @@
 """Stage ``ppo``: practise, be scored, learn; stay near the SFT model.
 
-In:  the SFT model (policy and reference), the reward model (score, and the critic it starts as), training prompts.
+In:  the SFT model (policy and reference), the reward model (score, and the critic's trunk), training prompts.
 Out: ``model/``, ``metrics.jsonl`` with a line per iteration, ``monitor.json`` with the looks from outside.
 Left out: the formulas (``losses``), sampling (``rollout``), the update (``learner``), the judge (``monitor``).
 
@@ -54,7 +54,7 @@ def ppo(stage: Stage) -> dict[str, Any]:
         model.compute_in(place.compute_dtype)
     mean, std = read_scale(stage.inputs["reward"] / "model")
     score = RewardScore(models["reward"], mean, std, settings.micro_batch, settings.missing_end_penalty)
-    learner = Learner(models["policy"], models["critic"], settings, mean, std)
+    learner = Learner(models["policy"], models["critic"], settings)
     practice = Practice(stage, tokenizer, learner, models["reference"], score)
     figures = practice.run()
     card = {"stage": "ppo", **{key: figures[key] for key in ("kept", "before", "after")}}
