@@ -129,7 +129,7 @@ def test_changing_an_option_remakes_that_stage_and_says_why(tiny_run, tmp_path):
     out = tmp_path / "tiny"
     shutil.copytree(tiny_run, out)
     said = danlu("run", "tiny", "compress.keep=sparsegpt", "--out", out).stderr
-    assert "keep changed from int8 to sparsegpt" in said
+    assert "keep changed from auto to sparsegpt" in said
     assert {line.split()[0] for line in said.splitlines() if " done in " in line} == {"compress", "eval"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,9 +147,9 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str,
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element, without the XML header and without a date, so equal data give equal bytes."""
+    """The figure as an ``<svg>`` element without XML header and metadata: equal data give equal bytes, and no links."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
