@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from danlu.align.preferences import split_of
-from danlu.align.rankings import RankingsSettings, rank, rankings, swap_last_line
+from danlu.align.rankings import RankingsSettings, last_line, rank, rankings, swap_last_line
+from danlu.errors import UserError
 from danlu.evals.judge import judge
-from danlu.records import Conversation, Message, read_preferences, write_conversations
+from danlu.records import Conversation, Message, read_conversations, read_preferences, write_conversations
 from danlu.run import Stage
 
 POEM = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"
@@ -56,8 +57,8 @@ def poems_dir(sft_dir: Path) -> Path:
     return sft_dir
 
 
-def test_the_stage_ranks_mixed_candidates_once_per_poem(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
-    settings = RankingsSettings(prompts=50, noise=0.0, tie_width=0.01, max_new_tokens=8, dtype="float32")
+def test_the_stage_ranks_both_kinds_once_per_poem(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
+    settings = RankingsSettings(prompts=10, endings=30, noise=0.0, tie_width=0.01, max_new_tokens=8, dtype="float32")
     stage = make_stage("rankings", settings, {"sft": poems_dir})
     figures = rankings(stage)
     made = read_preferences(stage.dir / "preferences.jsonl")
@@ -66,19 +67,45 @@ def test_the_stage_ranks_mixed_candidates_once_per_poem(poems_dir: Path, make_st
     critic = judge("poems")
     for preference in made:
         assert preference.split == split_of(preference.prompt)
-        assert {"corpus", "swap"} <= {answer.model for answer in preference.answers}
+        origins = {answer.model for answer in preference.answers}
+        assert origins == {"swap"} or "corpus" in origins
+        assert ("swap" in origins) != bool([answer for answer in preference.answers if answer.token_ids])
         scores = [critic.score(preference.prompt[-1].content, a.text)["total"] for a in preference.answers]
         assert all(scores[i] > scores[j] for i, j in preference.pairs())
         for answer in preference.answers:
             if answer.token_ids:
                 assert answer.sampling["temperature"] in (0.7, 1.0)
                 assert answer.sampling["tokenizer"]
-    origins = figures["judge_by_origin"]
-    assert origins["person"] >= origins["swap"] > origins["sample"]
+    means = figures["judge_by_origin"]
+    assert means["person"] >= means["swap"] > means["sample"]
+
+
+def test_of_the_tries_the_best_and_the_worst_are_ranked(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
+    settings = RankingsSettings(prompts=17, endings=33, swaps=2, tries=40, noise=0.0, max_new_tokens=8, dtype="float32")
+    stage = make_stage("rankings", settings, {"sft": poems_dir})
+    rankings(stage)
+    conversations, _ = read_conversations(poems_dir / "conversations" / "train.jsonl")
+    critic = judge("poems")
+    made = [p for p in read_preferences(stage.dir / "preferences.jsonl") if p.answers[0].model == "swap"]
+    assert len(made) == 3  # the fourth poem went to the other kind
+    written = {c.messages[:-1]: c.messages[-1].content for c in conversations}
+    lines = [last_line(written[preference.prompt]) for preference in made]
+    for preference in made:
+        asked, own = preference.prompt[-1].content, written[preference.prompt]
+        copies = [text for text in (swap_last_line(own, line) for line in lines) if text]
+        totals = sorted(critic.score(asked, text)["total"] for text in copies)
+        shown = sorted(critic.score(asked, answer.text)["total"] for answer in preference.answers)
+        assert shown == [totals[0], totals[-1]]
+
+
+def test_endings_need_poems(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
+    settings = RankingsSettings(judge="prose", prompts=1, endings=1, dtype="float32")
+    with pytest.raises(UserError, match="last lines of poems"):
+        rankings(make_stage("rankings", settings, {"sft": poems_dir}))
 
 
 def test_the_stage_gives_the_same_bytes_again(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
-    settings = RankingsSettings(prompts=50, max_new_tokens=8, dtype="float32")
+    settings = RankingsSettings(prompts=10, endings=30, max_new_tokens=8, dtype="float32")
     contents = []
     for folder in ("one", "two"):
         stage = make_stage("rankings", settings, {"sft": poems_dir}, folder=folder)

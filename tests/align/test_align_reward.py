@@ -11,25 +11,13 @@ import pytest
 import torch
 
 from danlu import hub
-from danlu.align import losses, scoring
-from danlu.align.reward import (
-    Ranking,
-    RewardSettings,
-    batch_of,
-    quality,
-    ranking_loss,
-    read_scale,
-    reward,
-    with_scalar_head,
-)
+from danlu.align.comparisons import Ranking
+from danlu.align.quality import quality
+from danlu.align.reward import RewardSettings, read_scale, reward, with_scalar_head
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message, Preference, write_preferences
 from danlu.run import Stage
 
-RANKINGS = [
-    Ranking(([1, 2], [1, 2], [1, 2]), ([5], [6, 7], [8, 9, 10]), (0, 1, 1)),
-    Ranking(([3], [3]), ([11, 12], [13]), (1, 0)),
-]
 SETTINGS = RewardSettings(
     batch_size=16, lr=3e-3, warmup=2, scale_prompts=16, max_new_tokens=6, dtype="float32", steps=40, save_every=20
 )
@@ -96,17 +84,6 @@ def test_without_held_out_comparisons_nothing_is_claimed(make_model: Callable[..
     found = quality(make_model("scalar"), make_model(), [], padding=0)
     assert found["accuracy"] is None
     assert not found["beats_habits"]
-
-
-def test_the_loss_is_the_sum_over_comparisons_however_they_are_batched(make_model: Callable[..., Decoder]) -> None:
-    model = make_model("scalar")
-    together = ranking_loss(model, batch_of(RANKINGS, 0, "cpu"))
-    apart = [ranking_loss(model, batch_of([ranking], 0, "cpu")) for ranking in RANKINGS]
-    assert together.n == 2
-    assert together.tokens == 2 * 3 + 6 + 2 + 3
-    torch.testing.assert_close(together.loss_sum, apart[0].loss_sum + apart[1].loss_sum)
-    scores = scoring.rewards(model, scoring.pad([[3], [3]], [[11, 12], [13]], 0))
-    torch.testing.assert_close(apart[1].loss_sum, losses.bradley_terry(scores[None], torch.tensor([[1, 0]])).sum())
 
 
 def test_the_head_is_fresh_and_the_trunk_is_the_models(make_model: Callable[..., Decoder]) -> None:

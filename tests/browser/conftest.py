@@ -58,7 +58,7 @@ def built_page() -> None:
     _module("danlu_tests_hatch_build", ROOT / "hatch_build.py").build_page(ROOT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives, its event loop counts as running: asyncio.run elsewhere would fail
 def playwright() -> Iterator[Playwright]:
     if not shutil.which(CHROMIUM):
         message = f"no Chromium at {CHROMIUM}: run scripts/install-browser.sh as root"
@@ -69,7 +69,7 @@ def playwright() -> Iterator[Playwright]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
     yield browser

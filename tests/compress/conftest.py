@@ -8,7 +8,7 @@ from danlu.records import Document, write_conversations, write_documents
 from danlu.run import Metrics, Stage, write_json
 from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
 from danlu.train import PretrainSettings, pretrain
-from danlu.train.instructions import PoemMix, poem_tasks
+from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 
 _SHAPE = {
     "preset": "llama-tang", "n_layers": 2, "d_model": 64, "n_heads": 2, "n_kv_heads": 2, "head_dim": 32, "d_ff": 160,
@@ -50,7 +50,9 @@ def finished(tmp_path_factory):
     build_shards(_make_stage(places["tokens"], TokensSettings(), places, "tokens"))
     settings = PretrainSettings(model=_SHAPE, dtype="float32", **_TRAINING)
     pretrain(_make_stage(root / "ppo", settings, places, "pretrain"))
-    tasks = [task for document in documents for task in poem_tasks(document, PoemMix(), seed=0)]
+    tasks = [
+        task for document in documents for task in poem_tasks(document, PoemMix(), compile_rhymes(documents), seed=0)
+    ]
     write_conversations(places["sft"] / "conversations" / "train.jsonl", tasks[:-80])
     write_conversations(places["sft"] / "conversations" / "heldout.jsonl", tasks[-80:])
     return {"ppo": root / "ppo", "sft": places["sft"], "tokens": places["tokens"]}

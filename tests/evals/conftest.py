@@ -10,7 +10,7 @@ from danlu.model import Decoder, preset
 from danlu.records import Document, write_conversations, write_documents
 from danlu.run import Metrics, Stage, write_json
 from danlu.tokens import Tokenizer, TokenizerSettings, TokensSettings, build_shards, build_tokenizer
-from danlu.train.instructions import PoemMix, poem_tasks
+from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 
 
 def _make_stage(directory, settings, inputs, name="eval"):
@@ -39,7 +39,9 @@ def finished(tmp_path_factory):
     build_tokenizer(_make_stage(places["tokenizer"], TokenizerSettings(vocab_size=512, han_run=1), places, "tokenizer"))
     build_shards(_make_stage(places["tokens"], TokensSettings(), places, "tokens"))
     tokenizer = Tokenizer.load(places["tokenizer"] / "model")
-    tasks = [task for document in documents for task in poem_tasks(document, PoemMix(), seed=0)]
+    tasks = [
+        task for document in documents for task in poem_tasks(document, PoemMix(), compile_rhymes(documents), seed=0)
+    ]
     write_conversations(places["sft"] / "conversations" / "train.jsonl", tasks[:-80])
     write_conversations(places["sft"] / "conversations" / "heldout.jsonl", tasks[-80:])
     for place, name in enumerate(("pretrain", "sft", "ppo", "compress")):

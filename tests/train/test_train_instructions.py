@@ -4,16 +4,20 @@ from danlu.records import Document
 from danlu.train.instructions import (
     PoemMix,
     PoemRequest,
+    compile_rhymes,
     parse_request,
     poem_tasks,
     prose_tasks,
     regular_verse,
     write_lines,
 )
+from danlu.train.rhymebook import RhymeBook
 
 VERSE = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少？"
 SPRING = Document("d1", f"春晓\n孟浩然\n{VERSE}", "test", "zh", "", {"title": "春晓", "author": "孟浩然"})
 ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1, rhyme=1, rhymed=1)
+BOOK = RhymeBook()
+BOOK.add("鸟少")
 GOLDEN = {
     "title": ("写一首题为《春晓》的五言绝句。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
     "style": ("模仿孟浩然，写一首题为《春晓》的五言绝句。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
@@ -30,7 +34,7 @@ def poem(text, title="题", author="李白", id="x"):
 
 
 def test_golden_table_of_poem_tasks():
-    found = {c.source: tuple(m.content for m in c.messages) for c in poem_tasks(SPRING, ALL, seed=0)}
+    found = {c.source: tuple(m.content for m in c.messages) for c in poem_tasks(SPRING, ALL, BOOK, seed=0)}
     assert found == {f"poems:{name}:d1": pair for name, pair in GOLDEN.items()}
 
 
@@ -62,7 +66,7 @@ def test_parse_request_reads_what_the_templates_write(prompt, request_):
     "lines", [("白日依山尽", "黄河入海流", "欲穷千里目", "更上一层楼"), ("故人西辞黄鹤楼", "烟花三月下扬州") * 2]
 )
 def test_the_answer_completes_what_the_request_asks_for(name, lines):
-    tasks = poem_tasks(poem(write_lines(lines), title="楼《》" if name == "line" else "楼"), ALL, seed=0)
+    tasks = poem_tasks(poem(write_lines(lines), title="楼《》" if name == "line" else "楼"), ALL, BOOK, seed=0)
     chosen = next(c for c in tasks if c.source.split(":")[1] == name)
     asked = parse_request(chosen.messages[0].content)
     assert write_lines(lines[len(asked.given) :]) == chosen.messages[1].content
@@ -81,14 +85,14 @@ def test_the_answer_completes_what_the_request_asks_for(name, lines):
 )
 def test_only_real_quatrains_are_used(text):
     assert regular_verse(poem(text)) is None
-    assert poem_tasks(poem(text), ALL, 0) == []
+    assert poem_tasks(poem(text), ALL, BOOK, 0) == []
 
 
 def test_titles_and_authors_that_cannot_be_asked_for_are_left_out():
     text = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"
 
     def kinds(**attributes):
-        return {c.source.split(":")[1] for c in poem_tasks(poem(text, **attributes), ALL, 0)}
+        return {c.source.split(":")[1] for c in poem_tasks(poem(text, **attributes), ALL, BOOK, 0)}
 
     assert kinds() == {"title", "style", "rhymed", "line", "couplet", "author", "rhyme"}
     assert kinds(author="无名氏") == {"title", "rhymed", "line", "couplet", "rhyme"}
@@ -97,24 +101,42 @@ def test_titles_and_authors_that_cannot_be_asked_for_are_left_out():
     assert kinds(title="长" * 21) == {"line", "couplet", "author", "rhyme"}
 
 
-def test_eight_lines_teach_rhyme_and_nothing_else():
+def test_eight_lines_are_two_quatrains():
     text = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
-    (task,) = poem_tasks(poem(text, title="题", author="人"), ALL, 0)
-    assert [m.content for m in task.messages] == ["押“鸟”韵的字。", "少流楼"]
-    assert parse_request(task.messages[0].content) is None
+    mix = PoemMix(title=1, style=0, line=0, couplet=0, author=0, rhyme=1, rhymed=0)
+    tasks = poem_tasks(poem(text, title="题", author="人"), mix, compile_rhymes([poem(text)]), 0)
+    *both, rhyme = [tuple(m.content for m in task.messages) for task in tasks]
+    assert both == [
+        ("写一首题为《题》的五言绝句。", half) for half in ("\n".join(text.split("\n")[i : i + 2]) for i in (0, 2))
+    ]
+    assert rhyme[0] == "押“鸟”韵的字。"
+    assert sorted(rhyme[1]) == sorted("少流楼")
+
+
+def test_the_rhyme_book_says_what_poets_rhymed_and_how_often():
+    book = RhymeBook()
+    for _ in range(50):
+        book.add("东风")
+    book.add("东空空")
+    assert book.rhymes("东", 8, seed=0) in ("风空", "空风")
+    assert book.rhymes("风", 8, seed=0) == "东"
+    assert book.rhymes("月", 8, seed=0) == ""
+    firsts = [book.rhymes("东", 1, seed) for seed in range(200)]
+    assert 0.9 < firsts.count("风") / 200 < 1.0
+    assert firsts == [book.rhymes("东", 1, seed) for seed in range(200)]
 
 
 def test_the_mix_decides_how_many_and_the_document_decides_which():
     documents = [poem(SPRING.text, id=f"poem-{i}") for i in range(400)]
     mix = PoemMix(title=0.5, style=0, line=1, couplet=0, author=0.1, rhyme=0, rhymed=0)
-    drawn = [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=3)] for d in documents]
-    assert drawn == [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=3)] for d in documents]
+    drawn = [[c.source.split(":")[1] for c in poem_tasks(d, mix, BOOK, seed=3)] for d in documents]
+    assert drawn == [[c.source.split(":")[1] for c in poem_tasks(d, mix, BOOK, seed=3)] for d in documents]
     count = {kind: sum(kind in kinds for kinds in drawn) for kind in ("title", "style", "line", "couplet", "author")}
     assert count["line"] == 400
     assert count["style"] == count["couplet"] == 0
     assert 150 < count["title"] < 250
     assert 20 < count["author"] < 70
-    assert drawn != [[c.source.split(":")[1] for c in poem_tasks(d, mix, seed=4)] for d in documents]
+    assert drawn != [[c.source.split(":")[1] for c in poem_tasks(d, mix, BOOK, seed=4)] for d in documents]
 
 
 def test_prose_is_continued_in_its_own_language_from_sentence_to_sentence():

@@ -1,12 +1,13 @@
 """Stage ``rankings``: a simulated human ranks answers of mixed origins, so that a reward model can be trained at once.
 
 In:  the SFT model and the prompts it was trained on; a judge that plays the human.
-Out: ``preferences.jsonl``: per prompt the person's own answer, samples at several temperatures and, for poems, copies
-of the person's answer with another last line; ranked by the judge's score as a fallible person would see it.
+Out: ``preferences.jsonl``: comparisons of two kinds, ranked by the judge's score as a fallible person would see it.
 Left out: real people. Their votes come from the preference store and meet these rankings in the reward stage.
 
-The swapped last lines matter most. They are real verse throughout and differ from the original in little but rhyme, so
-they teach what to look for, where sampled answers alone would teach to tell a machine's writing from a person's.
+One kind holds the person's own answer and samples of the model. Alone it would teach to tell a machine's writing from a
+person's. The other kind, for poems, holds copies of the person's answer with other last lines: real verse throughout,
+different in little but rhyme, so it teaches what to look for. The person's own last line is not among them; it would be
+known by its sense. This kind costs no sampling, and as its answers begin alike, little to learn from (``comparisons``).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from pydantic import Field
 
 from danlu import device, hub
 from danlu.align.preferences import split_of
+from danlu.errors import UserError
 from danlu.evals.judge import Judge, judge
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
@@ -36,12 +39,16 @@ class RankingsSettings(Settings):
 
     judge: str = "poems"
     """Who plays the human: "poems" or "prose"."""
-    prompts: int = 3000
-    """Prompts to rank answers for."""
+    prompts: int = Field(3000, ge=1)
+    """Prompts to rank samples for."""
     temperatures: tuple[float, ...] = (0.7, 1.0)
-    """One sample of the SFT model per prompt and temperature."""
-    swaps: int = 8
-    """Last lines of other poems to try; the judge's best and worst are ranked along. 0 for none; poems only."""
+    """One sample of the SFT model per prompt and entry, at that temperature."""
+    endings: int = Field(0, ge=0)
+    """Further prompts, to rank copies of the person's poem with other last lines; judge "poems" only."""
+    swaps: int = Field(8, ge=2)
+    """Such copies in a comparison: half of them the judge's best and half its worst."""
+    tries: int = Field(40, ge=2)
+    """Copies from which those are chosen."""
     noise: float = 0.2
     """Standard deviation of the human's mood, in units of the judge's total."""
     tie_width: float = 0.1
@@ -72,21 +79,25 @@ def rankings(stage: Stage) -> dict[str, Any]:
     """
     settings = cast(RankingsSettings, stage.settings)
     human = judge(settings.judge)
-    conversations = _choose(stage, settings, human)
-    pools = [[_candidate(human, c, "person", Answer(_text(c), model="corpus"))] for c in conversations]
-    if settings.swaps and settings.judge == "poems":
-        for pool, swapped in zip(pools, _swap(conversations, settings.swaps, human, stage.seed), strict=True):
-            pool += swapped
-    for pool, sampled in zip(pools, _sample(stage, settings, human, conversations), strict=True):
-        pool += sampled
+    if settings.endings and settings.judge != "poems":
+        raise UserError(f"rankings.endings ranks last lines of poems; with rankings.judge={settings.judge} set it to 0")
+    chosen = _choose(stage, settings, human)
+    cut = round(len(chosen) * settings.prompts / (settings.prompts + settings.endings))
+    pools = [*_sample(stage, settings, human, chosen[:cut]), *_swap(chosen[cut:], settings, human, stage.seed)]
     preferences, kept = [], []
-    for index, (conversation, pool) in enumerate(zip(conversations, pools, strict=True)):
+    for index, (conversation, pool) in enumerate(zip(chosen, pools, strict=True)):
         different = list({candidate.answer.text: candidate for candidate in pool}.values())
         if len(different) > 1:
             preferences.append(_rank(conversation, different, settings, stage.seed, index))
             kept.append(different)
     write_preferences(stage.dir / "preferences.jsonl", preferences)
     return _figures(preferences, kept)
+
+
+def last_line(text: str) -> str:
+    """The last run of Han characters of a text; the text itself if it has none."""
+    found = _LAST_LINE.search(text)
+    return found[1] if found else text
 
 
 def swap_last_line(text: str, line: str) -> str | None:
@@ -113,8 +124,8 @@ def _choose(stage: Stage, settings: RankingsSettings, human: Judge) -> list[Conv
     chosen: dict[str, Conversation] = {}
     for index in order:
         # Tasks made from one poem share its last line; of those only one is taken, or the held-out split would leak.
-        chosen.setdefault(_last_line(_text(fitting[index])), fitting[index])
-        if len(chosen) == settings.prompts:
+        chosen.setdefault(last_line(_text(fitting[index])), fitting[index])
+        if len(chosen) == settings.prompts + settings.endings:
             break
     return list(chosen.values())
 
@@ -122,16 +133,16 @@ def _choose(stage: Stage, settings: RankingsSettings, human: Judge) -> list[Conv
 def _sample(
     stage: Stage, settings: RankingsSettings, human: Judge, conversations: Sequence[Conversation]
 ) -> list[list[Candidate]]:
-    """Samples of the SFT model, one per temperature, for every prompt."""
+    """The person's answer and samples of the SFT model, one per temperature, for every prompt."""
     chosen = device.choose(settings.device, settings.dtype)
     folder = stage.inputs["sft"] / "model"
     model, tokenizer = hub.load_pretrained(folder)
     generator = Generator(model.to(chosen.kind), tokenizer, chosen.compute_dtype)
     name = hub.model_hash(folder)
     prompts = [chat.encode_prompt(tokenizer, c.messages[:-1]) for c in conversations]
-    pools: list[list[Candidate]] = [[] for _ in conversations]
-    for temperature in settings.temperatures:
-        seeds = [stream_seed(stage.seed, stage.name, temperature, index) for index in range(len(prompts))]
+    pools = [[_candidate(human, c, "person", Answer(_text(c), model="corpus"))] for c in conversations]
+    for place, temperature in enumerate(settings.temperatures):
+        seeds = [stream_seed(stage.seed, stage.name, place, index) for index in range(len(prompts))]
         sampling = Sampling(temperature=temperature, max_new_tokens=settings.max_new_tokens)
         noted = {"temperature": temperature, "max_new_tokens": settings.max_new_tokens, "tokenizer": tokenizer.hash}
         stage.console.say(f"{stage.name} sampling {len(prompts)} answers at temperature {temperature}")
@@ -142,21 +153,24 @@ def _sample(
     return pools
 
 
-def _swap(conversations: Sequence[Conversation], tries: int, human: Judge, seed: int) -> list[list[Candidate]]:
+def _swap(
+    conversations: Sequence[Conversation], settings: RankingsSettings, human: Judge, seed: int
+) -> list[list[Candidate]]:
     """For every poem the best and the worst of some copies with the last line of another poem of equal length."""
     lines: dict[int, list[str]] = {}
     for conversation in conversations:
-        line = _last_line(_text(conversation))
+        line = last_line(_text(conversation))
         lines.setdefault(len(line), []).append(line)
     pools = []
     for index, conversation in enumerate(conversations):
         text = _text(conversation)
-        others = lines[len(_last_line(text))]
-        drawn = np.random.default_rng(stream_seed(seed, "swap", index)).integers(len(others), size=tries)
-        texts = (swap_last_line(text, others[place]) for place in drawn)
+        others = lines[len(last_line(text))]
+        drawn = np.random.default_rng(stream_seed(seed, "swap", index)).integers(len(others), size=settings.tries)
+        texts = dict.fromkeys(swap_last_line(text, others[place]) for place in drawn)
         found = [_candidate(human, conversation, "swap", Answer(t, model="swap")) for t in texts if t is not None]
-        found.sort(key=lambda candidate: candidate.score)
-        pools.append([found[-1], found[0]] if found else [])
+        found.sort(key=lambda candidate: -candidate.score)
+        best = min(settings.swaps, len(found)) // 2
+        pools.append([*found[:best], *found[max(best, len(found) - settings.swaps + best) :]])
     return pools
 
 
@@ -199,8 +213,3 @@ def _order(better: float, worse: float) -> float:
 
 def _text(conversation: Conversation) -> str:
     return conversation.messages[-1].content
-
-
-def _last_line(text: str) -> str:
-    found = _LAST_LINE.search(text)
-    return found[1] if found else text

@@ -19,6 +19,8 @@ from danlu.model.config import ModelConfig
 from danlu.model.positions import Rope, rotate
 from danlu.model.quantized import make_linear
 
+SHARED = -2
+"""The document of tokens that every later token of their row may see: what several answers begin with."""
 PLAIN_SCORES = 512 * 512  # up to this many scores per head, a CPU is faster with the whole square than with SDPA
 
 
@@ -57,7 +59,8 @@ def causal_mask(length: int, documents: Tensor | None, dtype: torch.dtype, devic
 
     Args:
         length: T.
-        documents: (B, T) document of every token; attention stays inside a document. None: one document per row.
+        documents: (B, T) document of every token; attention stays inside a document, and sees what is ``SHARED``. None:
+            one document per row.
         dtype: dtype of the scores.
         device: where the scores are.
     """
@@ -65,7 +68,8 @@ def causal_mask(length: int, documents: Tensor | None, dtype: torch.dtype, devic
         return Mask(None)
     allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if documents is not None:
-        allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
+        keys = documents[:, None, None, :]
+        allowed = allowed & ((documents[:, None, :, None] == keys) | (keys == SHARED))
     return _mask(allowed, dtype)
 
 

@@ -123,7 +123,8 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, T) ids.
             positions: (B, T) place of every token; 0..T-1 by default. With a cache they are also the slots written.
-            documents: (B, T) document of every token; attention never crosses documents. Not together with a cache.
+            documents: (B, T) document of every token; attention never crosses documents, but for those tokens that are
+                ``attention.SHARED`` by the row. Not together with a cache.
             cache: keys and values of earlier tokens; updated in place. Queries see slots 0..their own position.
         """
         if cache is not None and documents is not None:

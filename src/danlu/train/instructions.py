@@ -16,6 +16,7 @@ from pydantic import Field
 from danlu.recipe import Settings
 from danlu.records import Conversation, Document, Message
 from danlu.run import stream_seed
+from danlu.train.rhymebook import RhymeBook
 
 HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]"
 QUATRAIN = 4
@@ -29,11 +30,14 @@ AUTHOR = "{first}，{second}。这两句诗的作者是谁？"
 RHYME = "押“{foot}”韵的字。"
 CONTINUE = {"zh": "续写：{start}", "en": "Continue: {start}"}
 NAMELESS = frozenset(("不详", "无名氏", "佚名", "无名", "失名"))
-_LONGEST_TITLE = 20
+_LONGEST_TITLE, _RHYMES = 20, 8
 
 
 class PoemMix(Settings):
-    """How many conversations of each kind a quatrain gives, on average: 1 is every quatrain, 0.3 three in ten."""
+    """How many conversations of each kind a quatrain gives, on average: 1 is every quatrain, 0.3 three in ten.
+
+    Regular verse of eight lines counts as two quatrains.
+    """
 
     title: float = Field(default=1.0, ge=0, le=1)
     """Write a quatrain on its title."""
@@ -48,7 +52,7 @@ class PoemMix(Settings):
     author: float = Field(default=0.1, ge=0, le=1)
     """Name the author of its first two lines."""
     rhyme: float = Field(default=0.5, ge=0, le=1)
-    """Name characters that rhyme: the ends of the even lines. Regular verse of eight lines gives this task too."""
+    """Name characters that rhyme with the poem's first foot, out of a rhyme book compiled from the training poems."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,14 @@ def regular_verse(document: Document) -> Verse | None:
     return Verse(title, author, lines)
 
 
+def compile_rhymes(documents: Iterable[Document]) -> RhymeBook:
+    """The rhyme book of all verse among some documents."""
+    book = RhymeBook()
+    for poem in filter(None, map(regular_verse, documents)):
+        book.add(poem.feet)
+    return book
+
+
 def write_lines(lines: Iterable[str]) -> str:
     """The last lines of a poem as verse: couplets ``一，二。``, one to a row; an odd line before them ends in 。"""
     rest = list(lines)
@@ -114,8 +126,17 @@ def write_lines(lines: Iterable[str]) -> str:
     return "\n".join([f"{line}。" for line in rest[:odd]] + couplets)
 
 
-def poem_tasks(document: Document, mix: PoemMix, seed: int) -> list[Conversation]:
-    """The conversations that a document gives; none unless it is verse. Decided by seed and document id alone.
+def quatrains(poem: Verse) -> list[tuple[str, ...]]:
+    """The poem, or the two halves of an eight-line one, each of which rhymes as a quatrain does.
+
+    A quatrain's name, 絕句, "cut lines", was long read as lines cut from regular verse; the Complete Tang Poems have
+    one and a half times as many of those poems as of quatrains.
+    """
+    return [poem.lines[start : start + QUATRAIN] for start in range(0, len(poem.lines), QUATRAIN)]
+
+
+def poem_tasks(document: Document, mix: PoemMix, book: RhymeBook, seed: int) -> list[Conversation]:
+    """The conversations that a document gives; none unless it is verse. Decided by seed, book and document id alone.
 
     Rhyming is learnt on a task of its own, because in a poem it is one character in ten or fourteen: hard to hear among
     all the others.
@@ -123,26 +144,29 @@ def poem_tasks(document: Document, mix: PoemMix, seed: int) -> list[Conversation
     poem = regular_verse(document)
     if poem is None:
         return []
-    first, second = poem.lines[:2]
-    facts = {"title": poem.title, "author": poem.author, "form": poem.form, "first": first, "second": second}
-    facts["foot"] = poem.feet[0]
-    short = len(poem.lines) == QUATRAIN
-    titled = short and 0 < len(poem.title) <= _LONGEST_TITLE and not set(poem.title) & set("《》\n")
-    signed = short and bool(poem.author) and poem.author not in NAMELESS
-    tasks = (
-        ("title", TITLE, write_lines(poem.lines), mix.title, titled),
-        ("style", STYLE, write_lines(poem.lines), mix.style, titled and signed),
-        ("rhymed", RHYMED, write_lines(poem.lines), mix.rhymed, titled),
-        ("line", LINE, write_lines(poem.lines[1:]), mix.line, short),
-        ("couplet", COUPLET, write_lines(poem.lines[2:]), mix.couplet, short),
-        ("author", AUTHOR, poem.author, mix.author, signed),
-        ("rhyme", RHYME, poem.feet[1:], mix.rhyme, True),
-    )
-    return [
-        _conversation(template.format(**facts), answer, f"poems:{name}:{document.id}")
-        for name, template, answer, share, possible in tasks
-        if possible and _drawn(share, seed, document.id, name)
-    ]
+    titled = 0 < len(poem.title) <= _LONGEST_TITLE and not set(poem.title) & set("《》\n")
+    signed = bool(poem.author) and poem.author not in NAMELESS
+    tasks = []
+    for number, lines in enumerate(quatrains(poem)):
+        facts = {"title": poem.title, "author": poem.author, "form": poem.form, "first": lines[0], "second": lines[1]}
+        facts["foot"] = lines[1][-1]
+        of_quatrain = (
+            ("title", TITLE, write_lines(lines), mix.title, titled),
+            ("style", STYLE, write_lines(lines), mix.style, titled and signed),
+            ("rhymed", RHYMED, write_lines(lines), mix.rhymed, titled),
+            ("line", LINE, write_lines(lines[1:]), mix.line, True),
+            ("couplet", COUPLET, write_lines(lines[2:]), mix.couplet, True),
+            ("author", AUTHOR, poem.author, mix.author, signed),
+        )
+        tasks += [
+            _conversation(template.format(**facts), answer, f"poems:{name}:{document.id}")
+            for name, template, answer, share, possible in of_quatrain
+            if possible and _drawn(share, seed, document.id, name, number)
+        ]
+    rhymes = book.rhymes(poem.feet[0], _RHYMES, stream_seed(seed, document.id, "rhymes"))
+    if rhymes and _drawn(mix.rhyme, seed, document.id, "rhyme"):
+        tasks.append(_conversation(RHYME.format(foot=poem.feet[0]), rhymes, f"poems:rhyme:{document.id}"))
+    return tasks
 
 
 def parse_request(prompt: str) -> PoemRequest | None:

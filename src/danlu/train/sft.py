@@ -7,6 +7,7 @@ Left out: templates and loss mask (``tokens.chat``), adapters.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from danlu.tokens import chat
 from danlu.tokens.shards import read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import parallel
-from danlu.train.instructions import PoemMix, poem_tasks, prose_tasks
+from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks, prose_tasks
 from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
 from danlu.train.loop import run_loop
 from danlu.train.pretrain import count, save_model
@@ -118,15 +119,14 @@ def gather(stage: Stage, settings: SFTSettings) -> dict[str, list[Conversation]]
 
 def _made(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
     """Tasks made from the corpus's documents, and whether they are held out."""
-    corpus = stage.inputs["corpus"]
-    share = read_share(corpus)
-    for document in read_documents(corpus / "documents"):
-        if settings.source == "poems":
-            tasks = poem_tasks(document, settings.poems, stage.seed)
-        else:
-            tasks = prose_tasks(document, settings.prose_per_document, stage.seed)
-        heldout = is_heldout(document.id, share)
-        yield from ((heldout, task) for task in tasks)
+    folder, share = stage.inputs["corpus"] / "documents", read_share(stage.inputs["corpus"])
+    if settings.source == "poems":
+        book = compile_rhymes(d for d in read_documents(folder) if not is_heldout(d.id, share))
+        make = functools.partial(poem_tasks, mix=settings.poems, book=book, seed=stage.seed)
+    else:
+        make = functools.partial(prose_tasks, per_document=settings.prose_per_document, seed=stage.seed)
+    for document in read_documents(folder):
+        yield from ((is_heldout(document.id, share), task) for task in make(document))
 
 
 def _read(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
