@@ -2,7 +2,7 @@
 
 In:  a command line.
 Out: exit code 0; 2 and one sentence for a mistake of the user's; 1 for a fault of ours.
-Left out: any work of its own; every verb calls one function of a room. Rooms are imported inside the verbs, so that
+Left out: work of its own; a verb calls rooms and prints what they return. Rooms are imported inside the verbs, so that
 ``danlu --help`` does not wait for torch.
 """
 

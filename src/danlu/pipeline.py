@@ -17,7 +17,7 @@ from typing import Any
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
-from danlu.errors import UserError, unknown
+from danlu.errors import UserError, nearest, unknown
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import Metrics, Run, Stage, atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
 
@@ -113,6 +113,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     specs = stages_of(recipe)
     if until is not None and until not in {spec.name for spec in specs}:
         raise unknown("stage", until, (spec.name for spec in specs))
+    _check_outside(recipe)
     run = Run(out)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
@@ -123,6 +124,15 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
             if spec.name == until:
                 break
     return run
+
+
+def _check_outside(recipe: Recipe) -> None:
+    """Refuse before the first stage what a later one would not find hours after."""
+    for section, settings in recipe.sections.items():
+        for option, path in settings.reads().items():
+            if not path.exists():
+                hint = nearest(path.name, os.listdir(path.parent) if path.parent.is_dir() else [])
+                raise UserError(f"{section}.{option}: {path} does not exist{hint if 'mean' in hint else ''}")
 
 
 def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from chromium import chromium
+from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WATCH = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
@@ -58,22 +46,10 @@ def built_page() -> None:
     _module("danlu_tests_hatch_build", ROOT / "hatch_build.py").build_page(ROOT)
 
 
-@pytest.fixture(scope="module")  # while it lives, its event loop counts as running: asyncio.run elsewhere would fail
-def playwright() -> Iterator[Playwright]:
-    if not shutil.which(CHROMIUM):
-        message = f"no Chromium at {CHROMIUM}: run scripts/install-browser.sh as root"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-    yield browser
-    browser.close()
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

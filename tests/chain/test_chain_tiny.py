@@ -13,8 +13,6 @@ import torch
 from person import MODELS, STAGES, command, danlu, weights
 
 import danlu as package
-from danlu.align.preferences import PreferenceStore
-from danlu.records import Answer, Message, Preference
 from danlu.run import Run
 
 pytestmark = pytest.mark.slow
@@ -102,27 +100,6 @@ def test_kill_9_and_go_on_gives_the_same_bytes(tiny_run, tmp_path, stage):
     assert "goes on after" in said
     name = f"{stage}/model"
     assert (out / name / "model.safetensors").read_bytes() == weights(tiny_run)[name]
-
-
-def test_a_vote_remakes_the_reward_model_and_what_follows_and_nothing_before(tiny_run, tmp_path):
-    out = tmp_path / "tiny"
-    shutil.copytree(tiny_run, out)
-    before = weights(out)
-    store = PreferenceStore(out / "feedback" / "preferences.db")
-    prompt = (Message("user", "Continue: The old man lit the lamp."),)
-    answers = (Answer("He smiled and slept.", model="sft", seed=1), Answer("lamp lamp lamp", model="sft", seed=2))
-    store.add(Preference("vote-1", prompt, answers, (0, 1), rater="someone", time="2026-01-01T00:00:00Z"))
-    said = danlu("run", "tiny", "--out", out).stderr
-    remade = {line.split()[0] for line in said.splitlines() if " done in " in line}
-    assert remade == {"reward", "ppo", "compress", "eval"}
-    assert "votes changed" in said
-    after = weights(out)
-    assert before["sft/model"] == after["sft/model"]
-    assert before["reward/model"] != after["reward/model"]
-    exported = tmp_path / "votes.jsonl"
-    danlu("feedback", "export", out, exported)
-    row = json.loads(exported.read_text(encoding="utf-8").splitlines()[0])
-    assert {"prompt", "chosen", "rejected"} <= row.keys()
 
 
 def test_changing_an_option_remakes_that_stage_and_says_why(tiny_run, tmp_path):

@@ -60,7 +60,8 @@ def test_no_utils():
 
 
 def test_no_machine_paths_in_tracked_files():
-    listing = subprocess.run(["git", "ls-files"], cwd=HOUSE, capture_output=True, text=True, check=False).stdout
+    listing = subprocess.run(["git", "ls-files"], cwd=HOUSE, capture_output=True, text=True, check=True).stdout
+    assert "pyproject.toml" in listing
     root = f"{HOUSE.parent}/"
     for name in listing.splitlines():
         path = HOUSE / name

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from danlu.align import losses, scoring
@@ -30,53 +31,53 @@ class PPOSettings(Settings):
 
     judge: str = "poems"
     """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
-    iterations: int = 60
+    iterations: int = Field(60, ge=1)
     """How often to sample, score and learn."""
-    batch_size: int = 192
+    batch_size: int = Field(192, ge=2)
     """Answers sampled per iteration."""
-    mini_batch: int = 64
+    mini_batch: int = Field(64, ge=1)
     """Answers per optimizer step."""
-    micro_batch: int = 32
+    micro_batch: int = Field(32, ge=1)
     """Answers per forward and backward; smaller needs less memory and changes nothing else."""
-    epochs: int = 1
+    epochs: int = Field(1, ge=1)
     """Passes over an experience."""
-    max_new_tokens: int = 48
+    max_new_tokens: int = Field(48, ge=1)
     """Where an answer is cut off."""
-    lr: float = 5e-5
+    lr: float = Field(5e-5, gt=0)
     """The policy's learning rate, falling linearly to 0."""
-    critic_lr: float = 2e-4
+    critic_lr: float = Field(2e-4, gt=0)
     """The critic's learning rate, falling linearly to 0."""
-    grad_clip: float = 1.0
+    grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm, for policy and critic each."""
-    clip: float = 0.2
+    clip: float = Field(0.2, gt=0)
     """Ratios beyond 1 -+ this earn nothing more."""
-    dual_clip: float = 3.0
+    dual_clip: float = Field(3.0, gt=1)
     """The loss of a token with negative advantage is capped at this times the advantage."""
-    value_clip: float = 0.2
+    value_clip: float = Field(0.2, gt=0)
     """How far a value may move from its old self within an iteration."""
-    gamma: float = 1.0
+    gamma: float = Field(1.0, ge=0, le=1)
     """Discount per token."""
-    lam: float = 0.95
+    lam: float = Field(0.95, ge=0, le=1)
     """GAE's lambda."""
-    approx_kl_limit: float = 0.05
+    approx_kl_limit: float = Field(0.05, gt=0)
     """Nats per token between old and new policy at which an update stops before its step."""
-    kl_coefficient: float = 0.05
+    kl_coefficient: float = Field(0.05, ge=0)
     """Price of a nat of distance from the SFT model, at the start."""
-    kl_target: float = 6.0
+    kl_target: float = Field(6.0, gt=0)
     """Nats per answer that the coefficient steers towards."""
-    kl_horizon: int = 2000
+    kl_horizon: int = Field(2000, ge=0)
     """Answers over which the coefficient may change by its own size; 0 keeps it fixed."""
-    kl_budget: float = 12.0
+    kl_budget: float = Field(12.0, gt=0)
     """A policy further than this from the SFT model, in nats per answer, is never chosen."""
-    missing_end_penalty: float = 1.0
+    missing_end_penalty: float = Field(1.0, ge=0)
     """Taken from the score of an answer that did not end by itself."""
-    entropy: float = 0.0
+    entropy: float = Field(0.0, ge=0)
     """Reward per nat of entropy of the policy's next token; 0 is off."""
-    mix: float = 0.0
+    mix: float = Field(0.0, ge=0)
     """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
-    probe_every: int = 10
+    probe_every: int = Field(10, ge=1)
     """Iterations between looks from outside, and between checkpoints."""
-    probe_prompts: int = 96
+    probe_prompts: int = Field(96, ge=1)
     """Held-out prompts per look."""
     device: str = "auto"
     """"auto", "cpu" or "cuda"."""

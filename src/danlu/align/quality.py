@@ -26,7 +26,13 @@ _ANSWERS = 256
 def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: int) -> dict[str, Any]:
     """How well held-out comparisons are predicted: by the model, by which answer is longer, by mere habits."""
     if not heldout:
-        return {"accuracy": None, "accuracy_interval": [0.0, 1.0], "beats_habits": False, "best_habit": None}
+        return {
+            "accuracy": None,
+            "accuracy_interval": [0.0, 1.0],
+            "habits": {},
+            "best_habit": None,
+            "beats_habits": False,
+        }
     device = sft.output_weight.device.type
     batch = comparisons.batch_of(heldout, padding, device)
     habits, lengths = _habits(sft, heldout, padding, device)

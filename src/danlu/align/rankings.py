@@ -30,8 +30,9 @@ from danlu.recipe import Settings
 from danlu.records import Answer, Conversation, Preference, read_conversations, write_preferences
 from danlu.run import Stage, stream_seed
 from danlu.tokens import chat
+from danlu.train.instructions import HAN
 
-_LAST_LINE = re.compile(r"([\u3400-\u9fff]+)[^\u3400-\u9fff]*$")
+_LAST_LINE = re.compile(f"({HAN}+)[^{HAN[1:-1]}]*$")
 
 
 class RankingsSettings(Settings):

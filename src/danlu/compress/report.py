@@ -1,8 +1,8 @@
 """What compression costs and gains, measured on the saved models, side by side.
 
 In:  model directories, held-out text and prompts.
-Out: one row per variant (bytes, zeros, bits per byte, the judge's rates, decode speed), intervals, and plain sentences
-     on what a variant does not gain.
+Out: one row per variant (bytes, zeros, bits per byte of answers, the judge's rates, decode speed), intervals, and plain
+     sentences on what a variant does not gain.
 Left out: a choice; ``compress.keep`` is the user's.
 """
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from danlu import device, hub
 from danlu.compress.calibrate import matrices
-from danlu.evals import answer, bits_per_byte, heldout_prompts, heldout_text, judge, judged, measure
+from danlu.evals import answer, bits_per_byte, heldout_answers, heldout_prompts, judge, judged, measure
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model.decoder import Decoder
@@ -41,7 +41,7 @@ class ReportSettings(Settings):
     max_new_tokens: int = Field(64, ge=1)
     """Where an answer is cut off."""
     bpb_tokens: int = Field(50_000, ge=1)
-    """Held-out tokens on which bits per byte are measured, about."""
+    """Held-out tokens on whose answers bits per byte are measured, about."""
     speed_tokens: int = Field(64, ge=1)
     """Tokens that every variant decodes per round of the speed measurement; there are six rounds."""
     device: str = "auto"
@@ -54,7 +54,7 @@ def compare(stage: Stage, settings: ReportSettings, folders: Mapping[str, Path])
     """Measure every variant.
 
     Args:
-        stage: with the inputs ``sft`` and perhaps ``tokens``.
+        stage: with the input ``sft``.
         settings: what to measure on.
         folders: variant -> model directory; "dense", the original, first.
 
@@ -67,7 +67,7 @@ def compare(stage: Stage, settings: ReportSettings, folders: Mapping[str, Path])
     tokenizer = loaded["dense"][1]
     generators = {name: Generator(model, tokenizer, machine.compute_dtype) for name, model in models.items()}
     context, by = models["dense"].config.max_seq_len, judge(settings.judge)
-    text = heldout_text(stage, tokenizer, context, settings.bpb_tokens)
+    text = heldout_answers(stage, tokenizer, context, settings.bpb_tokens)
     conversations, room = stage.inputs["sft"] / "conversations" / "heldout.jsonl", context - settings.max_new_tokens
     prompts = heldout_prompts(conversations, by, tokenizer, room, settings.prompts, stage.seed)
     sampling, seed = Sampling(max_new_tokens=settings.max_new_tokens), stream_seed(stage.seed, "compress")
@@ -109,9 +109,11 @@ def decode_speeds(generators: Mapping[str, Generator], prompt: Sequence[int], n_
             sampling = Sampling(max_new_tokens=min(n_tokens, room))
             stop, generator.stop_ids = generator.stop_ids, ()
             started = time.perf_counter()
-            generator.generate([prompt], sampling, [0])
+            try:
+                generator.generate([prompt], sampling, [0])
+            finally:
+                generator.stop_ids = stop
             seconds[name].append((time.perf_counter() - started) / sampling.max_new_tokens)
-            generator.stop_ids = stop
     return {name: 1 / min(times) for name, times in seconds.items()}
 
 

@@ -90,8 +90,8 @@ class CorpusSettings(Settings):
     """The same for short documents, which have few runs of five: exact Jaccard of pairs of words or characters."""
 
     heldout: float = Field(default=0.02, ge=0.0, lt=1.0)
-    """Share of documents kept from training, by hash of their ids (`corpus.is_heldout`); later stages read it from the
-    audit."""
+    """Share of documents kept from training, by hash of their ids (`corpus.is_heldout`); later stages read it from
+    ``split.json``."""
 
     def reads(self) -> dict[str, Path]:
         """The local file or folder, if the source is one."""

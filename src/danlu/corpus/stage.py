@@ -1,7 +1,7 @@
 """The stage ``corpus``: records in, documents out, in two passes that hold one batch of text at a time.
 
 In:  ``CorpusSettings``.
-Out: ``documents/``, ``audit.json``, ``decisions.parquet``, ``quarantine.jsonl`` in the stage's directory.
+Out: ``documents/``, ``split.json``, ``audit.json``, ``decisions.parquet``, ``quarantine.jsonl``.
 Left out: resuming half-way. Fetching is what takes long, and the cache keeps that; the rest is done anew, to the same
     bytes.
 """

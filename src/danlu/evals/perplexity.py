@@ -19,7 +19,7 @@ from danlu.records import read_conversations
 from danlu.run import Stage
 from danlu.tokens import chat
 from danlu.tokens.pack import pack
-from danlu.tokens.shards import read_shards, write_shards
+from danlu.tokens.shards import Masked, read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.language import Text, evaluate_text
 
@@ -37,14 +37,29 @@ def heldout_text(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens:
         max_seq_len: longest row that the models can read.
         n_tokens: how much text.
     """
-    documents = [ids for ids in _documents(stage, tokenizer) if len(ids) > 1]
-    share = min(1.0, n_tokens / max(1, sum(map(len, documents))))
-    chosen = (ids for place, ids in enumerate(documents) if int((place + 1) * share) > int(place * share))
-    return _as_text(stage.dir / "heldout", chosen, tokenizer, max_seq_len)
+    documents = [(ids, None) for ids in _documents(stage, tokenizer) if len(ids) > 1]
+    return _as_text(stage.dir / "heldout", _spread(documents, n_tokens), tokenizer, max_seq_len)
+
+
+def heldout_answers(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int) -> Text:
+    """Held-out conversations, of which only the answers count: what a chat model is for.
+
+    Its bits per byte on documents say little. Tuning has made it forget them in part, and damage to a model that is bad
+    at something may make it better at that by chance.
+
+    Args:
+        stage: with the input ``sft``.
+        tokenizer: the models'.
+        max_seq_len: longest row that the models can read.
+        n_tokens: how much text, prompts included.
+    """
+    conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
+    encoded = [chat.encode_conversation(tokenizer, conversation) for conversation in conversations]
+    return _as_text(stage.dir / "answers", _spread(encoded, n_tokens), tokenizer, max_seq_len)
 
 
 def bits_per_byte(model: Decoder, text: Text) -> float:
-    """Bits that the model needs per UTF-8 byte of the text, ends of documents included."""
+    """Bits that the model needs per UTF-8 byte of the text that counts, ends of documents or answers included."""
     return evaluate_text(model, text, max(1, _BATCH_TOKENS // text.pack.seq_len))["bpb"]
 
 
@@ -59,12 +74,18 @@ def text_bits_per_byte(model: Decoder, tokenizer: Tokenizer, text: str) -> dict[
         raise UserError("the text is empty; bits per byte need at least one")
     with tempfile.TemporaryDirectory() as folder:
         document = [tokenizer.bos, *ids, tokenizer.eos]
-        laid_out = _as_text(Path(folder) / "text", [document], tokenizer, model.config.max_seq_len)
+        laid_out = _as_text(Path(folder) / "text", [(document, None)], tokenizer, model.config.max_seq_len)
         return {"bpb": bits_per_byte(model, laid_out), "bytes": len(text.encode()), "tokens": len(ids)}
 
 
-def _as_text(folder: Path, sequences: Iterable[Sequence[int]], tokenizer: Tokenizer, max_seq_len: int) -> Text:
-    write_shards(folder, ((ids, None) for ids in sequences), tokenizer)
+def _spread(sequences: Sequence[Masked], n_tokens: int) -> Iterator[Masked]:
+    """Some of the sequences, evenly spread over them, about ``n_tokens`` together; all if there are fewer."""
+    share = min(1.0, n_tokens / max(1, sum(len(ids) for ids, _ in sequences)))
+    return (one for place, one in enumerate(sequences) if int((place + 1) * share) > int(place * share))
+
+
+def _as_text(folder: Path, sequences: Iterable[Masked], tokenizer: Tokenizer, max_seq_len: int) -> Text:
+    write_shards(folder, sequences, tokenizer)
     shards = read_shards(folder, tokenizer)
     return Text(shards, pack(shards, min(max_seq_len, _ROW)))
 

@@ -44,6 +44,7 @@ class Engine(Protocol):
     """A model made ready for inference.
 
     Attributes:
+        tokenizer: the model's.
         model: its weights in the dtype they are multiplied in.
         output_weight: (V, D), the rows that may be drawn.
         dtype: of products and cache.

@@ -150,7 +150,7 @@ def summary(result: Mapping[str, Any]) -> str:
             row = result.get(key, {})
             if any(row.get(life) is not None for life in lives):
                 lines.append(f"{key:<12}" + "".join(_cell(row.get(life)) for life in lives))
-    if "reward" in result and "accuracy" in result["reward"]:
+    if result.get("reward", {}).get("accuracy") is not None:
         baselines = ", ".join(f"{k} {v:.1%}" for k, v in result["reward"].get("baselines", {}).items())
         lines.append(f"reward      {result['reward']['accuracy']:.1%} of held-out comparisons right ({baselines})")
     for target in result.get("targets", []):

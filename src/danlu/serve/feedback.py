@@ -38,8 +38,10 @@ class _Contest:
     jobs: tuple[Job, ...]
 
     def answer(self, side: int, completion: Completion) -> Answer:
-        job = self.jobs[side]
-        return Answer(completion.text, completion.tokens, self.served[side].hash, asdict(job.sampling), job.seed)
+        """What was shown on a side; with the tokenizer's hash, so that its very tokens can be trained on."""
+        job, served = self.jobs[side], self.served[side]
+        sampling = {**asdict(job.sampling), "tokenizer": served.tokenizer.hash}
+        return Answer(completion.text, completion.tokens, served.hash, sampling, job.seed)
 
     def verdict(self) -> dict[str, Any]:
         """Who wrote what, for after the vote."""

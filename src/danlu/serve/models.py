@@ -113,7 +113,7 @@ def _load(name: str, place: Path) -> Served:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         loaded=int(time.time()),
         tokenizer=tokenizer,
-        generator=Generator(model, tokenizer, machine.compute_dtype),
+        generator=Generator(model.to(machine.kind), tokenizer, machine.compute_dtype),
     )
 
 

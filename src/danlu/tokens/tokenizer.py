@@ -128,10 +128,6 @@ class Tokenizer:
         """The bytes that one id adds to a text: none for a special token."""
         return self._bytes[id]
 
-    def id_of(self, token: str) -> int | None:
-        """The id of a token as it is spelt in ``tokenizer.json``, or None."""
-        return self._vocab.get(token)
-
     @functools.cached_property
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         """Bytes that each id adds to a text, (vocab_size,): what bits per byte divide by."""

@@ -92,7 +92,7 @@ def split_rows(batch: Batch, rows: int) -> list[Batch]:
 
 @torch.no_grad()
 def evaluate_text(model: Decoder, text: Text, batch_size: int, batches: int = 0) -> dict[str, float]:
-    """Held-out loss per token and, where every token counts, bits per UTF-8 byte of the text.
+    """Held-out loss per token that counts, and bits per UTF-8 byte of the text that counts.
 
     Args:
         model: the model.
@@ -105,10 +105,9 @@ def evaluate_text(model: Decoder, text: Text, batch_size: int, batches: int = 0)
         output = next_token_loss(model, batch)
         total, n = total + float(output.loss_sum), n + output.n
     loss = total / n
-    if text.shards.mask is not None:
-        return {"val_loss": loss}
-    bits = loss * text.pack.n_tokens / math.log(2)
-    return {"val_loss": loss, "bpb": bits / text.shards.manifest["bytes"]}
+    mask = text.shards.mask
+    bits = loss * (text.pack.n_tokens if mask is None else int(mask.sum())) / math.log(2)
+    return {"val_loss": loss, "bpb": bits / max(1, text.shards.manifest["bytes"])}
 
 
 def language_task(

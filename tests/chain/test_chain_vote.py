@@ -1,0 +1,83 @@
+"""The loop closes: a person votes in the page, and the next run's reward model is another one."""
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import chromium
+from person import command, danlu, weights
+
+from danlu.align.preferences import PreferenceStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+
+@contextlib.contextmanager
+def served(run: Path) -> Iterator[str]:
+    """``danlu serve`` in a process of its own; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen(command("serve", run, "--port", port), stderr=subprocess.PIPE, text=True) as server:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not answers(f"{address}/healthz"):
+            assert server.poll() is None, server.stderr and server.stderr.read()
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.2)
+        try:
+            yield address
+        finally:
+            server.terminate()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def vote(address: str, question: str) -> None:
+    """Ask in the page, look at two answers, choose the left one."""
+    with chromium() as browser:
+        page = browser.new_page(locale="en-US")
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_role("button", name="Compare", exact=True).click()
+        page.get_by_label("Your message").fill(question)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Left is better").click()
+        page.get_by_role("status").wait_for()
+
+
+def test_a_vote_in_the_page_remakes_the_reward_model_and_what_follows_and_nothing_before(tiny_run, tmp_path):
+    out = tmp_path / "tiny"
+    shutil.copytree(tiny_run, out)
+    before = weights(out)
+    with served(out) as address:
+        for number in range(3):  # one prompt in some is held out of training by its hash
+            vote(address, f"Continue: The old man lit the lamp {number} times.")
+    kept = PreferenceStore(out / "feedback" / "preferences.db").all()
+    assert len(kept) == 3
+    assert any(one.split == "train" and one.pairs() for one in kept)
+    said = danlu("run", "tiny", "--out", out).stderr
+    remade = {line.split()[0] for line in said.splitlines() if " done in " in line}
+    assert remade == {"reward", "ppo", "compress", "eval"}
+    assert "votes changed" in said
+    after = weights(out)
+    assert before["sft/model"] == after["sft/model"]
+    assert before["reward/model"] != after["reward/model"]
+    exported = tmp_path / "votes.jsonl"
+    danlu("feedback", "export", out, exported)
+    row = json.loads(exported.read_text(encoding="utf-8").splitlines()[0])
+    assert {"prompt", "chosen", "rejected"} <= row.keys()
