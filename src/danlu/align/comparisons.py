@@ -46,9 +46,11 @@ class Ranking:
 
     def shared(self) -> int:
         """How many tokens all answers begin with; at least the last token of each stays its own."""
-        columns = list(zip(*self.sequences(), strict=False))  # up to the shortest
-        alike = (place for place, column in enumerate(columns[:-1]) if len(set(column)) > 1)
-        return next(alike, len(columns) - 1)
+        sequences = self.sequences()
+        shortest = min(map(len, sequences))
+        columns = zip(*(sequence[: shortest - 1] for sequence in sequences), strict=True)
+        different = (place for place, column in enumerate(columns) if len(set(column)) > 1)
+        return next(different, shortest - 1)
 
 
 @dataclass(frozen=True)

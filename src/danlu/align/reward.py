@@ -129,8 +129,8 @@ def _task(
         batch = batch_of(heldout, padding, place)
         found = quality.scores(model, batch)
         return {
-            "heldout_loss": float(losses.bradley_terry(found, batch.ranks).mean()),
-            "heldout_accuracy": float(accuracy(found, batch.ranks).mean()),
+            "val_loss": float(losses.bradley_terry(found, batch.ranks).mean()),
+            "val_accuracy": float(accuracy(found, batch.ranks).mean()),
         }
 
     return Task(batches=batches, loss=ranking_loss, evaluate=evaluate)
