@@ -8,7 +8,9 @@ Left out: our own faults; those stay ordinary exceptions (exit code 1).
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -30,6 +32,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid: {', '.join(names)}" if names else ""
+
+
+def beside(path: Path) -> str:
+    """What in the same folder a missing ``path`` may have meant: ``"; did you mean 'x'?"``, or nothing."""
+    hint = nearest(path.name, os.listdir(path.parent) if path.parent.is_dir() else [])
+    return hint if "mean" in hint else ""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], where: str = "") -> UserError:

@@ -17,7 +17,7 @@ from typing import Any
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
-from danlu.errors import UserError, nearest, unknown
+from danlu.errors import UserError, beside, unknown
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import Metrics, Run, Stage, atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
 
@@ -131,8 +131,7 @@ def _check_outside(recipe: Recipe) -> None:
     for section, settings in recipe.sections.items():
         for option, path in settings.reads().items():
             if not path.exists():
-                hint = nearest(path.name, os.listdir(path.parent) if path.parent.is_dir() else [])
-                raise UserError(f"{section}.{option}: {path} does not exist{hint if 'mean' in hint else ''}")
+                raise UserError(f"{section}.{option}: {path} does not exist{beside(path)}")
 
 
 def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:

@@ -42,7 +42,8 @@ class Ranking:
 
     def tokens(self) -> int:
         """Tokens that a row takes: what all answers share, and the rest of each."""
-        return self.shared() + sum(len(s) - self.shared() for s in self.sequences())
+        shared = self.shared()
+        return shared + sum(len(sequence) - shared for sequence in self.sequences())
 
     def shared(self) -> int:
         """How many tokens all answers begin with; at least the last token of each stays its own."""

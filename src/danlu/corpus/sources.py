@@ -22,7 +22,7 @@ from pathlib import Path
 from danlu.console import Console
 from danlu.corpus import generated
 from danlu.corpus.cache import cache_root, cached, names_below
-from danlu.errors import UserError, nearest, unknown
+from danlu.errors import UserError, beside, nearest, unknown
 from danlu.run import atomic_write, hash_value
 
 KINDS = ("npm", "pypi", "hf", "generated")
@@ -106,9 +106,7 @@ def _local(source: str, path: Path, include: Sequence[str]) -> Source:
         return Source(source, path.parent, _matching(source, path.parent, include, [path.name]), UNSTATED)
     if path.is_dir():
         return Source(source, path, _matching(source, path, include, names_below(path)), _licence(path))
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, beside)
-    raise UserError(f"the source {path} does not exist{hint if 'mean' in hint else '; give a file or folder of text'}")
+    raise UserError(f"the source {path} does not exist{beside(path) or '; give a file or folder of text'}")
 
 
 def _matching(source: str, folder: Path, include: Sequence[str], names: Sequence[str]) -> tuple[Path, ...]:

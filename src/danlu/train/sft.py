@@ -126,7 +126,8 @@ def _made(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversat
     else:
         make = functools.partial(prose_tasks, per_document=settings.prose_per_document, seed=stage.seed)
     for document in read_documents(folder):
-        yield from ((is_heldout(document.id, share), task) for task in make(document))
+        heldout = is_heldout(document.id, share)
+        yield from ((heldout, task) for task in make(document))
 
 
 def _read(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
