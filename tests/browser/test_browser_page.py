@@ -130,6 +130,7 @@ def test_neither_answer_is_kept_when_both_are_bad(open_page):
     compare(page)
     page.get_by_role("button", name="Both are bad").click()
     expect(page.get_by_label("Your message")).to_have_value("greet")
+    expect(page.get_by_label("Your message")).to_be_focused()
     with page.expect_request("**/api/compare") as sent:
         page.keyboard.press("Enter")
     assert len(json.loads(sent.value.post_data)["messages"]) == 1

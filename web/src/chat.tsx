@@ -1,7 +1,7 @@
 // The conversation: turns, an answer as it is written, the box to write in.
 
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { ComparisonView } from "./compare";
 import { SUGGESTIONS, language, t } from "./i18n";
 import { Furnace, SendSign, StopSign } from "./marks";
@@ -111,7 +111,8 @@ export function Composer() {
     box.current!.style.height = "auto";
     box.current!.style.height = `${box.current!.scrollHeight}px`;
   }, [draft.value]);
-  useEffect(() => {
+  // Before the next paint: a key pressed as soon as the box can be seen to be free belongs to the box.
+  useLayoutEffect(() => {
     const touch = !matchMedia("(hover: hover)").matches; // focus would open the keyboard over what was just written
     if (!busy.value && !undecided.value && !touch) box.current!.focus({ preventScroll: true });
   }, [busy.value, undecided.value]);

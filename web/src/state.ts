@@ -91,9 +91,12 @@ export async function vote(comparison: Comparison, choice: api.Choice): Promise<
   if (!comparison.id.value || comparison.choice.value) return;
   comparison.choice.value = choice;
   try {
-    comparison.verdict.value = await api.vote(comparison.id.value, choice, rater);
-    comparison.counted.value = true;
-    if (choice === "both_bad" && !draft.value) draft.value = promptOf(comparison);
+    const verdict = await api.vote(comparison.id.value, choice, rater);
+    batch(() => {
+      comparison.verdict.value = verdict;
+      comparison.counted.value = true;
+      if (choice === "both_bad" && !draft.value) draft.value = promptOf(comparison);
+    });
   } catch (error) {
     comparison.choice.value = null;
     problem.value = sentence(error);
