@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.device import cpu_flags
-from danlu.run import provenance, write_json
+from danlu.files import write_json
+from danlu.run import provenance
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

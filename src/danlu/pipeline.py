@@ -18,8 +18,9 @@ from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
+from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
 from danlu.recipe import Recipe, Settings, load_recipe
-from danlu.run import Metrics, Run, Stage, atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
+from danlu.run import Metrics, Run, Stage
 
 VOTES = "votes"
 _SMALL_FILE = 64 << 20

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danlu.errors import UserError
-from danlu.run import atomic_directory, atomic_write
+from danlu.files import atomic_directory, atomic_write
 
 ROLES = ("system", "user", "assistant")
 

@@ -1,7 +1,7 @@
-"""The run directory: what is on disk while a model is being made, and how none of it is lost.
+"""The run directory: what is on disk while a model is being made, and why it can be believed.
 
 In:  a directory, stage names, settings and the hashes of what a stage depends on.
-Out: ``Stage`` (what a stage function receives), manifests with parents by hash, metrics.jsonl, atomic writes, a lock.
+Out: ``Stage`` (what a stage function receives), manifests with parents by hash, metrics.jsonl, a lock.
 Left out: which stages exist and what they do (``pipeline``); training checkpoints (``train.checkpoint``).
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,113 +18,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from danlu.console import Console
 from danlu.errors import UserError
+from danlu.files import atomic_write, write_json
 from danlu.recipe import Settings
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 REPLACED = ".replaced"
 _VERSIONED = ("danlu", "torch", "numpy", "tokenizers", "pyarrow", "safetensors")
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file beside its place, sync it, then rename: readers see the old file or the new one, whole.
-
-    Args:
-        path: the final place; its parent is created.
-        mode: ``"w"`` for UTF-8 text or ``"wb"`` for bytes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Fill a directory beside its place, sync every file, then swap it in; an earlier directory is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, doomed)
-            os.replace(beside, path)
-            shutil.rmtree(doomed)
-        else:
-            os.replace(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, atomically; NaN is refused because no JSON reader knows it."""
-    with atomic_write(path) as handle:
-        json.dump(value, handle, ensure_ascii=False, indent=2, sort_keys=False, allow_nan=False)
-        handle.write("\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of ours.
-
-    Raises:
-        UserError: the file is missing or damaged, naming it.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that makes it first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete its directory and run again") from None
-
-
-def hash_value(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form, 16 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def hash_paths(root: Path, names: tuple[str, ...]) -> str:
-    """One hash over the bytes of everything below ``root/name`` for each name, independent of time and place."""
-    digests = {}
-    for name in names:
-        place = root / name
-        files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for file in files:
-            if file.is_file():
-                digests[file.relative_to(root).as_posix()] = hash_file(file)
-    return hash_value(digests)
-
-
-def stream_seed(*parts: object) -> int:
-    """A 63-bit seed from any mixture of values: random streams are addressed, never carried along.
-
-    A resumed run asks for the same address and gets the same numbers, so no generator state needs saving.
-    """
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 class Metrics:
@@ -225,6 +127,15 @@ class Run:
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             return None
 
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Manifest of every finished stage, by name, in the order in which the stages depend on each other."""
+        found = {path.parent.name: self.manifest(path.parent.name) for path in sorted(self.dir.glob(f"*/{MANIFEST}"))}
+        waiting = {name: manifest for name, manifest in found.items() if manifest and manifest["state"] == "done"}
+        ordered: dict[str, dict[str, Any]] = {}
+        while ready := [name for name, made in waiting.items() if not made["parents"].keys() & waiting.keys()]:
+            ordered |= {name: waiting.pop(name) for name in ready}
+        return ordered
+
     def finished(self, name: str) -> bool:
         """Whether a stage has a manifest that says done."""
         manifest = self.manifest(name)
@@ -265,29 +176,6 @@ def provenance() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     hardware = {"machine": platform.machine(), "system": platform.system(), "cores": len(os.sched_getaffinity(0))}
     return {"versions": versions, "hardware": hardware}
-
-
-def free_space(path: Path, needed: int) -> None:
-    """Refuse to start work that cannot be stored.
-
-    Args:
-        path: a directory, made or not, on the disk in question.
-        needed: bytes that will be written.
-
-    Raises:
-        UserError: less than ``needed`` bytes are free there.
-    """
-    place = path
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(f"{place} has {free / 1e6:.0f} MB free and this needs {needed / 1e6:.0f} MB; free some space")
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
 
 
 def _now() -> str:

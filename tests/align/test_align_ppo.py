@@ -18,11 +18,12 @@ from danlu.align.learner import Learner, PPOSettings
 from danlu.align.ppo import ppo
 from danlu.align.rollout import Cursor, Experience, Prompt, RewardScore, Rollouts, gather_prompts
 from danlu.align.scoring import Sequences
+from danlu.files import write_json
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, Message
-from danlu.run import Metrics, Stage, write_json
+from danlu.run import Metrics, Stage
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 

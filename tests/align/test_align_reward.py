@@ -1,4 +1,4 @@
-"""The reward model: it learns planted taste, is honest about habits, and its scale goes with it."""
+"""The reward model: it learns planted taste, is honest about baselines, and its scale goes with it."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def stage(tmp_path: Path, sft_dir: Path, make_stage: Callable[..., Stage]) -> St
 def test_planted_taste_is_learned_and_the_model_can_be_used(stage: Stage) -> None:
     figures = reward(stage)
     assert figures["accuracy"] > 0.9
-    assert figures["beats_habits"]
+    assert figures["beats_baselines"]
     assert figures["comparisons"] == 120
     assert figures["heldout"] == 30
     assert figures["accuracy_by_length"].keys() == {"same_length"}
-    assert figures["habits"]["longer"] == 0.5
+    assert figures["baselines"]["longer"] == 0.5
     model = hub.load(stage.dir / "model")
     assert model.head_kind == "scalar"
     assert read_scale(stage.dir / "model") == (figures["mean"], figures["std"])
@@ -69,13 +69,13 @@ def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
     assert figures["comparisons"] == 120 + 16
 
 
-def test_a_reward_model_that_learned_a_habit_says_so(make_model: Callable[..., Decoder]) -> None:
+def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[..., Decoder]) -> None:
     longer = [Ranking(([1], [1]), ([5] * (2 + i % 4), [5]), (0, 1)) for i in range(40)]
     found = quality(make_model("scalar"), make_model(), longer, padding=0)
-    assert found["habits"]["longer"] == 1.0
-    assert found["habits"]["shorter"] == 0.0
-    assert found["best_habit"] == "longer"
-    assert not found["beats_habits"]
+    assert found["baselines"]["longer"] == 1.0
+    assert found["baselines"]["shorter"] == 0.0
+    assert found["best_baseline"] == "longer"
+    assert not found["beats_baselines"]
     assert found["accuracy_by_length"].keys() == {"better_is_longer"}
     json.dumps(found, allow_nan=False)
 
@@ -83,7 +83,7 @@ def test_a_reward_model_that_learned_a_habit_says_so(make_model: Callable[..., D
 def test_without_held_out_comparisons_nothing_is_claimed(make_model: Callable[..., Decoder]) -> None:
     found = quality(make_model("scalar"), make_model(), [], padding=0)
     assert found["accuracy"] is None
-    assert not found["beats_habits"]
+    assert not found["beats_baselines"]
 
 
 def test_the_head_is_fresh_and_the_trunk_is_the_models(make_model: Callable[..., Decoder]) -> None:

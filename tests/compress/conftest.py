@@ -4,8 +4,9 @@ import pytest
 
 from danlu.console import Console
 from danlu.corpus.generated import poems
+from danlu.files import write_json
 from danlu.records import Document, write_conversations, write_documents
-from danlu.run import Metrics, Stage, write_json
+from danlu.run import Metrics, Stage
 from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
 from danlu.train import PretrainSettings, pretrain
 from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks

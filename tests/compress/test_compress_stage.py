@@ -12,10 +12,10 @@ from danlu.compress import CompressSettings, compress
 from danlu.compress.report import decode_speeds, notes
 from danlu.compress.stage import calibration
 from danlu.errors import UserError
+from danlu.files import read_json
 from danlu.infer.generate import Generator
 from danlu.model import Decoder, preset
 from danlu.records import read_conversations
-from danlu.run import read_json
 from danlu.tokens import Tokenizer, chat
 from danlu.tokens.shards import read_shards
 

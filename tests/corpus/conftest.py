@@ -8,8 +8,9 @@ import pytest
 
 from danlu.console import Console
 from danlu.corpus import CorpusSettings, build
+from danlu.files import read_json
 from danlu.records import Document, read_documents
-from danlu.run import Metrics, Stage, read_json
+from danlu.run import Metrics, Stage
 
 Built = tuple[dict[str, Any], list[Document], dict[str, Any], Path]
 

@@ -11,7 +11,7 @@ import pytest
 from danlu.corpus import generated, is_heldout
 from danlu.corpus.split import read_share
 from danlu.errors import UserError
-from danlu.run import hash_paths
+from danlu.files import hash_paths
 
 POEM = {
     "text": "{title}\n{author}\n{paragraphs}",

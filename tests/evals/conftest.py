@@ -6,9 +6,10 @@ import torch
 from danlu import hub
 from danlu.console import Console
 from danlu.corpus.generated import poems
+from danlu.files import write_json
 from danlu.model import Decoder, preset
 from danlu.records import Document, write_conversations, write_documents
-from danlu.run import Metrics, Stage, write_json
+from danlu.run import Metrics, Stage
 from danlu.tokens import Tokenizer, TokenizerSettings, TokensSettings, build_shards, build_tokenizer
 from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 

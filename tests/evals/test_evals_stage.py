@@ -12,7 +12,7 @@ from danlu import hub
 from danlu.errors import UserError
 from danlu.evals import EvalSettings, bits_per_byte, evaluate, heldout_prompts, heldout_text, judge, judged, measure
 from danlu.evals.perplexity import text_bits_per_byte
-from danlu.run import read_json
+from danlu.files import read_json
 from danlu.tokens.shards import read_shards
 
 SETTINGS = EvalSettings(prompts=12, max_new_tokens=24, showcase=("续写成一首五言绝句：春眠不觉晓，",), dtype="float32")

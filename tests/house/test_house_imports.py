@@ -8,7 +8,7 @@ import pytest
 import danlu
 
 ROOT = Path(danlu.__file__).parent
-GROUND = {"errors", "recipe", "console", "run", "records", "device"}
+GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "device"}
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
 HALL = ["report", "pipeline", "talk", "doctor", "plan", "cli"]
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}

@@ -10,9 +10,10 @@ import pytest
 from danlu.console import Console
 from danlu.corpus.split import is_heldout
 from danlu.errors import UserError
+from danlu.files import hash_paths, read_json, write_json
 from danlu.recipe import Settings
 from danlu.records import Document, write_documents
-from danlu.run import Metrics, Stage, hash_paths, read_json, write_json
+from danlu.run import Metrics, Stage
 from danlu.tokens import Tokenizer, TokenizerSettings, TokensSettings, build_shards, build_tokenizer, read_shards
 
 SHARE = 0.1

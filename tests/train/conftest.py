@@ -9,9 +9,10 @@ import pytest
 
 from danlu.console import Console
 from danlu.corpus.generated import poems
+from danlu.files import write_json
 from danlu.model.config import ModelConfig
 from danlu.records import Document, write_documents
-from danlu.run import Metrics, Stage, write_json
+from danlu.run import Metrics, Stage
 from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
 from danlu.train import PretrainSettings, SFTSettings
 

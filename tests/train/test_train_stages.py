@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from danlu import hub
 from danlu.corpus.split import is_heldout
 from danlu.errors import UserError
+from danlu.files import hash_file
 from danlu.records import read_conversations
-from danlu.run import hash_file
 from danlu.tokens import chat, read_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import PretrainSettings, pretrain, sft

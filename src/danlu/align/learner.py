@@ -22,7 +22,7 @@ from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.model.decoder import Decoder
 from danlu.recipe import Settings
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
 
 

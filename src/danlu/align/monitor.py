@@ -18,8 +18,8 @@ from danlu.align import losses, scoring
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.evals.judge import Judge
 from danlu.evals.variety import distinct_2
+from danlu.files import write_json
 from danlu.model.decoder import Decoder
-from danlu.run import write_json
 
 _EXAMPLES = 3
 

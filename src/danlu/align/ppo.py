@@ -29,7 +29,8 @@ from danlu.evals.judge import judge
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Conversation, read_conversations
-from danlu.run import Stage, stream_seed
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.checkpoint import load_latest, save_checkpoint
 

@@ -24,8 +24,8 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from danlu.errors import UserError
+from danlu.files import atomic_write, hash_value
 from danlu.records import Answer, Message, Preference, check_messages, write_preferences
-from danlu.run import atomic_write, hash_value
 
 HELDOUT_SHARE = 0.1
 _BUSY_SECONDS = 30

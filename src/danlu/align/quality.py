@@ -1,7 +1,7 @@
-"""How good a reward model is: its accuracy on held-out comparisons beside that of mere habits.
+"""How good a reward model is: its accuracy on held-out comparisons beside that of baselines.
 
 In:  a reward model, the SFT model, held-out comparisons.
-Out: ``quality``: accuracy with its interval, by length, and of habits that know nothing of quality.
+Out: ``quality``: accuracy with its interval, by length, and of baselines that know nothing of quality.
 Left out: calibration; what PPO makes of the reward (``monitor``).
 """
 
@@ -24,20 +24,20 @@ _ANSWERS = 256
 
 
 def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: int) -> dict[str, Any]:
-    """How well held-out comparisons are predicted: by the model, by which answer is longer, by mere habits."""
+    """How well held-out comparisons are predicted: by the model, by which answer is longer, by baselines."""
     if not heldout:
         return {
             "accuracy": None,
             "accuracy_interval": [0.0, 1.0],
-            "habits": {},
-            "best_habit": None,
-            "beats_habits": False,
+            "baselines": {},
+            "best_baseline": None,
+            "beats_baselines": False,
         }
     device = sft.output_weight.device.type
     batch = comparisons.batch_of(heldout, padding, device)
-    habits, lengths = _habits(sft, heldout, padding, device)
-    by_habit = {name: round(_mean_accuracy(_spread(flat, batch), batch), 4) for name, flat in habits.items()}
-    best = max(by_habit, key=lambda name: by_habit[name])
+    baselines, lengths = _baselines(sft, heldout, padding, device)
+    by_baseline = {name: round(_mean_accuracy(_spread(flat, batch), batch), 4) for name, flat in baselines.items()}
+    best = max(by_baseline, key=lambda name: by_baseline[name])
     found = scores(model, batch)
     accuracy = _mean_accuracy(found, batch)
     # Pairs of one comparison are not independent, so the interval counts comparisons.
@@ -46,9 +46,9 @@ def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: i
         "accuracy": round(accuracy, 4),
         "accuracy_interval": [round(low, 4), round(high, 4)],
         "accuracy_by_length": _by_length(batch, found, _spread(lengths, batch)),
-        "habits": by_habit,
-        "best_habit": best,
-        "beats_habits": low > by_habit[best],
+        "baselines": by_baseline,
+        "best_baseline": best,
+        "beats_baselines": low > by_baseline[best],
     }
 
 
@@ -59,20 +59,20 @@ def scores(model: Decoder, batch: RankedBatch) -> Tensor:
         return torch.cat([comparisons.scores(model, batch.rows(part)) for part in scoring.split(rows, _COMPARISONS)])
 
 
-def _habits(sft: Decoder, heldout: Sequence[Ranking], padding: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
+def _baselines(sft: Decoder, heldout: Sequence[Ranking], padding: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
     """What somebody without taste might go by, one number per answer; and the answers' lengths."""
     prompts = [prompt for ranking in heldout for prompt in ranking.prompts]
     answers = scoring.pad(prompts, [r for ranking in heldout for r in ranking.responses], padding, device)
     parts = scoring.parts_by_length(answers, _ANSWERS)
     likelihood = scoring.without_gradient(scoring.response_logprobs, sft, answers, parts).sum(1)
     lengths = answers.mask.sum(1).float()
-    habits = {
+    baselines = {
         "longer": lengths,
         "shorter": -lengths,
         "likelihood": likelihood,
         "likelihood_per_token": likelihood / lengths,
     }
-    return habits, lengths
+    return baselines, lengths
 
 
 def _spread(flat: Tensor, batch: RankedBatch) -> Tensor:

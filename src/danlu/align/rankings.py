@@ -28,7 +28,8 @@ from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.recipe import Settings
 from danlu.records import Answer, Conversation, Preference, read_conversations, write_preferences
-from danlu.run import Stage, stream_seed
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.train.instructions import HAN
 

@@ -2,7 +2,7 @@
 
 In:  the SFT model, ranked answers (simulated and, if there are any, the frozen votes of people).
 Out: ``model/``, a sequence-classification model, with ``reward.json`` in it: the mean and deviation of the rewards of
-SFT samples, which make its scale the same for everybody; and figures that say whether it learned more than a habit.
+SFT samples, which make its scale the same for everybody; and figures that say whether it learned more than a baseline.
 Left out: regression on absolute scores, ensembles.
 
 The training loop is everybody's (``train.loop``); here are its batches and its evaluation, in ``comparisons`` its loss.
@@ -24,10 +24,12 @@ from danlu.align import losses, quality, scoring
 from danlu.align.comparisons import RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
 from danlu.align.rollout import Cursor, Prompt, Rollouts
 from danlu.align.scoring import Sequences
+from danlu.files import read_json, write_json
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Message, Preference, read_preferences
-from danlu.run import Stage, read_json, stream_seed, write_json
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.loop import run_loop
@@ -64,9 +66,9 @@ def reward(stage: Stage) -> dict[str, Any]:
     """Train the reward model.
 
     Returns:
-        Held-out accuracy with its interval, by which answer is longer, of four habits that know nothing of quality,
+        Held-out accuracy with its interval, by which answer is longer, of four baselines that know nothing of quality,
         and whether the accuracy's lower bound beats the best of them. PPO on a reward model that does not learns
-        the habit.
+        the baseline.
     """
     settings = cast(RewardSettings, stage.settings)
     place = device.choose(settings.device, settings.dtype)
@@ -88,10 +90,10 @@ def reward(stage: Stage) -> dict[str, Any]:
     facts = {key: figures[key] for key in ("accuracy", "comparisons", "votes")}
     hub.save(model, stage.dir / "model", tokenizer, card={"stage": "reward", **facts, **scale})
     write_json(stage.dir / "model" / SCALE, scale)
-    if not figures["beats_habits"]:
+    if not figures["beats_baselines"]:
         stage.console.say(
-            f"{stage.name}: accuracy {figures['accuracy']} is not clearly above that of a habit "
-            f"({figures['best_habit']}); PPO will learn the habit. Rank more answers.", style="yellow"
+            f"{stage.name}: accuracy {figures['accuracy']} is not clearly above that of a baseline "
+            f"({figures['best_baseline']}); PPO will learn no more than that. Rank more answers.", style="yellow"
         )  # fmt: skip
     return figures | scale
 

@@ -23,7 +23,7 @@ from danlu.infer.generate import Sampler
 from danlu.infer.sampler import Sampling
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, Message
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 

@@ -24,7 +24,8 @@ from danlu.infer.sampler import Sampling
 from danlu.model.decoder import Decoder
 from danlu.model.quantized import QuantLinear
 from danlu.recipe import Settings
-from danlu.run import Stage, stream_seed
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 
 _ROUNDS = 6

@@ -26,9 +26,11 @@ from danlu.compress.quantize import quantize
 from danlu.compress.report import ReportSettings, compare
 from danlu.compress.sparsegpt import sparsegpt
 from danlu.errors import UserError
+from danlu.files import atomic_directory, write_json
 from danlu.model.decoder import Decoder
 from danlu.records import read_conversations
-from danlu.run import Stage, atomic_directory, stream_seed, write_json
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.loader import Batch, one_pass
 from danlu.tokens.pack import pack

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from danlu.run import atomic_write, write_json
+from danlu.files import atomic_write, write_json
 
 SAMPLES = 5
 SAMPLE_CHARS = 80

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from danlu.errors import UserError
-from danlu.run import atomic_directory, hash_file, read_json, write_json
+from danlu.files import atomic_directory, hash_file, read_json, write_json
 
 CHECKSUMS = ".checksums.json"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 
 STORIES, POEMS = 360, 400
 COPIES = 12  # planted exact copies, and as many near-copies, in each corpus

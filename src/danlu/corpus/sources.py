@@ -23,7 +23,7 @@ from danlu.console import Console
 from danlu.corpus import generated
 from danlu.corpus.cache import cache_root, cached, names_below
 from danlu.errors import UserError, beside, nearest, unknown
-from danlu.run import atomic_write, hash_value
+from danlu.files import atomic_write, hash_value
 
 KINDS = ("npm", "pypi", "hf", "generated")
 UNSTATED = "not stated"

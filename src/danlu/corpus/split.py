@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from danlu.run import read_json, write_json
+from danlu.files import read_json, write_json
 
 SPLIT = "split.json"
 

@@ -24,8 +24,9 @@ from danlu.corpus.settings import CorpusSettings
 from danlu.corpus.sources import Source, fetch
 from danlu.corpus.split import is_heldout, write_share
 from danlu.errors import UserError
+from danlu.files import atomic_write, free_space
 from danlu.records import Document, read_documents, write_documents
-from danlu.run import Stage, atomic_write, free_space
+from danlu.run import Stage
 
 KEPT, EXACT, NEAR = "kept", "exact_duplicate", "near_duplicate"
 SHARD_ROWS = 10_000  # of 8,000 characters each that is a few hundred megabytes in memory

@@ -22,11 +22,13 @@ from danlu.evals.exam import Prompt, answer, heldout_prompts, judged, measure
 from danlu.evals.judge import Judge, judge
 from danlu.evals.perplexity import bits_per_byte, heldout_text
 from danlu.evals.variety import CopyIndex
+from danlu.files import atomic_write, write_json
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.recipe import Settings
 from danlu.records import Message, read_conversations, read_documents
-from danlu.run import Stage, atomic_write, stream_seed, write_json
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.train.language import Text
 
 # Stage of life, as reports call it -> the stage of the run whose model that is.

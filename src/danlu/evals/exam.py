@@ -19,7 +19,7 @@ from danlu.evals.variety import CopyIndex, distinct_2
 from danlu.infer.generate import Sampler
 from danlu.infer.sampler import Sampling
 from danlu.records import Message, read_conversations
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import UserError
+from danlu.files import atomic_directory, atomic_write, hash_paths, read_json, write_json
 from danlu.hub.card import model_card
 from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
 from danlu.hub.layout import PACKED_INT8, PLAIN_INT8, SAME, Entry
 from danlu.hub.weights import WEIGHTS, TensorFiles
 from danlu.model import Decoder
-from danlu.run import atomic_directory, atomic_write, hash_paths, read_json, write_json
 from danlu.tokens.tokenizer import Tokenizer
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"

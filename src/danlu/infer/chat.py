@@ -18,7 +18,7 @@ from danlu.hub import load_pretrained
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.records import Message
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 from danlu.tokens.chat import encode_prompt
 
 _TOP_P = 0.95

@@ -8,15 +8,15 @@ Left out: pictures (``pictures``) and the page (``page``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from danlu.errors import UserError
-from danlu.run import Run, read_json
+from danlu.evals import LIVES
+from danlu.files import read_json
+from danlu.report.targets import targets
+from danlu.run import Run
 
-STAGE_NAMES = ("corpus", "tokenizer", "tokens", "pretrain", "sft", "rankings", "reward", "ppo", "compress", "eval")
-LIVES = ("base", "sft", "ppo", "compress")
 BY_LIFE = ("bpb", "form_rate", "rhyme_rate", "copy_rate", "distinct_2", "score")
 
 
@@ -49,7 +49,7 @@ def figures(run: Run) -> dict[str, Any]:
         bytes: model -> bytes of its weights.
         targets: list of ``{what, target, value, met}`` for the targets that this run can be held against.
     """
-    done = {name: run.manifest(name) or {} for name in STAGE_NAMES if run.finished(name)}
+    done = run.stages()
     facts = {name: manifest["figures"] for name, manifest in done.items()}
     result: dict[str, Any] = {"recipe": read_json(run.dir / "resolved.json")["recipe"], "directory": str(run.dir)}
     result["minutes"] = {name: round(manifest["seconds"] / 60, 2) for name, manifest in done.items()}
@@ -76,13 +76,13 @@ def figures(run: Run) -> dict[str, Any]:
         squeezed = facts["compress"]
         result["compression"] = {key[len("bpb_") :]: squeezed[key] for key in squeezed if key.startswith("bpb_")}
     result["bytes"] = _model_bytes(run)
-    result["targets"] = [vars(target) | {"met": target.met} for target in targets(result)]
+    result["targets"] = [target.as_row() for target in targets(result)]
     return result
 
 
 def _reward(facts: Mapping[str, Any]) -> dict[str, Any]:
     low, high = facts["accuracy_interval"]
-    return {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["habits"]}
+    return {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["baselines"]}
 
 
 def _model_bytes(run: Run) -> dict[str, int]:
@@ -91,46 +91,6 @@ def _model_bytes(run: Run) -> dict[str, int]:
     for weights in sorted(run.dir.glob("*/*/model.safetensors")):
         if not weights.parts[len(run.dir.parts)].startswith("."):
             found[weights.parent.relative_to(run.dir).as_posix()] = weights.stat().st_size
-    return found
-
-
-@dataclass(frozen=True)
-class Target:
-    """A promise and what became of it; ``value`` compared with ``limit`` in the direction that ``at_least`` says."""
-
-    what: str
-    target: str
-    value: float
-    limit: float
-    at_least: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether the promise was kept."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-
-def targets(result: Mapping[str, Any]) -> list[Target]:
-    """The promises that a run's figures can be held against."""
-    found: list[Target] = []
-    if "form_rate" in result and result["recipe"] == "tang":
-        form, rhyme, variety, copies = (result[key] for key in ("form_rate", "rhyme_rate", "distinct_2", "copy_rate"))
-        found += [
-            Target("minutes, all stages", "<= 12", result["minutes_total"], 12, False),
-            Target("form rate after PPO", ">= 90 %", form["ppo"], 0.90, True),
-            Target("rhyme rate after PPO / SFT", ">= 2", rhyme["ppo"] / max(rhyme["sft"], 1e-9), 2.0, True),
-            Target("distinct-2 after PPO / SFT", ">= 0.9", variety["ppo"] / max(variety["sft"], 1e-9), 0.9, True),
-            Target("copy rate after PPO - SFT", "<= 0", copies["ppo"] - copies["sft"], 0.0, False),
-        ]
-    squeezed = result.get("compression", {})
-    if {"dense", "int8", "magnitude", "sparsegpt"} <= squeezed.keys():
-        found += [
-            Target("INT8: bits per byte lost", "< 1 %", squeezed["int8"] / squeezed["dense"] - 1, 0.00999, False),
-            Target("SparseGPT / magnitude, bpb", "< 1", squeezed["sparsegpt"] / squeezed["magnitude"], 0.999999, False),
-        ]
-    if "reward" in result and result["reward"].get("baselines"):
-        best = max(result["reward"]["baselines"].values())
-        found.append(Target("reward accuracy - best baseline", "> 0", result["reward"]["accuracy"] - best, 1e-9, True))
     return found
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import jinja2
 
+from danlu.evals import LIVES
+from danlu.files import atomic_write, read_json
 from danlu.report import pictures
-from danlu.report.figures import BY_LIFE, LIVES, STAGE_NAMES, figures
-from danlu.run import Metrics, Run, atomic_write, read_json
+from danlu.report.figures import BY_LIFE, figures
+from danlu.run import Metrics, Run
 
 TRAINED = ("pretrain", "sft", "reward")
 _RATES = {"form_rate": "form", "rhyme_rate": "form and rhyme", "distinct_2": "distinct-2", "copy_rate": "copied"}
@@ -72,7 +74,6 @@ def _json(run: Run, stage: str, name: str) -> Any:
 
 def _lineage(run: Run) -> list[dict[str, Any]]:
     """Every finished stage with its output hash and the hashes it was made from."""
-    manifests = {name: run.manifest(name) or {} for name in STAGE_NAMES if run.finished(name)}
     return [
         {
             "stage": name,
@@ -82,5 +83,5 @@ def _lineage(run: Run) -> list[dict[str, Any]]:
             "finished": manifest["finished"],
             "versions": manifest["versions"],
         }
-        for name, manifest in manifests.items()
+        for name, manifest in run.stages().items()
     ]

@@ -14,12 +14,12 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
-from danlu.run import stream_seed
 from danlu.serve import wire
 from danlu.serve.engine import Answers, Engine, Finished, Job
 from danlu.serve.models import Models
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire import ChatRequest, Reply
+from danlu.streams import stream_seed
 
 
 async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: Receive) -> Response:

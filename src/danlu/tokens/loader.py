@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from danlu.errors import UserError
-from danlu.run import hash_value, stream_seed
+from danlu.files import hash_value
+from danlu.streams import stream_seed
 from danlu.tokens.pack import PackIndex, ramp
 from danlu.tokens.shards import Shards
 

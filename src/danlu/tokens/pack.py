@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from danlu.errors import UserError, unknown
-from danlu.run import atomic_directory, hash_value, read_json, stream_seed, write_json
+from danlu.files import atomic_directory, hash_value, read_json, write_json
+from danlu.streams import stream_seed
 from danlu.tokens.shards import Shards
 
 MODES = ("bestfit", "stream")

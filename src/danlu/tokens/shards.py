@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from danlu.errors import UserError
-from danlu.run import atomic_directory, hash_file, hash_value, read_json, write_json
+from danlu.files import atomic_directory, hash_file, hash_value, read_json, write_json
 from danlu.tokens.tokenizer import Tokenizer
 
 FORMAT, VERSION = "danlu-tokens", 1

@@ -17,9 +17,11 @@ from pydantic import Field
 from danlu.console import Task
 from danlu.corpus.split import is_heldout, read_share
 from danlu.errors import UserError
+from danlu.files import write_json
 from danlu.recipe import Settings
 from danlu.records import Document, read_documents
-from danlu.run import Stage, stream_seed, write_json
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.report import describe

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import tokenizers
 
 from danlu.errors import UserError
+from danlu.files import atomic_write, hash_value, read_json, write_json
 from danlu.records import Document
-from danlu.run import atomic_write, hash_value, read_json, write_json
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _BATCH_CHARS = 400_000

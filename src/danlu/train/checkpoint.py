@@ -17,7 +17,7 @@ from torch import Tensor
 
 from danlu.console import Console
 from danlu.errors import UserError
-from danlu.run import atomic_directory, free_space, hash_file, read_json, write_json
+from danlu.files import atomic_directory, free_space, hash_file, read_json, write_json
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEEP = 2

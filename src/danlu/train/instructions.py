@@ -15,7 +15,7 @@ from pydantic import Field
 
 from danlu.recipe import Settings
 from danlu.records import Conversation, Document, Message
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 from danlu.train.rhymebook import RhymeBook
 
 HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]"

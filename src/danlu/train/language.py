@@ -20,7 +20,7 @@ from danlu.infer.sampler import Sampling
 from danlu.model.count import flops_per_token
 from danlu.model.decoder import Decoder
 from danlu.model.losses import linear_cross_entropy
-from danlu.run import stream_seed
+from danlu.streams import stream_seed
 from danlu.tokens.loader import IGNORE, Batch, Loader, one_pass
 from danlu.tokens.pack import PackIndex, pack
 from danlu.tokens.shards import Shards

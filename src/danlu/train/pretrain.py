@@ -20,7 +20,8 @@ from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
 from danlu.model.decoder import Decoder
 from danlu.model.presets import PRESETS, preset
-from danlu.run import Stage, stream_seed
+from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens.shards import read_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import parallel

@@ -18,9 +18,10 @@ from pydantic import Field, field_validator
 from danlu import device, hub
 from danlu.corpus.split import is_heldout, read_share
 from danlu.errors import UserError, nearest
+from danlu.files import hash_value
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, read_conversations, read_documents, write_conversations
-from danlu.run import Stage, hash_value
+from danlu.run import Stage
 from danlu.tokens import chat
 from danlu.tokens.shards import read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer

@@ -1,0 +1,130 @@
+"""Files that are whole or not there: atomic writes, JSON, hashes, free space.
+
+In:  paths and values.
+Out: files on disk that no power cut leaves half-written, and digests of them.
+Left out: what the files mean (``records``, ``run``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from danlu.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Write a file beside its place, sync it, then rename: readers see the old file or the new one, whole.
+
+    Args:
+        path: the final place; its parent is created.
+        mode: ``"w"`` for UTF-8 text or ``"wb"`` for bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory beside its place, sync every file, then swap it in; an earlier directory is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, doomed)
+            os.replace(beside, path)
+            shutil.rmtree(doomed)
+        else:
+            os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically; NaN is refused because no JSON reader knows it."""
+    with atomic_write(path) as handle:
+        json.dump(value, handle, ensure_ascii=False, indent=2, sort_keys=False, allow_nan=False)
+        handle.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        UserError: the file is missing or damaged, naming it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that makes it first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete its directory and run again") from None
+
+
+def hash_value(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_paths(root: Path, names: tuple[str, ...]) -> str:
+    """One hash over the bytes of everything below ``root/name`` for each name, independent of time and place."""
+    digests = {}
+    for name in names:
+        place = root / name
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.is_file():
+                digests[file.relative_to(root).as_posix()] = hash_file(file)
+    return hash_value(digests)
+
+
+def free_space(path: Path, needed: int) -> None:
+    """Refuse to start work that cannot be stored.
+
+    Args:
+        path: a directory, made or not, on the disk in question.
+        needed: bytes that will be written.
+
+    Raises:
+        UserError: less than ``needed`` bytes are free there.
+    """
+    place = path
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(f"{place} has {free / 1e6:.0f} MB free and this needs {needed / 1e6:.0f} MB; free some space")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())

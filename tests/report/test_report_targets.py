@@ -1,0 +1,36 @@
+"""Targets: strict where they say so, left out where nothing was measured."""
+
+from danlu.report.targets import Target, targets
+
+RESULT = {
+    "recipe": "tang", "minutes_total": 11.0,
+    "form_rate": {"sft": 0.8, "ppo": 0.9}, "rhyme_rate": {"sft": 0.1, "ppo": 0.2},
+    "distinct_2": {"sft": 1.0, "ppo": 0.89}, "copy_rate": {"sft": 0.0, "ppo": 0.0},
+    "reward": {"accuracy": 0.6, "baselines": {"longer": 0.5, "likelihood": 0.6}},
+    "compression": {"dense": 2.0, "int8": 2.0, "magnitude": 2.2, "sparsegpt": 2.2},
+}  # fmt: skip
+
+
+def test_a_promise_is_kept_to_the_letter():
+    assert Target("x", 1.0, ">=", 1).met
+    assert not Target("x", 1.0, "<", 1).met
+    assert not Target("x", 1.0, ">", 1).met
+
+
+def test_targets_of_a_whole_run():
+    rows = {target.what: target.as_row() for target in targets(RESULT)}
+    missed = {what for what, row in rows.items() if not row["met"]}
+    assert missed == {
+        "distinct-2 after PPO / SFT",
+        "reward accuracy - best baseline",  # equal to a baseline is not better
+        "SparseGPT 50 % / magnitude 50 %, bits per byte",
+    }
+    assert rows["rhyme rate after PPO / SFT"] == {
+        "what": "rhyme rate after PPO / SFT", "target": ">= 2", "value": 2.0, "met": True,
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_is_not_promised():
+    assert targets({"recipe": "tang"}) == []
+    assert targets(RESULT | {"recipe": "tiny"})[0].what == "reward accuracy - best baseline"
+    assert targets({"recipe": "tang", "reward": {"accuracy": 0.5, "baselines": {}}}) == []
