@@ -229,6 +229,19 @@ class Answer:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, read back by ``from_json``."""
+        return {
+            "text": self.text, "token_ids": list(self.token_ids), "model": self.model, "sampling": dict(self.sampling),
+            "seed": self.seed,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> Answer:
+        """The inverse of ``to_json``; only the text must be there."""
+        ids, seed = tuple(row.get("token_ids", ())), int(row.get("seed", 0))
+        return Answer(row["text"], ids, row.get("model", ""), row.get("sampling", {}), seed)
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:
@@ -264,17 +277,13 @@ class Preference:
         return {
             "id": self.id,
             "prompt": [{"role": m.role, "content": m.content} for m in self.prompt],
-            "answers": [
-                {"text": a.text, "token_ids": list(a.token_ids), "model": a.model, "sampling": dict(a.sampling),
-                 "seed": a.seed}
-                for a in self.answers
-            ],
+            "answers": [answer.to_json() for answer in self.answers],
             "ranks": list(self.ranks),
             "rater": self.rater,
             "time": self.time,
             "display_order": list(self.display_order),
             "split": self.split,
-        }  # fmt: skip
+        }
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Preference:
@@ -283,11 +292,7 @@ class Preference:
         Raises:
             ValueError: fewer than two answers, or ranks that do not match them.
         """
-        answers = tuple(
-            Answer(a["text"], tuple(a.get("token_ids", ())), a.get("model", ""), a.get("sampling", {}),
-                   int(a.get("seed", 0)))
-            for a in row["answers"]
-        )  # fmt: skip
+        answers = tuple(map(Answer.from_json, row["answers"]))
         ranks = tuple(int(r) for r in row["ranks"])
         if len(answers) < 2 or (ranks and len(ranks) != len(answers)):
             raise ValueError("a preference needs at least two answers and one rank for each (or none: all bad)")

@@ -122,3 +122,10 @@ def live(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     with serving(create_app(model_dirs, store, running=2, waiting=2), store) as running:
         yield running
     store.close()
+
+
+@pytest.fixture
+def restarted(model_dirs: dict[str, Path], live: Live) -> Iterator[Live]:
+    """The same store behind another server, which serves one of the models only."""
+    with serving(create_app({"knows": model_dirs["knows"]}, live.store), live.store) as running:
+        yield running

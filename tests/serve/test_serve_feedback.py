@@ -86,6 +86,15 @@ def test_a_vote_lands_in_the_store_with_all_it_needs(http, live, choice, ranks):
         assert 0 < len(answer.token_ids) <= 6
 
 
+def test_a_restarted_server_still_knows_who_wrote_what(http, live, restarted):
+    shown = compare(http)
+    with httpx.Client(base_url=restarted.url, timeout=30) as anew:
+        verdict = vote(anew, shown["comparison"], "tie").json()["verdict"]
+    random = next(model["hash"] for model in http.get("/api/info").json()["models"] if model["id"] == "random")
+    assert {who["model"] for who in verdict.values()} == {"knows", random[:12]}
+    assert [who["seed"] for who in verdict.values()] == [answer.seed for answer in stored(live, shown).answers]
+
+
 def test_sides_are_drawn_by_lot(http):
     lefts = set()
     for _ in range(24):  # all on one side: once in eight million

@@ -82,8 +82,8 @@ export async function* compare(
   for await (const data of events(await call("POST", "/api/compare", body, signal))) yield checked(data);
 }
 
-/** Who wrote what; null if the server was started anew since it showed these answers. The vote counts all the same. */
-export async function vote(comparison: string, choice: Choice, rater: string): Promise<Verdict | null> {
+/** Store a vote; tells who wrote what. */
+export async function vote(comparison: string, choice: Choice, rater: string): Promise<Verdict> {
   const answer = await (await call("POST", "/api/vote", { comparison, choice, rater })).json();
   return answer.verdict;
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,6 +180,18 @@ class PreferenceStore:
             session.add(row)
             return row.id
 
+    def shown(self, comparison: str) -> list[Answer]:
+        """The answers of a comparison in stored order, for telling afterwards who wrote what.
+
+        Raises:
+            UserError: no such comparison, or a deleted one.
+        """
+        with Session(self._engine) as session:
+            row = session.get(ComparisonRow, comparison)
+            if row is None or row.deleted:
+                raise _gone("comparison", comparison, row is not None)
+            return [*map(_answer, row.answers)]
+
     def add(self, preference: Preference) -> bool:
         """Store a whole preference made elsewhere, such as a line of a snapshot; returns False if its id is known."""
         _check_ranks(preference.ranks, len(preference.answers), preference.id)
@@ -288,15 +300,15 @@ def _comparison_row(
 
 
 def _preference(vote: VoteRow, shown: ComparisonRow) -> Preference:
-    answers = (
-        {"text": a.text, "token_ids": a.token_ids, "model": a.model, "sampling": a.sampling, "seed": int(a.seed)}
-        for a in shown.answers
-    )
-    row: Mapping[str, Any] = {
-        "id": vote.id, "prompt": shown.prompt, "answers": list(answers), "ranks": vote.ranks, "rater": vote.rater,
-        "time": vote.time, "display_order": shown.display_order, "split": shown.split,
-    }  # fmt: skip
-    return Preference.from_json(row)
+    return Preference(
+        id=vote.id, prompt=tuple(Message(**turn) for turn in shown.prompt), answers=tuple(map(_answer, shown.answers)),
+        ranks=tuple(vote.ranks), rater=vote.rater, time=vote.time, display_order=tuple(shown.display_order),
+        split=shown.split,
+    )  # fmt: skip
+
+
+def _answer(row: AnswerRow) -> Answer:
+    return Answer(row.text, tuple(row.token_ids), row.model, row.sampling, int(row.seed))
 
 
 def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:

@@ -8,7 +8,6 @@ Left out: what becomes of the votes (``align``), accounts: a rater is a pseudony
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +25,6 @@ from danlu.serve.wire import CompareRequest, VoteRequest
 
 SIDES = ("left", "right")
 RANKS = {"left": (0, 1), "right": (1, 0), "tie": (0, 0), "both_bad": ()}
-_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,6 @@ class _Contest:
         sampling = {**asdict(job.sampling), "tokenizer": served.tokenizer.hash}
         return Answer(completion.text, completion.tokens, served.hash, sampling, job.seed)
 
-    def verdict(self) -> dict[str, Any]:
-        """Who wrote what, for after the vote."""
-        return {
-            side: {
-                "model": served.name,
-                "model_hash": served.hash,
-                "temperature": job.sampling.temperature,
-                "top_p": job.sampling.top_p,
-                "seed": job.seed,
-            }
-            for side, served, job in zip(SIDES, self.served, self.jobs, strict=True)
-        }
-
 
 class Feedback:
     """Comparisons and votes, kept in a preference store.
@@ -66,7 +51,6 @@ class Feedback:
 
     def __init__(self, models: Models, engine: Engine, store: PreferenceStore) -> None:
         self._models, self._engine, self._store = models, engine, store
-        self._verdicts: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     async def compare(self, asked: CompareRequest) -> EventStream:
         """Show two answers; the last event carries the id to vote on.
@@ -88,15 +72,16 @@ class Feedback:
         answers = self._engine.submit(jobs)
         return EventStream(answers, self._events(contest, answers))
 
-    async def vote(self, ballot: VoteRequest) -> dict[str, Any] | None:
-        """Store a vote and tell who wrote what; None if that was forgotten because the server was started anew.
+    async def vote(self, ballot: VoteRequest) -> dict[str, Any]:
+        """Store a vote and tell, by side, who wrote what; the store knows it, so a restarted server does too.
 
         Raises:
             UserError: the comparison does not exist or was deleted.
         """
         # The store syncs to disk: not on the event loop.
         await run_sync(self._store.vote, ballot.comparison, RANKS[ballot.choice], ballot.rater)
-        return self._verdicts.get(ballot.comparison)
+        shown = await run_sync(self._store.shown, ballot.comparison)
+        return {side: self._identity(answer) for side, answer in zip(SIDES, shown, strict=True)}
 
     async def forget(self, conversation: str) -> None:
         """Delete a conversation's words and votes.
@@ -124,8 +109,15 @@ class Feedback:
 
     async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:
         shown = [contest.answer(side, completions[side]) for side in range(len(SIDES))]
-        comparison = await run_sync(self._store.record, contest.asked.turns(), shown, conversation)
-        self._verdicts[comparison] = contest.verdict()
-        if len(self._verdicts) > _REMEMBERED:
-            self._verdicts.popitem(last=False)
-        return comparison
+        return await run_sync(self._store.record, contest.asked.turns(), shown, conversation)
+
+    def _identity(self, answer: Answer) -> dict[str, Any]:
+        """Who wrote an answer; a model that is no longer served is called by its hash."""
+        names = {served.hash: served.name for served in self._models.all()}
+        return {
+            "model": names.get(answer.model, answer.model[:12]),
+            "model_hash": answer.model,
+            "temperature": answer.sampling.get("temperature"),
+            "top_p": answer.sampling.get("top_p"),
+            "seed": answer.seed,
+        }
