@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,3 +110,21 @@ def _keep_memory() -> None:
         libc.mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int((1 << 31) - 1))
     except (OSError, AttributeError):  # not glibc: nothing to tune
         return
+
+
+def matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """Measured FLOP/s of a square matrix product: the ceiling that training is compared with.
+
+    Args:
+        dtype: of both factors.
+        size: rows and columns.
+        seconds: how long to measure, after a warm-up.
+    """
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    for _ in range(3):
+        a @ b
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        a @ b
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - started)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 
 import torch
 
@@ -19,24 +18,6 @@ from danlu.run import provenance
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
-    """Measured FLOP/s of a square matrix product: the ceiling that training is compared with.
-
-    Args:
-        dtype: of both factors.
-        size: rows and columns.
-        seconds: how long to measure, after a warm-up.
-    """
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    for _ in range(3):
-        a @ b
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        a @ b
-        count += 1
-    return 2 * size**3 * count / (time.perf_counter() - started)
-
-
 def examine() -> str:
     """The lines that ``danlu doctor`` prints."""
     chosen = device.choose()
@@ -44,8 +25,8 @@ def examine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     lines = [
         f"device      {chosen.describe()}",
-        f"matmul      {matmul_flops(torch.float32) / 1e9:.0f} GFLOP/s in float32, "
-        f"{matmul_flops(torch.bfloat16) / 1e9:.0f} in bfloat16",
+        f"matmul      {device.matmul_flops(torch.float32) / 1e9:.0f} GFLOP/s in float32, "
+        f"{device.matmul_flops(torch.bfloat16) / 1e9:.0f} in bfloat16",
         f"memory      {memory / 1e9:.1f} GB; disk {shutil.disk_usage('.').free / 1e9:.1f} GB free here",
         "versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "npm         " + _npm(),

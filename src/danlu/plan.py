@@ -13,7 +13,6 @@ from typing import cast
 
 from danlu import device
 from danlu.align import PPOSettings
-from danlu.doctor import matmul_flops
 from danlu.model.config import ModelConfig
 from danlu.model.count import flops_per_token, kv_bytes, parameters
 from danlu.pipeline import StageSpec, stages_of
@@ -46,7 +45,7 @@ def describe(recipe: Recipe, price_per_hour: float | None = None) -> str:
         price_per_hour: of this machine, in any currency; None leaves the cost out.
     """
     chosen = device.choose()
-    speed = matmul_flops(chosen.compute_dtype) * _EFFICIENCY
+    speed = device.matmul_flops(chosen.compute_dtype) * _EFFICIENCY
     config = _shape(recipe)
     lines = [f"recipe {recipe.name} on {chosen.describe()}, {speed / 1e9:.0f} GFLOP/s expected in training"]
     if config is None:

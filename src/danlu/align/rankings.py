@@ -22,6 +22,7 @@ from pydantic import Field
 
 from danlu import device, hub
 from danlu.align.preferences import split_of
+from danlu.corpus.langid import HAN
 from danlu.errors import UserError
 from danlu.evals.judge import Judge, judge
 from danlu.infer.generate import Generator
@@ -31,7 +32,6 @@ from danlu.records import Answer, Conversation, Preference, read_conversations, 
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
-from danlu.train.instructions import HAN
 
 _LAST_LINE = re.compile(f"({HAN}+)[^{HAN[1:-1]}]*$")
 

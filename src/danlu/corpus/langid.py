@@ -23,9 +23,10 @@ SHORT_TEXT = 12  # words; too few to expect function words
 _ENGLISH = frozenset(
     ["the", "of", "and", "to", "a", "in", "is", "that", "it", "was", "for", "on", "with", "he", "she", "you", "are"]
 )  # fmt: skip
-_HAN_RANGES = (
+HAN_RANGES = (
     (0x3005, 0x3005), (0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
+HAN = "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HAN_RANGES) + "]"  # a regular expression's class
 _KANA_RANGES = ((0x3041, 0x30FF), (0x31F0, 0x31FF))
 # A box where a character was lost, the replacement character, descriptions of characters that no font has.
 _LOST_RANGES = ((0x25A1, 0x25A1), (0xFFFD, 0xFFFD), (0x2FF0, 0x2FFB), (0xE000, 0xF8FF), (0xF0000, 0x10FFFD))
@@ -57,7 +58,7 @@ def kinds() -> NDArray[np.uint8]:
             table[point] = Kind.LATIN
     table[0x1E00:0x1F00] = Kind.LATIN
     table[[ord(c) for c in "\t\n\v\f\r\x85"]] = Kind.SPACE
-    for kind, ranges in ((Kind.HAN, _HAN_RANGES), (Kind.KANA, _KANA_RANGES), (Kind.LOST, _LOST_RANGES)):
+    for kind, ranges in ((Kind.HAN, HAN_RANGES), (Kind.KANA, _KANA_RANGES), (Kind.LOST, _LOST_RANGES)):
         for first, last in ranges:
             table[first : last + 1] = kind
     return table

@@ -14,8 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from danlu.corpus.langid import HAN
 from danlu.evals.rhyme import rhymes
-from danlu.train.instructions import HAN, PoemRequest, parse_request
+from danlu.train.instructions import PoemRequest, parse_request
 
 RATES = ("form", "rhyme")
 REPETITION_WEIGHT = 5.0

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from danlu.corpus.langid import HAN
+
 RATES = ("ended", "sound")
 SHORTEST, LONGEST = 8, 400
 MOST_REPETITION = 0.2
@@ -18,7 +20,7 @@ ECHO_WEIGHT = 0.5
 _GRAM = 3
 
 _WORDS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W_\u3400-\u9fff]+(?:['’][^\W_]+)?")
-_HAN = re.compile(r"[\u3400-\u9fff]")
+_HAN = re.compile(HAN)
 _ENDED = re.compile(r"[.!?…。！？][\"'”’」』）)\]]*\s*$")
 
 

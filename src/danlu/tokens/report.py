@@ -7,17 +7,19 @@ Left out: quality; which vocabulary trains the better model is measured in bits 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from danlu.corpus.langid import HAN
 from danlu.records import Document
 from danlu.tokens.tokenizer import Tokenizer
 
 _LISTED = 100
-_HAN = ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+_HAN = re.compile(f"{HAN}{{2,}}")
 
 
 def describe(tokenizer: Tokenizer, documents: Iterable[Document]) -> dict[str, Any]:
@@ -56,12 +58,8 @@ def describe(tokenizer: Tokenizer, documents: Iterable[Document]) -> dict[str, A
 def longest_han(tokenizer: Tokenizer) -> list[str]:
     """The longest tokens of two or more Han characters, longest first: slogans in the corpus show up here."""
     texts = (tokenizer.decode([id]) for id in range(tokenizer.vocab_size))
-    found = [text for text in texts if len(text) > 1 and all(map(_is_han, text))]
+    found = [text for text in texts if _HAN.fullmatch(text)]
     return sorted(found, key=lambda text: (-len(text), text))[:_LISTED]
-
-
-def _is_han(character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in _HAN)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from danlu.corpus.langid import HAN
 from danlu.recipe import Settings
 from danlu.records import Conversation, Document, Message
 from danlu.streams import stream_seed
 from danlu.train.rhymebook import RhymeBook
 
-HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]"
 QUATRAIN = 4
 FORMS = {5: "五言绝句", 7: "七言绝句"}
 TITLE = "写一首题为《{title}》的{form}。"
