@@ -99,7 +99,8 @@ def _ppo(settings: PPOSettings, config: ModelConfig) -> Estimate:
     """Sampling, four scoring passes, and forward with backward of policy and critic in every epoch."""
     tokens = settings.iterations * settings.batch_size * settings.max_new_tokens
     forward = flops_per_token(config, settings.max_new_tokens) / 3
-    passes = 2 + 4 + 2 * 3 * settings.epochs
+    trained = 3 if settings.mix else 2  # policy, critic, and the policy once more on people's own answers
+    passes = 2 + 4 + 3 * trained * settings.epochs
     return Estimate(
         tokens, tokens * forward * passes, _memory(config, settings.micro_batch, config.max_seq_len, 2) * 1.5
     )

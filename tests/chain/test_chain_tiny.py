@@ -123,9 +123,12 @@ def test_any_folder_of_text_files(language, tmp_path):
         (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "picture.png").write_bytes(bytes(range(256)) * 20)
     out = tmp_path / "run"
-    done = danlu("run", "tiny", f"corpus.source={folder}", "pretrain.steps=20", "--until", "sft", "--out", out)
-    assert "documents" in done.stdout
-    assert package.Chat(out, temperature=0.0).say("Continue: The ferry") is not None
+    danlu("run", "tiny", f"corpus.source={folder}", "pretrain.steps=20", "ppo.iterations=2", "--out", out)
+    figures = json.loads(danlu("report", out, "--json").stdout)
+    assert figures["minutes"].keys() == set(STAGES)
+    assert 50 <= figures["documents"]["kept"] <= 60
+    asked = {"en": "Continue: The ferry crossed the river at dawn.", "zh": "续写：渡船在清晨过了第七条河。"}[language]
+    assert danlu("chat", out, asked).stdout.strip()
 
 
 def test_from_a_base_model_with_ones_own_conversations(tiny_run, tmp_path):
