@@ -95,3 +95,17 @@ def test_links_in_docs_lead_somewhere():
     for page in [*HOUSE.glob("*.md"), *(HOUSE / "docs").glob("*.md"), *(HOUSE / "bench").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_recipes_in_the_docs_are_recipes(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (HOUSE / "docs" / "recipes.md").read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+        assert read_recipe(str(tmp_path / "mine.yaml")).name == "mine"
+
+
+def test_links_between_docs_lead_somewhere():
+    for page in [*(HOUSE / "docs").glob("*.md"), *(HOUSE / name for name in READMES)]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
