@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from danlu.errors import UserError, unknown
+from danlu.recipe import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -42,6 +43,19 @@ class Device:
         """One line for a person."""
         name = str(self.compute_dtype).removeprefix("torch.")
         return f"{self.kind}, {self.threads} threads, computing in {name} ({self.reason})"
+
+
+class ComputeSettings(Settings):
+    """What every section of a recipe that computes with models can say about the machine."""
+
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    dtype: str = "auto"
+    """Dtype of matrix products: auto, float32 or bfloat16. Weights are float32 always."""
+
+    def machine(self) -> Device:
+        """The device that these settings mean here."""
+        return choose(self.device, self.dtype)
 
 
 @functools.cache

@@ -20,13 +20,13 @@ from torch import Tensor
 from danlu.align import losses, scoring
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
+from danlu.device import ComputeSettings
 from danlu.model.decoder import Decoder
-from danlu.recipe import Settings
 from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
 
 
-class PPOSettings(Settings):
+class PPOSettings(ComputeSettings):
     """The section ``ppo``; defaults suit a few million parameters, a tenth of the learning rates suits 100M and up."""
 
     judge: str = "poems"
@@ -79,10 +79,6 @@ class PPOSettings(Settings):
     """Iterations between looks from outside, and between checkpoints."""
     probe_prompts: int = Field(96, ge=1)
     """Held-out prompts per look."""
-    device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
-    dtype: str = "auto"
-    """"auto", "float32" or "bfloat16": what matrix products are computed in."""
 
 
 @dataclass(frozen=True)

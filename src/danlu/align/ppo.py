@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from danlu import device, hub
+from danlu import hub
 from danlu.align import losses, monitor, scoring
 from danlu.align.learner import Learner, PPOSettings, Scored, explained_variance
 from danlu.align.losses import AdaptiveKL
@@ -44,7 +44,7 @@ def ppo(stage: Stage) -> dict[str, Any]:
         The looks before and after, the iteration that was kept, alarms, and speed.
     """
     settings = cast(PPOSettings, stage.settings)
-    place = device.choose(settings.device, settings.dtype)
+    place = settings.machine()
     stage.console.say(f"{stage.name} on {place.describe()}")
     _, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
     models = {

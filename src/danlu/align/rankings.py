@@ -20,14 +20,14 @@ from typing import Any, cast
 import numpy as np
 from pydantic import Field
 
-from danlu import device, hub
+from danlu import hub
 from danlu.align.preferences import split_of
 from danlu.corpus.langid import HAN
+from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.evals.judge import Judge, judge
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
-from danlu.recipe import Settings
 from danlu.records import Answer, Conversation, Preference, read_conversations, write_preferences
 from danlu.run import Stage
 from danlu.streams import stream_seed
@@ -36,7 +36,7 @@ from danlu.tokens import chat
 _LAST_LINE = re.compile(f"({HAN}+)[^{HAN[1:-1]}]*$")
 
 
-class RankingsSettings(Settings):
+class RankingsSettings(ComputeSettings):
     """The section ``rankings``."""
 
     judge: str = "poems"
@@ -57,10 +57,6 @@ class RankingsSettings(Settings):
     """Answers whose scores fall into one step of this width tie."""
     max_new_tokens: int = 48
     """Where a sample is cut off."""
-    device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
-    dtype: str = "auto"
-    """"auto", "float32" or "bfloat16"."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def _sample(
     stage: Stage, settings: RankingsSettings, human: Judge, conversations: Sequence[Conversation]
 ) -> list[list[Candidate]]:
     """The person's answer and samples of the SFT model, one per temperature, for every prompt."""
-    chosen = device.choose(settings.device, settings.dtype)
+    chosen = settings.machine()
     folder = stage.inputs["sft"] / "model"
     model, tokenizer = hub.load_pretrained(folder)
     generator = Generator(model.to(chosen.kind), tokenizer, chosen.compute_dtype)

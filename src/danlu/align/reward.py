@@ -71,7 +71,7 @@ def reward(stage: Stage) -> dict[str, Any]:
         the baseline.
     """
     settings = cast(RewardSettings, stage.settings)
-    place = device.choose(settings.device, settings.dtype)
+    place = settings.machine()
     sft, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
     sft.to(place.kind).compute_in(place.compute_dtype)
     model = with_scalar_head(sft, stream_seed(stage.seed, stage.name, "head")).to(place.kind)

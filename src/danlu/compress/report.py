@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from danlu import device, hub
+from danlu import hub
 from danlu.compress.calibrate import matrices
+from danlu.device import ComputeSettings
 from danlu.evals import answer, bits_per_byte, heldout_answers, heldout_prompts, judge, judged, measure
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model.decoder import Decoder
 from danlu.model.quantized import QuantLinear
-from danlu.recipe import Settings
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
@@ -32,7 +32,7 @@ _ROUNDS = 6
 _NOTICEABLE = 0.95  # of the dense speed; closer than that is noise
 
 
-class ReportSettings(Settings):
+class ReportSettings(ComputeSettings):
     """What the comparison is made on."""
 
     judge: str = "poems"
@@ -45,10 +45,6 @@ class ReportSettings(Settings):
     """Held-out tokens on whose answers bits per byte are measured, about."""
     speed_tokens: int = Field(64, ge=1)
     """Tokens that every variant decodes per round of the speed measurement; there are six rounds."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: str = "auto"
-    """Dtype of matrix products: auto, float32 or bfloat16."""
 
 
 def compare(stage: Stage, settings: ReportSettings, folders: Mapping[str, Path]) -> dict[str, Any]:
@@ -62,7 +58,7 @@ def compare(stage: Stage, settings: ReportSettings, folders: Mapping[str, Path])
     Returns:
         ``rows`` (one per variant), ``intervals`` (variant -> rate -> 95 % interval), ``notes`` (sentences).
     """
-    machine = device.choose(settings.device, settings.dtype)
+    machine = settings.machine()
     loaded = {name: hub.load_pretrained(folder) for name, folder in folders.items()}
     models = {name: model.to(machine.kind).compute_in(machine.compute_dtype) for name, (model, _) in loaded.items()}
     tokenizer = loaded["dense"][1]

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from danlu import device, hub
+from danlu import hub
 from danlu.compress.calibrate import Site, matrices, walk
 from danlu.compress.prune import magnitude
 from danlu.compress.quantize import quantize
@@ -67,7 +67,7 @@ def compress(stage: Stage) -> dict[str, Any]:
     settings = cast(CompressSettings, stage.settings)
     source = stage.inputs["ppo"] / "model"
     model, tokenizer = hub.load_pretrained(source)
-    model.to(device.choose(settings.device, settings.dtype).kind)
+    model.to(settings.machine().kind)
     refusal = _int8_refusal(model)
     kept = settings.keep if settings.keep != "auto" else "dense" if refusal else "int8"
     if kept == "int8" and refusal:

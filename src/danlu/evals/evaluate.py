@@ -16,8 +16,9 @@ from typing import Any, cast
 
 from pydantic import Field
 
-from danlu import device, hub
+from danlu import hub
 from danlu.corpus.split import is_heldout, read_share
+from danlu.device import ComputeSettings
 from danlu.evals.exam import Prompt, answer, heldout_prompts, judged, measure
 from danlu.evals.judge import Judge, judge
 from danlu.evals.perplexity import bits_per_byte, heldout_text
@@ -25,7 +26,6 @@ from danlu.evals.variety import CopyIndex
 from danlu.files import atomic_write, write_json
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
-from danlu.recipe import Settings
 from danlu.records import Message, read_conversations, read_documents
 from danlu.run import Stage
 from danlu.streams import stream_seed
@@ -35,7 +35,7 @@ from danlu.train.language import Text
 LIVES = {"base": "pretrain", "sft": "sft", "ppo": "ppo", "compress": "compress"}
 
 
-class EvalSettings(Settings):
+class EvalSettings(ComputeSettings):
     """The section ``eval``."""
 
     judge: str = "poems"
@@ -54,10 +54,6 @@ class EvalSettings(Settings):
     """Characters of training text in which answers are searched for; the first ones, if there are more."""
     showcase: tuple[str, ...] = ()
     """Prompts whose answers at every stage of life are shown in the report."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: str = "auto"
-    """Dtype of matrix products: auto, float32 or bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def _examine(
     folder: Path, exam: Exam, settings: EvalSettings, seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """One model's figures, its scored answers, and its answers to the showcase."""
-    machine = device.choose(settings.device, settings.dtype)
+    machine = settings.machine()
     model, tokenizer = hub.load_pretrained(folder)
     model.to(machine.kind).compute_in(machine.compute_dtype)
     generator = Generator(model, tokenizer, machine.compute_dtype)

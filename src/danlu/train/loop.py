@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danlu import device
 from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
@@ -113,7 +112,7 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
 
 def prepare(model: Decoder, settings: LoopSettings, stage: Stage) -> parallel.World:
     """Put the model where it is computed, in the dtype it is computed in, and say why."""
-    chosen = device.choose(settings.device, settings.dtype)
+    chosen = settings.machine()
     world = parallel.join(chosen.kind)
     model.to(chosen.kind)
     model.compute_in(chosen.compute_dtype)

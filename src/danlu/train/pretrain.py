@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from pydantic import Field, model_validator
 
-from danlu import device, hub
+from danlu import hub
 from danlu.errors import UserError, nearest, unknown
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
@@ -90,7 +90,7 @@ def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
     train, val = (Text.lay_out(read_shards(shards / part), settings, stage.seed) for part in ("train", "val"))
     model = new_model(settings.shape(tokenizer.vocab_size), stage.seed)
     prompt = val.shards.tokens[: min(_PROMPT_TOKENS, int(val.shards.ends[0]))].tolist()
-    world = parallel.join(device.choose(settings.device, settings.dtype).kind)
+    world = parallel.join(settings.machine().kind)
     task = language_task(train, val, settings, model, stage.seed, world, continuation(tokenizer, prompt))
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)

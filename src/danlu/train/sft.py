@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pydantic import Field, field_validator
 
-from danlu import device, hub
+from danlu import hub
 from danlu.corpus.split import is_heldout, read_share
 from danlu.errors import UserError, nearest
 from danlu.files import hash_value
@@ -83,7 +83,7 @@ def sft(stage: Stage) -> dict[str, Any]:
     if settings.seq_len > model.config.max_seq_len:
         longest = model.config.max_seq_len
         raise UserError(f"sft.seq_len ({settings.seq_len}) is more than the base model can read ({longest})")
-    world = parallel.join(device.choose(settings.device, settings.dtype).kind)
+    world = parallel.join(settings.machine().kind)
     if world.main:
         _write(stage, settings, tokenizer)
     world.wait()

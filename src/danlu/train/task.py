@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from danlu.device import ComputeSettings
 from danlu.model.decoder import Decoder
-from danlu.recipe import Settings
 
 
-class LoopSettings(Settings):
+class LoopSettings(ComputeSettings):
     """Settings that every stage with gradient steps shares."""
 
     steps: int = Field(default=1000, ge=1)
@@ -57,10 +57,6 @@ class LoopSettings(Settings):
     """Steps between lines of metrics.jsonl."""
     max_skips: int = Field(default=5, ge=1)
     """Steps in a row with a loss or gradient that is not finite, after which training stops."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: str = "auto"
-    """Dtype of matrix products: auto, float32 or bfloat16. Weights are float32 always."""
 
 
 @dataclass(frozen=True)
