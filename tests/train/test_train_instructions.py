@@ -15,7 +15,7 @@ from danlu.train.rhymebook import RhymeBook
 
 VERSE = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少？"
 SPRING = Document("d1", f"春晓\n孟浩然\n{VERSE}", "test", "zh", "", {"title": "春晓", "author": "孟浩然"})
-ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1, rhyme=1, rhymed=1, chime=1)
+ALL = PoemMix(title=1, style=1, line=1, couplet=1, author=1, rhyme=1, rhymed=1)
 BOOK = RhymeBook()
 BOOK.add("鸟少")
 GOLDEN = {
@@ -25,7 +25,6 @@ GOLDEN = {
     "couplet": ("续写：春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"),
     "author": ("春眠不觉晓，处处闻啼鸟。这两句诗的作者是谁？", "孟浩然"),
     "rhyme": ("押“鸟”韵的字。", "少"),
-    "chime": ("与“春眠不觉晓，处处闻啼鸟。”押韵的字。", "少"),
     "rhymed": ("写一首题为《春晓》的五言绝句，押“鸟”韵。", "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。"),
 }
 
@@ -48,7 +47,6 @@ def test_golden_table_of_poem_tasks():
         (GOLDEN["line"][0], PoemRequest(4, 5, ("春眠不觉晓",))),
         (GOLDEN["couplet"][0], PoemRequest(4, 5, ("春眠不觉晓", "处处闻啼鸟"))),
         (GOLDEN["author"][0], None),
-        (GOLDEN["chime"][0], None),
         ("写一首题为《咏鹅 二首》的七言绝句", PoemRequest(4, 7, (), "咏鹅 二首")),
         (" 续写成一首七言绝句：两个黄鹂鸣翠柳 ", PoemRequest(4, 7, ("两个黄鹂鸣翠柳",))),
         ("续写成一首七言绝句：春眠不觉晓，", None),  # asks for seven characters, gives five
@@ -96,11 +94,11 @@ def test_titles_and_authors_that_cannot_be_asked_for_are_left_out():
     def kinds(**attributes):
         return {c.source.split(":")[1] for c in poem_tasks(poem(text, **attributes), ALL, BOOK, 0)}
 
-    assert kinds() == {"title", "style", "rhymed", "line", "couplet", "author", "rhyme", "chime"}
-    assert kinds(author="无名氏") == {"title", "rhymed", "line", "couplet", "rhyme", "chime"}
-    assert kinds(title="") == {"line", "couplet", "author", "rhyme", "chime"}
-    assert kinds(title="和《春晓》") == {"line", "couplet", "author", "rhyme", "chime"}
-    assert kinds(title="长" * 21) == {"line", "couplet", "author", "rhyme", "chime"}
+    assert kinds() == {"title", "style", "rhymed", "line", "couplet", "author", "rhyme"}
+    assert kinds(author="无名氏") == {"title", "rhymed", "line", "couplet", "rhyme"}
+    assert kinds(title="") == {"line", "couplet", "author", "rhyme"}
+    assert kinds(title="和《春晓》") == {"line", "couplet", "author", "rhyme"}
+    assert kinds(title="长" * 21) == {"line", "couplet", "author", "rhyme"}
 
 
 def test_eight_lines_are_two_quatrains():

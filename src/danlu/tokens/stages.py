@@ -28,7 +28,7 @@ from danlu.tokens.report import describe
 from danlu.tokens.shards import Masked, read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
 
-_REPORT_CHARS = 20_000_000
+_REPORT_CHARS = 2_000_000  # enough for every figure to settle; encoding more takes longer than training on it
 
 
 class TokenizerSettings(Settings):

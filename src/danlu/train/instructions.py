@@ -28,7 +28,6 @@ LINE = "续写成一首{form}：{first}，"
 COUPLET = "续写：{first}，{second}。"
 AUTHOR = "{first}，{second}。这两句诗的作者是谁？"
 RHYME = "押“{foot}”韵的字。"
-CHIME = "与“{first}，{second}。”押韵的字。"
 CONTINUE = {"zh": "续写：{start}", "en": "Continue: {start}"}
 NAMELESS = frozenset(("不详", "无名氏", "佚名", "无名", "失名"))
 _LONGEST_TITLE, _RHYMES = 20, 8
@@ -54,8 +53,6 @@ class PoemMix(Settings):
     """Name the author of its first two lines."""
     rhyme: float = Field(default=0.5, ge=0, le=1)
     """Name characters that rhyme with the poem's first foot, out of a rhyme book compiled from the training poems."""
-    chime: float = Field(default=0.0, ge=0, le=1)
-    """Name characters that rhyme with the quatrain's first two lines, in which the foot has to be found first."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,8 @@ def quatrains(poem: Verse) -> list[tuple[str, ...]]:
 def poem_tasks(document: Document, mix: PoemMix, book: RhymeBook, seed: int) -> list[Conversation]:
     """The conversations that a document gives; none unless it is verse. Decided by seed, book and document id alone.
 
-    Rhyming is learnt on tasks of its own, because in a poem it is one character in ten or fourteen: hard to hear among
-    all the others. One names a character, the other two lines of verse: where the foot stands is half of hearing it.
+    Rhyming is learnt on a task of its own, because in a poem it is one character in ten or fourteen: hard to hear among
+    all the others.
     """
     poem = regular_verse(document)
     if poem is None:
@@ -153,7 +150,6 @@ def poem_tasks(document: Document, mix: PoemMix, book: RhymeBook, seed: int) -> 
     for number, lines in enumerate(quatrains(poem)):
         facts = {"title": poem.title, "author": poem.author, "form": poem.form, "first": lines[0], "second": lines[1]}
         facts["foot"] = lines[1][-1]
-        chimes = book.rhymes(lines[1][-1], _RHYMES, stream_seed(seed, document.id, "chimes", number))
         of_quatrain = (
             ("title", TITLE, write_lines(lines), mix.title, titled),
             ("style", STYLE, write_lines(lines), mix.style, titled and signed),
@@ -161,7 +157,6 @@ def poem_tasks(document: Document, mix: PoemMix, book: RhymeBook, seed: int) -> 
             ("line", LINE, write_lines(lines[1:]), mix.line, True),
             ("couplet", COUPLET, write_lines(lines[2:]), mix.couplet, True),
             ("author", AUTHOR, poem.author, mix.author, signed),
-            ("chime", CHIME, chimes, mix.chime, bool(chimes)),
         )
         tasks += [
             _conversation(template.format(**facts), answer, f"poems:{name}:{document.id}")
