@@ -102,3 +102,25 @@ def test_traditional_characters_rhyme_like_simplified_ones() -> None:
     assert not rhymes(["知", "齐"])  # both are written with i
     assert not rhymes(["鱼", "模"])
     assert not rhymes(["光", "光"])
+
+
+ASK = "写一首题为《题》的五言绝句。"
+
+
+def ending_on(second: str, fourth: str) -> tuple[str, str]:
+    return ASK, f"一二三四五，一二三四{second}。\n一二三四五，一二三四{fourth}。"
+
+
+def test_one_rhyme_for_everything_is_rhyme_by_chance() -> None:
+    monotonous = [ending_on("尘", "春"), ending_on("新", "人"), ending_on("身", "真")]
+    assert poems.across(monotonous)["rhyme_by_chance"] == 1.0
+    fitted = [ending_on("尘", "春"), ending_on("流", "楼"), ending_on("光", "霜")]
+    assert all(poems.score(*answered)["rhyme"] for answered in fitted)
+    assert poems.across(fitted)["rhyme_by_chance"] == 0.0
+
+
+def test_wrong_forms_count_as_no_rhyme_by_chance() -> None:
+    answered = [ending_on("尘", "春"), ending_on("新", "人"), (ASK, "一二三"), (ASK, "")]
+    assert poems.across(answered)["rhyme_by_chance"] == 0.5
+    assert poems.across(answered[2:])["rhyme_by_chance"] == 0.0
+    assert poems.across([])["rhyme_by_chance"] == 0.0

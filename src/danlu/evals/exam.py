@@ -80,8 +80,9 @@ def measure(judge: Judge, rows: Sequence[Mapping[str, Any]], copies: CopyIndex |
         copies: training text; without it ``copy_rate`` is left out.
 
     Returns:
-        ``{name}_rate`` of every rate of the judge, ``copy_rate``, the mean of every other component, ``score`` (mean
-        total), ``distinct_2``, ``length`` (mean characters), and ``intervals``: rate -> Wilson 95 % interval.
+        ``{name}_rate`` of every rate of the judge, ``copy_rate``, the mean of every other component, what the judge
+        sees ``across`` answers, ``score`` (mean total), ``distinct_2``, ``length`` (mean characters), and
+        ``intervals``: rate -> Wilson 95 % interval.
     """
     n, answers, scores = len(rows), [row["answer"] for row in rows], [row["scores"] for row in rows]
     hits = {f"{rate}_rate": int(sum(s[rate] for s in scores)) for rate in judge.rates}
@@ -91,6 +92,7 @@ def measure(judge: Judge, rows: Sequence[Mapping[str, Any]], copies: CopyIndex |
     return {
         **{rate: count / n for rate, count in hits.items()},
         **{name: fmean(s[name] for s in scores) for name in components},
+        **judge.across([(row["prompt"], row["answer"]) for row in rows]),
         "score": fmean(s["total"] for s in scores),
         "distinct_2": distinct_2(answers),
         "length": fmean(map(len, answers)),

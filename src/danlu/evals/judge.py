@@ -7,7 +7,7 @@ Left out: models as judges (a win rate against another model).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from danlu.errors import unknown
@@ -23,16 +23,18 @@ class Judge:
         rates: components of the score that are 0 or 1; their means are reported as rates with intervals.
         accepts: whether a prompt (the user's last words) is of the kind that it judges.
         score: (prompt, answer) -> components and ``total``, by which answers are ranked.
+        across: (prompt, answer) pairs -> figures that only many answers together show.
     """
 
     name: str
     rates: tuple[str, ...]
     accepts: Callable[[str], bool]
     score: Callable[[str, str], dict[str, float]]
+    across: Callable[[Sequence[tuple[str, str]]], dict[str, float]] = lambda _: {}
 
 
 JUDGES = {
-    "poems": Judge("poems", poems.RATES, poems.accepts, poems.score),
+    "poems": Judge("poems", poems.RATES, poems.accepts, poems.score, poems.across),
     "prose": Judge("prose", prose.RATES, prose.accepts, prose.score),
 }
 

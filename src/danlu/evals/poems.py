@@ -22,6 +22,7 @@ RATES = ("form", "rhyme")
 REPETITION_WEIGHT = 5.0
 TITLE_WEIGHT = 0.1
 MOST_OCCURRENCES = 2
+_DEALS = 20
 
 _BREAKS = re.compile(r"[，。！？；：、,.!?;:\s]+")
 _HAN = re.compile(HAN)
@@ -72,6 +73,26 @@ def score(prompt: str, answer: str) -> dict[str, float]:
     }
 
 
+def across(answered: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """What only many answers together show.
+
+    Args:
+        answered: (prompt, answer), in an order that has nothing to do with rhyme.
+
+    Returns:
+        ``rhyme_by_chance``: the rhyme rate if last lines were dealt out anew among the answers of right form. A model
+        that fits line 4 to line 2 rhymes more often than that; one that always ends on the same few sounds does not.
+    """
+    ends = [found for prompt, answer in answered if (found := _ends(prompt, answer))]
+    deals = min(_DEALS, len(ends) - 1)
+    hits = sum(
+        rhymes([*one[:-1], ends[(place + deal) % len(ends)][-1]])
+        for place, one in enumerate(ends)
+        for deal in range(1, deals + 1)
+    )
+    return {"rhyme_by_chance": hits / deals / len(answered) if deals > 0 else 0.0}
+
+
 def split_lines(text: str) -> list[str]:
     """Cut a poem at punctuation and white space; a line still holds whatever else was written in it."""
     return [part for part in _BREAKS.split(text) if part]
@@ -96,6 +117,14 @@ def _lines_right(request: PoemRequest, lines: Sequence[str]) -> float:
     wanted = request.lines - len(request.given)
     right = sum(len(line) == request.line_length == len(_han(line)) for line in lines)
     return min(right, wanted) / max(wanted, len(lines))
+
+
+def _ends(prompt: str, answer: str) -> list[str] | None:
+    """The characters that should rhyme; None if the form is not right."""
+    request, lines = parse_request(prompt), split_lines(answer)
+    if request is None or _lines_right(request, lines) < 1:
+        return None
+    return [line[-1] for line in (*request.given, *lines)[1::2]]
 
 
 def _han(text: str | None) -> str:

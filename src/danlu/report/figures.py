@@ -17,7 +17,7 @@ from danlu.files import read_json
 from danlu.report.targets import targets
 from danlu.run import Run
 
-BY_LIFE = ("bpb", "form_rate", "rhyme_rate", "copy_rate", "distinct_2", "score")
+BY_LIFE = ("bpb", "form_rate", "rhyme_rate", "rhyme_by_chance", "copy_rate", "distinct_2", "score")
 
 
 def open_run(path: Path) -> Run:
@@ -40,8 +40,9 @@ def figures(run: Run) -> dict[str, Any]:
         documents: ``in`` (records read), ``kept``, ``duplicates`` (exact and near together).
         tokens: ``train`` and ``val`` in the shards, ``pretrain`` seen in training (padding excluded).
         parameters: ``total`` and ``active`` (per token).
-        bpb, form_rate, rhyme_rate, copy_rate, distinct_2, score: stage of life (base, sft, ppo, compress) -> value.
-            ``rhyme_rate`` counts answers of the right form whose lines 2 and 4 rhyme; ``score`` is the judge's mean.
+        bpb, form_rate, rhyme_rate, rhyme_by_chance, copy_rate, distinct_2, score: stage of life (base, sft, ppo,
+            compress) -> value. ``rhyme_rate`` counts answers of the right form whose lines 2 and 4 rhyme,
+            ``rhyme_by_chance`` those that would if last lines were dealt out anew; ``score`` is the judge's mean.
         prompts: held-out prompts that those rates were measured on.
         reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name.
         kl: nats per answer between the aligned policy and the chat model at the end.
@@ -105,11 +106,11 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append(f"parameters  {p['total']:,} ({p['active']:,} active per token)")
     lives = [life for life in LIVES if life in result.get("bpb", {})]
     if lives:
-        lines.append("            " + "".join(f"{life:>10}" for life in lives))
+        lines.append(" " * 16 + "".join(f"{life:>10}" for life in lives))
         for key in BY_LIFE:
             row = result.get(key, {})
             if any(row.get(life) is not None for life in lives):
-                lines.append(f"{key:<12}" + "".join(_cell(row.get(life)) for life in lives))
+                lines.append(f"{key:<16}" + "".join(_cell(row.get(life)) for life in lives))
     if result.get("reward", {}).get("accuracy") is not None:
         baselines = ", ".join(f"{k} {v:.1%}" for k, v in result["reward"].get("baselines", {}).items())
         lines.append(f"reward      {result['reward']['accuracy']:.1%} of held-out comparisons right ({baselines})")

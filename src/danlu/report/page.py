@@ -19,7 +19,13 @@ from danlu.report.figures import BY_LIFE, figures
 from danlu.run import Metrics, Run
 
 TRAINED = ("pretrain", "sft", "reward")
-_RATES = {"form_rate": "form", "rhyme_rate": "form and rhyme", "distinct_2": "distinct-2", "copy_rate": "copied"}
+_RATES = {
+    "form_rate": "form",
+    "rhyme_rate": "form and rhyme",
+    "rhyme_by_chance": "rhyme by chance",
+    "distinct_2": "distinct-2",
+    "copy_rate": "copied",
+}
 
 
 def write_report(run: Run) -> Path:
