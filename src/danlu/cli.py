@@ -104,7 +104,9 @@ def chat(
 def serve(
     where: Where = Path("runs/tang"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
-    store: Annotated[Path | None, typer.Option(help="Preference store; the run's own if not given.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Preference store, a file or a database's URL; the run's own if not given.")
+    ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
     from danlu.pipeline import servable_models, votes_path
@@ -137,12 +139,15 @@ def eval_verb(
     stage: StageName = None,
 ) -> None:
     """Measure a model on a text of yours: bits per byte, which models of any vocabulary share."""
+    from danlu.device import choose
     from danlu.evals.perplexity import text_bits_per_byte
     from danlu.hub import load_pretrained
     from danlu.pipeline import find_model
 
     path = find_model(where, stage)
     model, tokenizer = load_pretrained(path)
+    machine = choose()
+    model.to(machine.kind).compute_in(machine.compute_dtype)
     figures = {"model": str(path), **text_bits_per_byte(model, tokenizer, _read_text(text))}
     typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
 

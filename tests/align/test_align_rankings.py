@@ -58,7 +58,9 @@ def poems_dir(sft_dir: Path) -> Path:
 
 
 def test_the_stage_ranks_both_kinds_once_per_poem(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
-    settings = RankingsSettings(prompts=10, endings=30, noise=0.0, tie_width=0.01, max_new_tokens=8, dtype="float32")
+    settings = RankingsSettings(
+        judge="poems", prompts=10, endings=30, noise=0.0, tie_width=0.01, max_new_tokens=8, dtype="float32"
+    )
     stage = make_stage("rankings", settings, {"sft": poems_dir})
     figures = rankings(stage)
     made = read_preferences(stage.dir / "preferences.jsonl")
@@ -81,7 +83,9 @@ def test_the_stage_ranks_both_kinds_once_per_poem(poems_dir: Path, make_stage: C
 
 
 def test_of_the_tries_the_best_and_the_worst_are_ranked(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
-    settings = RankingsSettings(prompts=17, endings=33, swaps=2, tries=40, noise=0.0, max_new_tokens=8, dtype="float32")
+    settings = RankingsSettings(
+        judge="poems", prompts=17, endings=33, swaps=2, tries=40, noise=0.0, max_new_tokens=8, dtype="float32"
+    )
     stage = make_stage("rankings", settings, {"sft": poems_dir})
     rankings(stage)
     conversations, _ = read_conversations(poems_dir / "conversations" / "train.jsonl")
@@ -105,7 +109,7 @@ def test_endings_need_poems(poems_dir: Path, make_stage: Callable[..., Stage]) -
 
 
 def test_the_stage_gives_the_same_bytes_again(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
-    settings = RankingsSettings(prompts=10, endings=30, max_new_tokens=8, dtype="float32")
+    settings = RankingsSettings(judge="poems", prompts=10, endings=30, max_new_tokens=8, dtype="float32")
     contents = []
     for folder in ("one", "two"):
         stage = make_stage("rankings", settings, {"sft": poems_dir}, folder=folder)

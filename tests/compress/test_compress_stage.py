@@ -20,7 +20,8 @@ from danlu.tokens import Tokenizer, chat
 from danlu.tokens.shards import read_shards
 
 SETTINGS = CompressSettings(
-    prompts=8, sequences=48, seq_len=64, max_new_tokens=24, bpb_tokens=10_000, speed_tokens=4, dtype="float32"
+    judge="poems", prompts=8, sequences=48, seq_len=64, max_new_tokens=24, bpb_tokens=10_000, speed_tokens=4,
+    dtype="float32",
 )  # fmt: skip
 
 

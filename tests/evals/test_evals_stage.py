@@ -15,7 +15,9 @@ from danlu.evals.perplexity import text_bits_per_byte
 from danlu.files import read_json
 from danlu.tokens.shards import read_shards
 
-SETTINGS = EvalSettings(prompts=12, max_new_tokens=24, showcase=("续写成一首五言绝句：春眠不觉晓，",), dtype="float32")
+SETTINGS = EvalSettings(
+    judge="poems", prompts=12, max_new_tokens=24, showcase=("续写成一首五言绝句：春眠不觉晓，",), dtype="float32"
+)
 LIVES = ["base", "sft", "ppo", "compress"]
 
 

@@ -46,8 +46,8 @@ def _pretrain_settings(**changes):
 
 def _sft_settings(**changes):
     plain = {
-        "seq_len": 96, "steps": 6, "batch_size": 8, "warmup": 2, "eval_every": 6, "save_every": 3, "log_every": 1,
-        "eval_batches": 1,
+        "source": "poems", "seq_len": 96, "steps": 6, "batch_size": 8, "warmup": 2, "eval_every": 6, "save_every": 3,
+        "log_every": 1, "eval_batches": 1,
     }  # fmt: skip
     return SFTSettings(**(plain | changes))
 

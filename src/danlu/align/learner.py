@@ -29,7 +29,7 @@ from danlu.train.optim import Optimizer
 class PPOSettings(ComputeSettings):
     """The section ``ppo``; defaults suit a few million parameters, a tenth of the learning rates suits 100M and up."""
 
-    judge: str = "poems"
+    judge: str = "prose"
     """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
     iterations: int = Field(60, ge=1)
     """How often to sample, score and learn."""

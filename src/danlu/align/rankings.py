@@ -39,7 +39,7 @@ _LAST_LINE = re.compile(f"({HAN}+)[^{HAN[1:-1]}]*$")
 class RankingsSettings(ComputeSettings):
     """The section ``rankings``."""
 
-    judge: str = "poems"
+    judge: str = "prose"
     """Who plays the human: "poems" or "prose"."""
     prompts: int = Field(3000, ge=1)
     """Prompts to rank samples for."""

@@ -35,7 +35,7 @@ _NOTICEABLE = 0.95  # of the dense speed; closer than that is noise
 class ReportSettings(ComputeSettings):
     """What the comparison is made on."""
 
-    judge: str = "poems"
+    judge: str = "prose"
     """Who scores the answers: poems or prose."""
     prompts: int = Field(128, ge=1)
     """Held-out prompts that every variant answers once."""

@@ -38,7 +38,7 @@ LIVES = {"base": "pretrain", "sft": "sft", "ppo": "ppo", "compress": "compress"}
 class EvalSettings(ComputeSettings):
     """The section ``eval``."""
 
-    judge: str = "poems"
+    judge: str = "prose"
     """Who scores the answers: poems or prose."""
     prompts: int = Field(512, ge=1)
     """Held-out prompts, one answer each at every stage of life; all there are if there are fewer."""

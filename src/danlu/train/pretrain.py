@@ -87,7 +87,8 @@ def pretrain(stage: Stage) -> dict[str, Any]:
 def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
     tokenizer = Tokenizer.load(stage.inputs["tokenizer"] / "model")
     shards = stage.inputs["tokens"] / "shards"
-    train, val = (Text.lay_out(read_shards(shards / part), settings, stage.seed) for part in ("train", "val"))
+    found = (read_shards(shards / part, verify=True) for part in ("train", "val"))
+    train, val = (Text.lay_out(text, settings, stage.seed) for text in found)
     model = new_model(settings.shape(tokenizer.vocab_size), stage.seed)
     prompt = val.shards.tokens[: min(_PROMPT_TOKENS, int(val.shards.ends[0]))].tolist()
     world = parallel.join(settings.machine().kind)

@@ -39,7 +39,7 @@ _PROBLEMS_SHOWN = 5
 class SFTSettings(LanguageSettings):
     """The section ``sft``."""
 
-    source: str = "poems"
+    source: str = "prose"
     """poems or prose, for tasks made from the corpus; or a JSONL file in the OpenAI, ShareGPT or Alpaca form."""
     poems: PoemMix = PoemMix()
     """Which tasks a quatrain gives, for source poems."""
