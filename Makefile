@@ -34,8 +34,9 @@ test: $(STAMP)  ## everything but GPU tests
 	$(BIN)/mypy
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
-bench: $(STAMP)  ## the claims: three seeds of recipe tang (about 40 minutes)
+bench: $(STAMP)  ## the claims: three seeds of recipe tang (about 40 minutes), then the three shapes in equal time
 	$(BIN)/python bench/tang.py
+	$(BIN)/python bench/shapes.py runs/bench-tang-0
 
 clean:
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

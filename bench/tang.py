@@ -42,7 +42,7 @@ def rows(results: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
         what, target, values = promises[0]["what"], promises[0]["target"], [promise["value"] for promise in promises]
         found.append(row(f"tang: {what}", values, "", target, all(promise["met"] for promise in promises), note=note))
     for life in ("base", "sft", "ppo", "compress"):
-        for key in ("form_rate", "rhyme_rate"):
+        for key in ("form_rate", "rhyme_rate", "rhyme_by_chance", "distinct_2"):
             found.append(
                 row(f"tang: {key.replace('_', ' ')}, {life}", [r[key][life] for r in each], "", "reported", True)
             )
