@@ -30,10 +30,6 @@ def _module(name: str, path: Path) -> ModuleType:
     return module
 
 
-_serving = _module("danlu_tests_serving", ROOT / "tests/serve/conftest.py")
-one_thread, model_dirs, live = _serving.one_thread, _serving.model_dirs, _serving.live
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:

@@ -1,15 +1,11 @@
 """A small model that has really learnt: pre-trained on a corpus of poems, with the stages around it."""
 
-import pytest
+from functools import partial
 
-from danlu.console import Console
-from danlu.corpus.generated import poems
-from danlu.files import write_json
-from danlu.records import Document, write_conversations, write_documents
-from danlu.run import Metrics, Stage
-from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
+import pytest
+import stages
+
 from danlu.train import PretrainSettings, pretrain
-from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 
 _SHAPE = {
     "preset": "llama-tang", "n_layers": 2, "d_model": 64, "n_heads": 2, "n_kv_heads": 2, "head_dim": 32, "d_ff": 160,
@@ -25,35 +21,18 @@ _TRAINING = {
 }
 
 
-def _make_stage(directory, settings, inputs, name="compress"):
-    directory.mkdir(parents=True, exist_ok=True)
-    return Stage(name, directory, settings, inputs, {}, 7, Metrics(directory / "metrics.jsonl"), Console(quiet=True))
-
-
 @pytest.fixture(scope="session")
 def make_stage():
-    """make_stage(directory, settings, inputs, name) -> Stage."""
-    return _make_stage
+    """make_stage(directory, settings, inputs) -> Stage ``compress``."""
+    return partial(stages.make_stage, name="compress")
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """Directories of finished stages, by name; the pre-trained model stands in for the aligned one."""
     root = tmp_path_factory.mktemp("run")
-    documents = [
-        Document(f"poem-{i}", "\n".join(row["paragraphs"]), "generated:poems", "zh", "", {"title": row["title"]})
-        for i, row in enumerate(poems())
-    ]
-    places = {name: root / name for name in ("corpus", "tokenizer", "tokens", "sft")}
-    write_documents(places["corpus"] / "documents", documents)
-    write_json(places["corpus"] / "split.json", {"heldout_share": 0.2})
-    build_tokenizer(_make_stage(places["tokenizer"], TokenizerSettings(vocab_size=512, han_run=1), places, "tokenizer"))
-    build_shards(_make_stage(places["tokens"], TokensSettings(), places, "tokens"))
+    documents = stages.poem_documents()
+    places = stages.read_and_spelt(root, documents)
     settings = PretrainSettings(model=_SHAPE, dtype="float32", **_TRAINING)
-    pretrain(_make_stage(root / "ppo", settings, places, "pretrain"))
-    tasks = [
-        task for document in documents for task in poem_tasks(document, PoemMix(), compile_rhymes(documents), seed=0)
-    ]
-    write_conversations(places["sft"] / "conversations" / "train.jsonl", tasks[:-80])
-    write_conversations(places["sft"] / "conversations" / "heldout.jsonl", tasks[-80:])
-    return {"ppo": root / "ppo", "sft": places["sft"], "tokens": places["tokens"]}
+    pretrain(stages.make_stage(root / "ppo", settings, places, "pretrain"))
+    return {"ppo": root / "ppo", "sft": stages.taught(root, documents), "tokens": places["tokens"]}

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stages import make_stage
 
-from danlu.console import Console
 from danlu.corpus import CorpusSettings, build
 from danlu.files import read_json
 from danlu.records import Document, read_documents
-from danlu.run import Metrics, Stage
 
 Built = tuple[dict[str, Any], list[Document], dict[str, Any], Path]
 
@@ -26,10 +25,7 @@ def make(tmp_path: Path) -> Callable[..., Built]:
 
     def run(out: str = "out", **settings: Any) -> Built:
         folder = tmp_path / out
-        folder.mkdir(exist_ok=True)
-        metrics = Metrics(folder / "metrics.jsonl")
-        stage = Stage("corpus", folder, CorpusSettings(**settings), {}, {}, 0, metrics, Console(quiet=True))
-        figures = build(stage)
+        figures = build(make_stage(folder, CorpusSettings(**settings), name="corpus", seed=0))
         return figures, list(read_documents(folder / "documents")), read_json(folder / "audit.json"), folder
 
     return run

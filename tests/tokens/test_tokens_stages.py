@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stages import make_stage
 
-from danlu.console import Console
 from danlu.corpus.split import is_heldout
 from danlu.errors import UserError
 from danlu.files import hash_paths, read_json, write_json
 from danlu.recipe import Settings
 from danlu.records import Document, write_documents
-from danlu.run import Metrics, Stage
+from danlu.run import Stage
 from danlu.tokens import Tokenizer, TokenizerSettings, TokensSettings, build_shards, build_tokenizer, read_shards
 
 SHARE = 0.1
@@ -27,9 +27,7 @@ def poems(n: int) -> list[Document]:
 
 def stage(root: Path, name: str, settings: Settings) -> Stage:
     inputs = {other: root / other for other in ("corpus", "tokenizer")}
-    place = root / name
-    place.mkdir(exist_ok=True)
-    return Stage(name, place, settings, inputs, {}, 0, Metrics(place / "metrics.jsonl"), Console(quiet=True))
+    return make_stage(root / name, settings, inputs, name, seed=0)
 
 
 @pytest.fixture

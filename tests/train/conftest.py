@@ -4,16 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import stages
 
-from danlu.console import Console
-from danlu.corpus.generated import poems
-from danlu.files import write_json
 from danlu.model.config import ModelConfig
-from danlu.records import Document, write_documents
-from danlu.run import Metrics, Stage
-from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
 from danlu.train import PretrainSettings, SFTSettings
 
 _CHILD = """
@@ -28,12 +24,6 @@ metrics = Metrics(directory / "metrics.jsonl")
 pretrain(Stage("pretrain", directory, PretrainSettings(**settings), places, {}, 7, metrics, Console(quiet=True)))
 """
 _SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64, "max_seq_len": 128}
-
-
-def _make_stage(directory, settings, inputs=None, name="pretrain"):
-    directory.mkdir(parents=True, exist_ok=True)
-    metrics = Metrics(directory / "metrics.jsonl")
-    return Stage(name, directory, settings, dict(inputs or {}), {}, 7, metrics, Console(quiet=True))
 
 
 def _pretrain_settings(**changes):
@@ -54,8 +44,8 @@ def _sft_settings(**changes):
 
 @pytest.fixture(scope="session")
 def make_stage():
-    """make_stage(directory, settings, inputs, name) -> Stage."""
-    return _make_stage
+    """make_stage(directory, settings, inputs) -> Stage ``pretrain``."""
+    return partial(stages.make_stage, name="pretrain")
 
 
 @pytest.fixture(scope="session")
@@ -85,27 +75,13 @@ def start_process():
 
 @pytest.fixture(scope="session")
 def documents():
-    return [
-        Document(
-            f"poem-{i}", "\n".join([row["title"], row["author"], *row["paragraphs"]]), "generated:poems", "zh", "",
-            {"title": row["title"], "author": row["author"]},
-        )
-        for i, row in enumerate(poems())
-    ]  # fmt: skip
+    return stages.poem_documents()
 
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory, documents):
     """Finished stages corpus, tokenizer and tokens."""
-    root = tmp_path_factory.mktemp("run")
-    write_documents(root / "corpus" / "documents", documents)
-    write_json(root / "corpus" / "split.json", {"heldout_share": 0.1})
-    corpus = {"corpus": root / "corpus"}
-    tokenizer = _make_stage(root / "tokenizer", TokenizerSettings(vocab_size=512, han_run=1), corpus, "tokenizer")
-    build_tokenizer(tokenizer)
-    both = corpus | {"tokenizer": root / "tokenizer"}
-    build_shards(_make_stage(root / "tokens", TokensSettings(), both, "tokens"))
-    return both | {"tokens": root / "tokens"}
+    return stages.read_and_spelt(tmp_path_factory.mktemp("run"), documents, heldout=0.1)
 
 
 @pytest.fixture
