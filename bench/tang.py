@@ -1,6 +1,6 @@
 """The recipe ``tang`` on three seeds: does the whole life of a model, and PPO in particular, keep its promises?
 
-In:  nothing but time: each seed is a full run (corpus and tokenizer are the same for all and shared).
+In:  nothing but time: each seed is a full run .
 Out: ``results/tang-*.json`` and the table; the runs stay in ``runs/bench-tang-SEED``.
 Left out: peers; no other project has this chain.
 
@@ -9,7 +9,6 @@ Left out: peers; no other project has this chain.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,12 @@ from danlu.pipeline import execute, read_recipe
 from danlu.report import figures, write_report
 from table import row, save
 
-SHARED = ("corpus",)
 
-
-def run_seed(seed: int, first: Path | None) -> tuple[Path, dict[str, Any]]:
-    """One whole run; the corpus does not depend on luck, so later seeds take over the first one's."""
-    out = Path("runs") / f"bench-tang-{seed}"
-    if first is not None and not out.exists():
-        for name in SHARED:
-            shutil.copytree(first / name, out / name)
-    run = execute(read_recipe("tang", [f"seed={seed}"]), out, Console())
+def run_seed(seed: int) -> dict[str, Any]:
+    """One whole run, or what is left to do of it."""
+    run = execute(read_recipe("tang", [f"seed={seed}"]), Path("runs") / f"bench-tang-{seed}", Console())
     write_report(run)
-    return out, figures(run)
+    return figures(run)
 
 
 def rows(results: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -52,11 +45,7 @@ def rows(results: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Run the seeds and write the results."""
     seeds = [int(word) for word in sys.argv[1:]] or [0, 1, 2]
-    results: dict[int, dict[str, Any]] = {}
-    first = None
-    for seed in seeds:
-        out, results[seed] = run_seed(seed, first)
-        first = first or out
+    results = {seed: run_seed(seed) for seed in seeds}
     print(save("tang", rows(results)))
 
 

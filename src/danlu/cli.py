@@ -30,6 +30,11 @@ app = typer.Typer(
 feedback = typer.Typer(help="Votes of the people who talk to the model.", no_args_is_help=True)
 app.add_typer(feedback, name="feedback")
 
+# What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
+_OF_THE_MACHINE = frozenset((
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
+))  # fmt: skip
+
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
@@ -95,8 +100,13 @@ def chat(
             return
         if not said.strip():
             return
-        for piece in talk.stream(said):
-            typer.echo(piece, nl=False)
+        try:
+            for piece in talk.stream(said):
+                typer.echo(piece, nl=False)
+        except UserError as error:  # too long for the context, say: the conversation is still there
+            typer.echo(f"danlu: {error}", err=True)
+        except KeyboardInterrupt:
+            typer.echo(" …", nl=False)
         typer.echo()
 
 
@@ -105,7 +115,11 @@ def serve(
     where: Where = Path("runs/tang"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
     store: Annotated[
-        str | None, typer.Option(help="Preference store, a file or a database's URL; the run's own if not given.")
+        str | None,
+        typer.Option(
+            help="Preference store, a file or a database's URL; the run's own if not given. "
+            "danlu run learns from it with run.votes=STORE."
+        ),
     ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
@@ -168,15 +182,16 @@ def export(
 
 @feedback.command("export")
 def feedback_export(
-    where: Annotated[Path, typer.Argument(help="A run directory, or a preference store (*.db).")],
+    where: Annotated[str, typer.Argument(help="A run directory, or a preference store: a file or a database's URL.")],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
 ) -> None:
     """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
     from danlu.align.preferences import PreferenceStore
     from danlu.pipeline import votes_path
 
-    store = where if where.suffix == ".db" else votes_path(where)
-    if not store.is_file():
+    path = Path(where)
+    store = where if "://" in where or path.is_file() else str(votes_path(path))
+    if "://" not in store and not Path(store).is_file():
         raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
     pairs = PreferenceStore(store).export_trl(out)
     typer.echo(f"{pairs} pairs written to {out}")
@@ -210,9 +225,11 @@ def main() -> None:
     except KeyboardInterrupt:
         code = _complain("interrupted; run the same command again to go on", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _OF_THE_MACHINE:
             raise
         code = _complain(f"{error.strerror}: {error.filename or 'the run directory'}; nothing finished was lost", 2)
+    except ModuleNotFoundError as error:
+        code = _complain(f"the package '{error.name}' is missing; install danlu again (make demo does)", 2)
     except Exception as error:
         code = _usage(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -23,7 +23,7 @@ class Task:
 
     def __init__(self, console: Console, name: str, total: int | None, unit: str) -> None:
         self._console, self._name, self._total, self._unit = console, name, total, unit
-        self._done = 0
+        self._done = self._earlier = 0
         self._units = 0.0
         self._started = self._told = time.monotonic()
         self._bar: Progress | None = None
@@ -48,6 +48,10 @@ class Task:
         if self._bar is not None:
             self._bar.stop()
 
+    def resume(self, steps: int) -> None:
+        """Say that ``steps`` were done by an earlier session: they count, and not for the rate."""
+        self._done = self._earlier = steps
+
     def advance(self, steps: int = 1, units: float = 0.0, **numbers: float) -> None:
         """Say that ``steps`` more are done.
 
@@ -65,7 +69,8 @@ class Task:
             self._bar.update(self._id, completed=self._done, note=f"{rate:,.0f} {self._unit}/s {shown}")
         elif now - self._told >= _EVERY_SECONDS:
             self._told = now
-            left = (self._total - self._done) * (now - self._started) / self._done if self._total and self._done else 0
+            here = self._done - self._earlier
+            left = (self._total - self._done) * (now - self._started) / here if self._total and here else 0
             of = f"/{self._total}" if self._total else ""
             self._console.say(f"{self._name} done={self._done}{of} {self._unit}/s={rate:.0f} left={left:.0f}s {shown}")
 

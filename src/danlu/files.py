@@ -102,7 +102,7 @@ def hash_paths(root: Path, names: tuple[str, ...]) -> str:
         place = root / name
         files = sorted(place.rglob("*")) if place.is_dir() else [place]
         for file in files:
-            if file.is_file():
+            if file.is_file() and not file.name.endswith(".tmp"):  # half-written by a process that was killed
                 digests[file.relative_to(root).as_posix()] = hash_file(file)
     return hash_value(digests)
 

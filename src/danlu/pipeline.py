@@ -31,6 +31,12 @@ class RunSettings(Settings):
 
     seed: int = 0
     """Seed from which every random stream of the run is derived."""
+    votes: str = ""
+    """Preference store that the reward model learns from, a file or a database's URL; the run's own if empty."""
+
+    def reads(self) -> dict[str, Path]:
+        """The user's own preference store, if it is a file."""
+        return {"votes": Path(self.votes)} if self.votes and "://" not in self.votes else {}
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     specs = stages_of(recipe)
     if until is not None and until not in {spec.name for spec in specs}:
         raise unknown("stage", until, (spec.name for spec in specs))
-    _check_outside(recipe)
+    _check_outside(recipe, specs, out)
     run = Run(out)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
@@ -127,12 +133,14 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     return run
 
 
-def _check_outside(recipe: Recipe) -> None:
-    """Refuse before the first stage what a later one would not find hours after."""
-    for section, settings in recipe.sections.items():
-        for option, path in settings.reads().items():
+def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> None:
+    """Refuse before the first stage what a later one would not find hours after, or would find itself in."""
+    for section in ("run", *(spec.name for spec in specs)):
+        for option, path in recipe.sections[section].reads().items():
             if not path.exists():
                 raise UserError(f"{section}.{option}: {path} does not exist{beside(path)}")
+            if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+                raise UserError(f"the run directory {out} lies in {section}.{option} ({path}); choose another --out")
 
 
 def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:
@@ -160,7 +168,9 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
         console=console,
     )
     stage.dir.mkdir(parents=True, exist_ok=True)
-    if not same:
+    if same:
+        run.recover_seconds(spec.name)
+    else:
         run.begin(spec.name, wanted)
     started = time.monotonic()
     try:
@@ -213,10 +223,10 @@ def _identity(run: Run, spec: StageSpec, recipe: Recipe, outside: Mapping[str, P
 def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
     outside = dict(recipe.sections[spec.name].reads())
-    store = votes_path(run.dir)
-    if spec.name == "reward" and store.exists():
-        snapshot = store.with_name("votes.jsonl")
-        PreferenceStore(store).snapshot(snapshot)
+    own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
+    if spec.name == "reward" and (chosen or own.exists()):
+        snapshot = own.with_name("votes.jsonl")
+        PreferenceStore(chosen or own).snapshot(snapshot)
         outside[VOTES] = snapshot
     return outside
 

@@ -69,13 +69,13 @@ def load_recipe(
     Raises:
         UserError: unknown recipe, section or key (naming the nearest valid one), or a value of the wrong type.
     """
-    data = _spell_out(_read(name, seen=()), shortcuts)
+    data = _read(name, shortcuts, seen=())
     for override in overrides:
         _merge(data, _spell_out(_parse_override(override, shortcuts), shortcuts))
     for key in data:
         if key not in sections:
             raise unknown("section", key, [*sections, *shortcuts, "extends"], f"recipe '{name}'")
-    built = {key: _validate(key, cls, data.get(key) or {}, name) for key, cls in sections.items()}
+    built = {key: _validate(key, cls, data.get(key, {}), name) for key, cls in sections.items()}
     stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     return Recipe(stem, built, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
 
@@ -99,8 +99,10 @@ def json_schema(sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, 
     }
 
 
-def _read(name: str, seen: tuple[str, ...], relative_to: Path | None = None) -> dict[str, Any]:
-    """The merged differences of a recipe and everything it extends."""
+def _read(
+    name: str, shortcuts: Mapping[str, str], seen: tuple[str, ...], relative_to: Path | None = None
+) -> dict[str, Any]:
+    """The merged differences of a recipe and everything it extends, shortcuts spelt out in each before they meet."""
     if name in seen:
         raise UserError(f"recipe '{name}' extends itself ({' -> '.join((*seen, name))}); remove one 'extends'")
     path = _find(name, relative_to)
@@ -111,9 +113,11 @@ def _read(name: str, seen: tuple[str, ...], relative_to: Path | None = None) -> 
     if not isinstance(data, dict):
         raise UserError(f"recipe {path} must be a mapping of sections, not {type(data).__name__}")
     parent = data.pop("extends", None)
+    said = {key: value for key, value in data.items() if value is not None}  # an empty section says nothing
+    data = _spell_out(said, shortcuts)
     if parent is None:
         return data
-    merged = _read(str(parent), (*seen, name), path.parent)
+    merged = _read(str(parent), shortcuts, (*seen, name), path.parent)
     _merge(merged, data)
     return merged
 

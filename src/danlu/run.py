@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -37,8 +38,9 @@ class Metrics:
         self.path = path
 
     def log(self, step: int, **numbers: float | int | str | None) -> None:
-        """Append one line."""
+        """Append one line; NaN and infinity, which JSON does not know, become null."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps({"step": step, **numbers}, ensure_ascii=False) + "\n")
 
@@ -130,16 +132,26 @@ class Run:
     def stages(self) -> dict[str, dict[str, Any]]:
         """Manifest of every finished stage, by name, in the order in which the stages depend on each other."""
         found = {path.parent.name: self.manifest(path.parent.name) for path in sorted(self.dir.glob(f"*/{MANIFEST}"))}
-        waiting = {name: manifest for name, manifest in found.items() if manifest and manifest["state"] == "done"}
+        waiting = {name: manifest for name, manifest in found.items() if manifest and self.finished(name)}
         ordered: dict[str, dict[str, Any]] = {}
         while ready := [name for name, made in waiting.items() if not made["parents"].keys() & waiting.keys()]:
             ordered |= {name: waiting.pop(name) for name in ready}
         return ordered
 
     def finished(self, name: str) -> bool:
-        """Whether a stage has a manifest that says done."""
+        """Whether a stage is done, and made from what the stages before it hold now.
+
+        A run that was stopped after an early stage was made again still has its old later stages on disk: they are not
+        finished. A parent that was deleted, to save space, is taken at its child's word.
+        """
         manifest = self.manifest(name)
-        return manifest is not None and manifest["state"] == "done"
+        if manifest is None or manifest["state"] != "done":
+            return False
+        for parent, output in manifest["parents"].items():
+            made = self.manifest(parent)
+            if made is not None and not (made.get("output") == output and self.finished(parent)):
+                return False
+        return True
 
     def set_aside(self, name: str) -> None:
         """Move a stage's directory out of the way; the one replaced before it goes for good."""
@@ -159,6 +171,12 @@ class Run:
         done = {"state": "done", "output": output, "figures": dict(figures), "finished": _now()}
         earlier = float(manifest.get("seconds", 0.0))
         write_json(self.dir / name / MANIFEST, {**manifest, **done, "seconds": round(earlier + seconds, 2)})
+
+    def recover_seconds(self, name: str) -> None:
+        """Count the time of a session that was killed: from its last word in the manifest to its last file."""
+        place = self.dir / name
+        noted = (place / MANIFEST).stat().st_mtime
+        self.add_seconds(name, max(0.0, max(file.stat().st_mtime for file in place.rglob("*")) - noted))
 
     def add_seconds(self, name: str, seconds: float) -> None:
         """Count time spent by a session that did not finish the stage, so that minutes stay true after a resume."""

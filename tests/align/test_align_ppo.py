@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from danlu.align.learner import Learner, PPOSettings
 from danlu.align.ppo import ppo
 from danlu.align.rollout import Cursor, Experience, Prompt, RewardScore, Rollouts, gather_prompts
 from danlu.align.scoring import Sequences
+from danlu.errors import UserError
 from danlu.files import write_json
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
@@ -187,7 +188,7 @@ def test_an_update_that_went_too_far_stops_before_its_step(
 ) -> None:
     trained = learner(make_model, approx_kl_limit=1e-9, mini_batch=4)
     scored = trained.score(collect(), make_model(), beta=0.1)
-    first = trained.update(dataclasses.replace(scored, logprobs=scored.logprobs + 0.1), 0, seed=0)
+    first = trained.update(replace(scored, logprobs=scored.logprobs + 0.1), 0, seed=0)
     assert first == {"steps": 0.0, "stopped": 1.0}
     fresh = learner(make_model)
     for role in ("policy", "critic"):
@@ -199,9 +200,9 @@ def test_an_update_that_went_too_far_stops_before_its_step(
 def test_a_gradient_that_is_not_finite_changes_nothing(
     make_model: MakeModel, collect: Callable[..., Experience]
 ) -> None:
-    trained = learner(make_model)
+    trained = learner(make_model, max_skips=99)
     scored = trained.score(collect(), make_model(), beta=0.1)
-    broken = dataclasses.replace(scored, advantages=scored.advantages * math.nan, returns=scored.returns * math.nan)
+    broken = replace(scored, advantages=scored.advantages * math.nan, returns=scored.returns * math.nan)
     trained.update(broken, 0, seed=0)
     for ours, theirs in zip(trained.policy.parameters(), make_model().parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -317,3 +318,13 @@ def test_the_stage_tells_how_it_went(sft_dir: Path, reward_dir: Path, make_stage
     policy, sft = hub.load(stage.dir / "model"), hub.load(sft_dir / "model")
     moved = any(not torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters(), strict=True))
     assert moved == (figures["kept"] > 0)
+
+
+def test_gradients_that_are_not_finite_stop_the_run(make_model: MakeModel, collect: Callable[..., Experience]) -> None:
+    learns = learner(make_model, max_skips=2)
+    scored = learns.score(collect(), make_model(seed=3), 0.1)
+    before = {name: weight.clone() for name, weight in learns.policy.state_dict().items()}
+    poisoned = replace(scored, advantages=scored.advantages * float("nan"), returns=scored.returns * float("nan"))
+    with pytest.raises(UserError, match="not finite for 2 steps in a row"):
+        learns.update(poisoned, 0, seed=1)
+    assert all(torch.equal(weight, before[name]) for name, weight in learns.policy.state_dict().items())

@@ -42,15 +42,16 @@ def test_a_vote_becomes_a_preference_with_all_that_was_shown(store: PreferenceSt
     assert preference.split == split_of(PROMPT)
 
 
-def test_a_double_click_is_one_vote_and_a_change_of_mind_is_a_second(store: PreferenceStore) -> None:
+def test_a_double_click_is_one_vote_and_of_changed_minds_the_last_word_counts(store: PreferenceStore) -> None:
     comparison = store.record(PROMPT, ANSWERS)
     first = store.vote(comparison, (0, 1), "r")
     assert store.vote(comparison, (0, 1), "r") == first
-    store.vote(comparison, (1, 0), "r")
-    store.vote(comparison, (0, 1), "r")
+    assert store.vote(comparison, (1, 0), "r") != first
     store.vote(comparison, (0, 1), "someone else")
-    assert [p.ranks for p in store.all()] == [(0, 1), (1, 0), (0, 1), (0, 1)]
-    assert store.count() == 4
+    assert [(p.rater, p.ranks) for p in store.all()] == [("r", (1, 0)), ("someone else", (0, 1))]
+    assert store.count() == 2
+    store.vote(comparison, (0, 1), "r")
+    assert [(p.rater, p.ranks) for p in store.all()] == [("someone else", (0, 1)), ("r", (0, 1))]
 
 
 def test_ties_and_all_bad_are_kept(store: PreferenceStore) -> None:

@@ -116,3 +116,9 @@ def test_the_stage_gives_the_same_bytes_again(poems_dir: Path, make_stage: Calla
         rankings(stage)
         contents.append((stage.dir / "preferences.jsonl").read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_a_judge_that_can_judge_no_prompt_is_named(sft_dir: Path, make_stage: Callable[..., Stage]) -> None:
+    settings = RankingsSettings(judge="poems", prompts=1, dtype="float32")
+    with pytest.raises(UserError, match="judge 'poems' can judge"):
+        rankings(make_stage("rankings", settings, {"sft": sft_dir}))

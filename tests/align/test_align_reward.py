@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from danlu import hub
 from danlu.align.comparisons import Ranking
 from danlu.align.quality import quality
 from danlu.align.reward import RewardSettings, read_scale, reward, with_scalar_head
+from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message, Preference, write_preferences
 from danlu.run import Stage
@@ -93,3 +95,11 @@ def test_the_head_is_fresh_and_the_trunk_is_the_models(make_model: Callable[...,
     torch.testing.assert_close(scored.hidden(tokens).states, model.hidden(tokens).states, rtol=0, atol=0)
     wide = [with_scalar_head(model, seed=seed).score.weight for seed in range(200)]
     assert float(torch.stack(wide).detach().std()) == pytest.approx(1 / math.sqrt(33), rel=0.03)
+
+
+def test_rankings_without_a_preference_are_refused(stage: Stage) -> None:
+    tied = [replace(preference, ranks=(0, 0, 0)) for preference in planted(20)]
+    write_preferences(stage.inputs["rankings"] / "preferences.jsonl", tied)
+    with pytest.raises(UserError, match="no comparison prefers one answer to another"):
+        reward(stage)
+    assert not (stage.dir / "model").exists()

@@ -31,11 +31,26 @@ def sentence(done) -> str:
         (["report", "nowhere"], "nowhere"),
         (["feedback", "export", "nowhere"], "no votes"),
         (["run", "tiny", "base=nowhere"], "nowhere"),
+        (["run", "tiny", "run.votes=nowhere.db"], "nowhere.db"),
     ],
 )
 def test_one_clear_sentence(words, expected, tmp_path):
     out = ["--out", tmp_path / "run"] if words[0] == "run" else []
     assert expected in sentence(danlu(*words, *out, code=2))
+
+
+def test_a_path_of_the_wrong_kind(tmp_path):
+    (tmp_path / "file").touch()
+    assert "file" in sentence(danlu("run", "tiny", "--out", tmp_path / "file", code=2))
+    (tmp_path / "config.json").touch()
+    assert "danlu: " in sentence(danlu("eval", tmp_path, "--text", tmp_path, code=2))
+
+
+def test_a_run_inside_its_own_source(tmp_path):
+    (tmp_path / "a.txt").write_text("The ferry crossed the river at dawn.\n" * 30)
+    said = sentence(danlu("run", "tiny", f"corpus.source={tmp_path}", "--out", tmp_path / "runs" / "mine", code=2))
+    assert "choose another --out" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_empty_folder(tmp_path):

@@ -1,14 +1,15 @@
 """The run directory: stages in their order, metrics that rewind, random streams by address."""
 
+import os
 from pathlib import Path
 
 from danlu.run import Metrics, Run
 from danlu.streams import stream_seed
 
 
-def finish(run: Run, name: str, *parents: str) -> None:
+def finish(run: Run, name: str, *parents: str, output: str = "0") -> None:
     run.begin(name, {"parents": dict.fromkeys(parents, "0")})
-    run.finish(name, "0", {}, 1.0)
+    run.finish(name, output, {}, 1.0)
 
 
 def test_stages_come_in_the_order_of_their_needs(tmp_path: Path):
@@ -40,3 +41,35 @@ def test_streams_differ_by_every_part_of_their_address():
     assert len(seeds) == 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert stream_seed(0, "ppo", 1) == 3959432056231859761
+
+
+def test_what_was_made_from_an_older_parent_is_not_finished(tmp_path: Path):
+    run = Run(tmp_path)
+    finish(run, "pretrain")
+    finish(run, "sft", "pretrain")
+    finish(run, "compress", "sft")
+    assert run.finished("compress")
+    finish(run, "pretrain", output="1")
+    assert run.finished("pretrain")
+    assert not run.finished("sft")
+    assert not run.finished("compress"), "its grandparent is new"
+    assert list(run.stages()) == ["pretrain"]
+
+
+def test_the_time_of_a_killed_session_is_counted(tmp_path: Path):
+    run = Run(tmp_path)
+    run.begin("sft", {"parents": {}})
+    noted = (tmp_path / "sft" / "manifest.json").stat().st_mtime
+    (tmp_path / "sft" / "ckpt").touch()
+    os.utime(tmp_path / "sft" / "ckpt", (noted + 90, noted + 90))
+    run.recover_seconds("sft")
+    assert abs(run.manifest("sft")["seconds"] - 90) < 0.1
+    os.utime(tmp_path / "sft" / "ckpt", (noted, noted))
+    run.recover_seconds("sft")
+    assert abs(run.manifest("sft")["seconds"] - 90) < 0.1
+
+
+def test_metrics_hold_no_number_that_json_does_not_know(tmp_path: Path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.log(1, loss=float("nan"), norm=float("inf"), lr=0.5)
+    assert metrics.read() == [{"step": 1, "loss": None, "norm": None, "lr": 0.5}]

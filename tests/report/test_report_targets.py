@@ -31,6 +31,7 @@ def test_targets_of_a_whole_run():
 
 
 def test_what_was_not_measured_is_not_promised():
-    assert targets({"recipe": "tang"}) == []
-    assert targets(RESULT | {"recipe": "tiny"})[0].what == "reward accuracy - best baseline"
-    assert targets({"recipe": "tang", "reward": {"accuracy": 0.5, "baselines": {}}}) == []
+    assert targets({"recipe": "mine"}) == []
+    assert [target.what for target in targets({"recipe": "tang", "minutes_total": 1.0})] == ["minutes, all stages"]
+    assert targets(RESULT | {"recipe": "mine"})[0].what == "form rate after PPO"
+    assert targets({"recipe": "tiny", "reward": {"accuracy": 0.5, "baselines": {}}}) == []

@@ -149,3 +149,8 @@ def test_info(http):
     assert [model["id"] for model in facts["models"]] == ["knows", "random"]
     assert len({model["hash"] for model in facts["models"]}) == 2
     assert all(model["context"] == 4096 and model["parameters"] > 10_000 for model in facts["models"])
+
+
+def test_an_origin_that_is_no_address_is_refused(live):
+    answer = httpx.get(f"{live.url}/api/info", headers={"origin": "http://["})
+    assert answer.status_code == 403

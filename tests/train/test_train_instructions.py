@@ -1,13 +1,13 @@
 import pytest
 
 from danlu.records import Document
+from danlu.train.continuations import prose_tasks
 from danlu.train.instructions import (
     PoemMix,
     PoemRequest,
     compile_rhymes,
     parse_request,
     poem_tasks,
-    prose_tasks,
     regular_verse,
     write_lines,
 )
@@ -153,6 +153,23 @@ def test_prose_is_continued_in_its_own_language_from_sentence_to_sentence():
         "他说：“讲个故事。”小和尚听了。",
     ]
     assert prose_tasks(Document("s", "Only one sentence.", "t", "en"), 3, 0) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["山高水长，" * 400, "山高水长" * 500, "他走了很远的路，到了山里。" * 200, "one word after another " * 200],
+    ids=["no full stop", "no pause", "sentences", "english"],
+)
+def test_whatever_the_text_there_are_tasks_that_fit(text):
+    tasks = prose_tasks(Document("d", text, "t", "zh"), 9, 0, size=lambda piece: len(piece.encode()), room=104)
+    assert len(tasks) == 9
+    for task in tasks:
+        start, answer = task.messages[0].content.removeprefix("续写："), task.messages[1].content
+        assert start
+        assert answer
+        assert len((start + answer).encode()) <= 104
+        assert start in text
+        assert answer in text
 
 
 def test_long_prose_gives_as_many_passages_as_asked_for_and_stays_short():

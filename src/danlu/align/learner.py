@@ -21,6 +21,7 @@ from danlu.align import losses, scoring
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
+from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
@@ -59,6 +60,8 @@ class PPOSettings(ComputeSettings):
     """Discount per token."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's lambda."""
+    max_skips: int = Field(5, ge=1)
+    """Steps in a row with a gradient that is not finite, after which PPO stops."""
     approx_kl_limit: float = Field(0.05, gt=0)
     """Nats per token between old and new policy at which an update stops before its step."""
     kl_coefficient: float = Field(0.05, ge=0)
@@ -125,6 +128,7 @@ class Learner:
         torch.nn.init.zeros_(critic.score.weight)
         self._roles = {"policy": policy, "critic": critic}
         self._optimizers = {"policy": _adam(policy), "critic": _adam(critic)}
+        self._skipped_in_a_row = 0
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Scored:
         """Log-probabilities, values, rewards with their KL share, advantages."""
@@ -240,11 +244,22 @@ class Learner:
         return {"mix_loss": total / n_tokens}
 
     def _step(self, role: str, lr: float) -> float:
-        """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping."""
+        """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping.
+
+        Raises:
+            UserError: that was so for ``max_skips`` steps in a row.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self._roles[role].parameters(), self.settings.grad_clip)
-        if torch.isfinite(norm):
+        finite = bool(torch.isfinite(norm))
+        if finite:
             self._optimizers[role].step(lr)
         self._optimizers[role].zero_grad()
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row >= self.settings.max_skips:
+            raise UserError(
+                f"ppo: the gradient was not finite for {self._skipped_in_a_row} steps in a row; the last checkpoint is "
+                "untouched; lower ppo.lr or ppo.critic_lr"
+            )
         return float(norm)
 
 

@@ -25,6 +25,7 @@ from danlu.align.monitor import Monitor
 from danlu.align.reward import read_scale
 from danlu.align.rollout import Cursor, RewardScore, Rollouts, Score, gather_prompts
 from danlu.align.scoring import Sequences
+from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
@@ -96,7 +97,7 @@ class Practice:
         """Every iteration that is still to do; afterwards the policy holds the weights that were kept."""
         first = self._resume()
         with self._stage.console.task(self._stage.name, self._settings.iterations, "iterations") as task:
-            task.advance(first)
+            task.resume(first)
             for iteration in range(first, self._settings.iterations):
                 row = self._iterate(iteration)
                 self._stage.metrics.log(iteration + 1, **row)
@@ -117,6 +118,11 @@ class Practice:
         self._conversations: list[Conversation] = train if settings.mix else []
         self._prompts = gather_prompts(train, self._tokenizer, accepts, longest)
         self._heldout = gather_prompts(heldout, self._tokenizer, accepts, longest)
+        if not self._prompts or not self._heldout:
+            raise UserError(
+                f"ppo has {len(self._prompts)} prompts to practise on and {len(self._heldout)} to watch of at most "
+                f"{longest} tokens that the judge '{settings.judge}' can judge; it needs at least one of each"
+            )
         self._cursor = Cursor(len(self._prompts), self._stage.seed, self._stage.name)
 
     def _iterate(self, iteration: int) -> dict[str, float]:

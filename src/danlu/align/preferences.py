@@ -208,19 +208,23 @@ class PreferenceStore:
             return True
 
     def all(self) -> list[Preference]:
-        """Every vote on what still exists, contradictory ones too, ordered by time and id."""
+        """Every rater's last word on every comparison that still exists, ordered by time and id."""
         query = (
             select(VoteRow, ComparisonRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .where(~ComparisonRow.deleted).order_by(VoteRow.time, VoteRow.id)
         )  # fmt: skip
         with Session(self._engine) as session:
-            return [_preference(vote, shown) for vote, shown in session.execute(query)]
+            last = {(shown.id, vote.rater): (vote, shown) for vote, shown in session.execute(query)}
+            kept = sorted(last.values(), key=lambda pair: (pair[0].time, pair[0].id))
+            return [_preference(vote, shown) for vote, shown in kept]
 
     def count(self) -> int:
         """How many votes ``all`` would give."""
-        query = select(func.count()).select_from(VoteRow).join(ComparisonRow).where(~ComparisonRow.deleted)
+        voices = (
+            select(VoteRow.comparison, VoteRow.rater).join(ComparisonRow).where(~ComparisonRow.deleted).distinct()
+        ).subquery()
         with Session(self._engine) as session:
-            return session.scalar(query) or 0
+            return session.scalar(select(func.count()).select_from(voices)) or 0
 
     def delete_conversation(self, conversation: str) -> None:
         """Forget the words of a conversation and leave its votes out of everything from now on.

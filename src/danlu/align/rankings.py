@@ -125,6 +125,11 @@ def _choose(stage: Stage, settings: RankingsSettings, human: Judge) -> list[Conv
         chosen.setdefault(last_line(_text(fitting[index])), fitting[index])
         if len(chosen) == settings.prompts + settings.endings:
             break
+    if not chosen:
+        raise UserError(
+            f"no prompt that the judge '{human.name}' can judge is among the conversations of sft; set judge in "
+            "rankings, ppo, compress and eval to one that can"
+        )
     return list(chosen.values())
 
 
@@ -143,10 +148,9 @@ def _sample(
         seeds = [stream_seed(stage.seed, stage.name, place, index) for index in range(len(prompts))]
         sampling = Sampling(temperature=temperature, max_new_tokens=settings.max_new_tokens)
         noted = {"temperature": temperature, "max_new_tokens": settings.max_new_tokens, "tokenizer": tokenizer.hash}
-        stage.console.say(f"{stage.name} sampling {len(prompts)} answers at temperature {temperature}")
-        for pool, conversation, seed, done in zip(
-            pools, conversations, seeds, generator.generate(prompts, sampling, seeds), strict=True
-        ):
+        with stage.console.task(f"sample at {temperature}", len(prompts), "answers") as task:
+            samples = generator.generate(prompts, sampling, seeds, told=task.advance)
+        for pool, conversation, seed, done in zip(pools, conversations, seeds, samples, strict=True):
             pool.append(_candidate(human, conversation, "sample", Answer(done.text, done.tokens, name, noted, seed)))
     return pools
 

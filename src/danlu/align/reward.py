@@ -24,6 +24,7 @@ from danlu.align import losses, quality, scoring
 from danlu.align.comparisons import RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
 from danlu.align.rollout import Cursor, Prompt, Rollouts
 from danlu.align.scoring import Sequences
+from danlu.errors import UserError
 from danlu.files import read_json, write_json
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
@@ -80,6 +81,8 @@ def reward(stage: Stage) -> dict[str, Any]:
     train, heldout = (
         [encode(p, tokenizer, room) for p in preferences if p.split == split] for split in ("train", "heldout")
     )
+    if not train:
+        raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
     if not settings.steps:
         settings = settings.model_copy(update={"steps": math.ceil(len(train) / settings.batch_size)})
     task = _task(train, heldout, settings, tokenizer.pad, stage.seed, place.kind)

@@ -8,6 +8,8 @@ Left out: which documents exist; near-duplicates are gone by then, so none strad
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from danlu.files import read_json, write_json
@@ -24,8 +26,28 @@ def is_heldout(document_id: str, share: float) -> bool:
         document_id: ``Document.id``.
         share: expected share of documents, 0 to 1.
     """
-    digest = hashlib.sha256(f"heldout {document_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+    return _place(document_id) < share * 2.0**64
+
+
+def fitting_share(document_ids: Iterable[str], share: float) -> float:
+    """``share``, or the nearest one that holds out at least one of these documents and leaves at least one.
+
+    By luck of the hashes a tenth of ten documents is none of them as often as one time in three.
+
+    Args:
+        document_ids: all that there are; fewer than two cannot be divided, and leave ``share`` as it is.
+        share: the share that is wanted.
+    """
+    places = [_place(document_id) for document_id in document_ids]
+    if len(places) < 2:
+        return share
+    holds_one, leaves_one = math.nextafter(min(places) / 2.0**64, 1), math.nextafter(max(places) / 2.0**64, 0)
+    return min(max(share, holds_one), leaves_one)
+
+
+def _place(document_id: str) -> int:
+    """Where in 0 .. 2**64 a document falls."""
+    return int.from_bytes(hashlib.sha256(f"heldout {document_id}".encode()).digest()[:8], "big")
 
 
 def write_share(corpus: Path, share: float) -> None:

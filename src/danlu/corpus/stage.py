@@ -22,7 +22,7 @@ from danlu.corpus.prepare import Preparation
 from danlu.corpus.read import Quarantine, read_records
 from danlu.corpus.settings import CorpusSettings
 from danlu.corpus.sources import Source, fetch
-from danlu.corpus.split import is_heldout, write_share
+from danlu.corpus.split import fitting_share, is_heldout, write_share
 from danlu.errors import UserError
 from danlu.files import atomic_write, free_space
 from danlu.records import Document, read_documents, write_documents
@@ -101,7 +101,8 @@ class _SecondPass:
     """Drops copies and counts what stays."""
 
     def __init__(self, ids: list[str], copies: Copies, heldout: float, audit: Audit) -> None:
-        self._ids, self._copies, self.share, self._audit = ids, copies, heldout, audit
+        self._ids, self._copies, self._audit = ids, copies, audit
+        self.share = fitting_share((ids[i] for i, of in enumerate(copies.of.tolist()) if of == i), heldout)
         self._stays_for = copies.cluster_sizes().tolist()
         self.documents: Counter[str] = Counter()  # by fate: KEPT, EXACT or NEAR
         self.characters: Counter[str] = Counter()

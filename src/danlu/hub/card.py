@@ -43,7 +43,8 @@ def model_card(config: ModelConfig, head: str, family: Family, n_parameters: int
     if config.quantization != "none":
         lines.append(f"| weights of linear layers | {config.quantization}, one scale per output channel |")
     lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if key != "title"]
-    lines += ["", "Made by danlu. It loads with `transformers`, without remote code.", ""]
+    needs = "" if config.quantization == "none" else " (the package `compressed-tensors` has to be installed)"
+    lines += ["", f"Made by danlu. It loads with `transformers`, without remote code{needs}.", ""]
     return "\n".join(lines)
 
 

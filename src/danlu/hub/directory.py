@@ -79,7 +79,7 @@ def save(
     card: Mapping[str, Any],
     generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a directory that ``load`` and transformers read, replacing what was there in one step.
+    """Write a directory that ``load`` and transformers read, replacing what was there once everything is written.
 
     Args:
         model: its parameters are written in the dtype they have.

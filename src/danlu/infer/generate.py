@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -83,6 +83,7 @@ class Generator:
         sampling: Sampling | Sequence[Sampling],
         seeds: Sequence[int],
         batch_size: int | None = None,
+        told: Callable[[int], object] = lambda _: None,
     ) -> list[Completion]:
         """Answer every prompt.
 
@@ -91,6 +92,7 @@ class Generator:
             sampling: one for all, or one per prompt.
             seeds: one per prompt.
             batch_size: rows in step; None takes what a gigabyte of cache holds, at most 256.
+            told: is told how many more are answered, after every batch.
 
         Returns:
             Completions in the order of the prompts.
@@ -114,6 +116,7 @@ class Generator:
             while not batch.done:
                 batch.step()
             found |= zip(chosen, batch.completions(), strict=True)
+            told(len(chosen))
         return [found[i] for i in range(len(prompts))]
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> abc.Generator[str, None, Completion]:

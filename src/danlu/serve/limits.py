@@ -74,7 +74,7 @@ def _check_headers(method: str, headers: Headers) -> None:
     if _name(headers.get("host", "")) not in HOSTS:
         raise Refusal(403, "this server answers to 127.0.0.1 and localhost only", "host_not_allowed")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).hostname not in HOSTS:
+    if origin is not None and _name(origin.partition("://")[2]) not in HOSTS:
         raise Refusal(403, "pages from elsewhere may not use this server", "origin_not_allowed")
     if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the body must be JSON, with content-type application/json", "unsupported_media_type")

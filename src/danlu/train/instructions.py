@@ -8,7 +8,7 @@ Left out: judging the answers (``evals``); instructions that no document can ans
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -28,7 +28,6 @@ LINE = "续写成一首{form}：{first}，"
 COUPLET = "续写：{first}，{second}。"
 AUTHOR = "{first}，{second}。这两句诗的作者是谁？"
 RHYME = "押“{foot}”韵的字。"
-CONTINUE = {"zh": "续写：{start}", "en": "Continue: {start}"}
 NAMELESS = frozenset(("不详", "无名氏", "佚名", "无名", "失名"))
 _LONGEST_TITLE, _RHYMES = 20, 8
 
@@ -201,49 +200,6 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 _PATTERNS = tuple(_pattern(template) for template in (TITLE, STYLE, RHYMED, LINE, COUPLET))
-
-# ----------------------------------------------------------------------------------------------- prose
-
-_SENTENCE_END = re.compile(r"[。！？…]+[”’」』）]*\s*|(?<!\bMr)(?<!\bMrs)(?<!\bDr)[.!?]+[\"'”’)]*\s+|\s*\n\s*")
-_START_CHARS, _ANSWER_CHARS = 20, 300
-
-
-def prose_tasks(document: Document, per_document: int, seed: int) -> list[Conversation]:
-    """Conversations that ask to go on with a text; the answer goes to the end of a sentence.
-
-    Args:
-        document: any text; one with fewer than two sentences gives none.
-        per_document: at most so many, from different places.
-        seed: of the choice of places, together with the document id.
-    """
-    passages = list(_passages(_sentences(document.text)))
-    order = sorted(range(len(passages)), key=lambda i: stream_seed(seed, document.id, "prose", i))
-    template = CONTINUE["zh" if document.language == "zh" else "en"]
-    return [
-        _conversation(template.format(start=start), answer, f"prose:continue:{document.id}")
-        for start, answer in (passages[i] for i in sorted(order[:per_document]))
-    ]
-
-
-def _sentences(text: str) -> list[str]:
-    """Cut a text after every sentence and every row; the pieces joined are the text."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if start < end]
-
-
-def _passages(sentences: list[str]) -> Iterator[tuple[str, str]]:
-    """Cut sentences into (start, answer): whole sentences, at least 20 characters to start with, about 300 after."""
-    start = answer = ""
-    for sentence in sentences:
-        if len(start.strip()) < _START_CHARS:
-            start += sentence
-        elif answer and len(answer) + len(sentence) > _ANSWER_CHARS:
-            yield start.strip(), answer.strip()
-            start, answer = sentence, ""
-        else:
-            answer += sentence
-    if answer.strip():
-        yield start.strip(), answer.strip()
 
 
 def _conversation(asked: str, answer: str, source: str) -> Conversation:

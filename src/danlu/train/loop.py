@@ -85,7 +85,7 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
     optimizer = build_optimizer(model, settings)
     progress = _resume(model, optimizer, stage)
     with stage.console.task(stage.name, total=settings.steps, unit="tokens") as bar:
-        bar.advance(progress.step)
+        bar.resume(progress.step)
         while progress.step < settings.steps:
             started = time.perf_counter()
             lr = learning_rate(progress.step + 1, settings)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from pydantic import Field, field_validator
 
 from danlu import hub
-from danlu.corpus.split import is_heldout, read_share
+from danlu.corpus.split import fitting_share, is_heldout, read_share
 from danlu.errors import UserError, nearest
 from danlu.files import hash_value
 from danlu.model.decoder import Decoder
@@ -26,7 +26,8 @@ from danlu.tokens import chat
 from danlu.tokens.shards import read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import parallel
-from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks, prose_tasks
+from danlu.train.continuations import prose_tasks
+from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
 from danlu.train.loop import run_loop
 from danlu.train.pretrain import count, save_model
@@ -34,6 +35,7 @@ from danlu.train.pretrain import count, save_model
 MADE = ("poems", "prose")
 PARTS = ("train", "heldout")
 _PROBLEMS_SHOWN = 5
+_TEMPLATE_TOKENS = 24  # of turns and of 续写：, which a small vocabulary spells in bytes
 
 
 class SFTSettings(LanguageSettings):
@@ -100,7 +102,7 @@ def sft(stage: Stage) -> dict[str, Any]:
     return {"conversations": n_train, "heldout": n_val, **count(model), **figures}
 
 
-def gather(stage: Stage, settings: SFTSettings) -> dict[str, list[Conversation]]:
+def gather(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> dict[str, list[Conversation]]:
     """The conversations of each part.
 
     A document's conversations are held out if the document was held out of pre-training; a file's by their prompt, so
@@ -110,7 +112,8 @@ def gather(stage: Stage, settings: SFTSettings) -> dict[str, list[Conversation]]
         UserError: no readable file at ``source``, or a part without a single conversation.
     """
     parts: dict[str, list[Conversation]] = {part: [] for part in PARTS}
-    for heldout, conversation in _made(stage, settings) if settings.source in MADE else _read(stage, settings):
+    found = _made(stage, settings, tokenizer) if settings.source in MADE else _read(stage, settings)
+    for heldout, conversation in found:
         parts[PARTS[heldout]].append(conversation)
     for part, conversations in parts.items():
         if not conversations:
@@ -118,14 +121,17 @@ def gather(stage: Stage, settings: SFTSettings) -> dict[str, list[Conversation]]
     return parts
 
 
-def _made(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversation]]:
+def _made(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> Iterator[tuple[bool, Conversation]]:
     """Tasks made from the corpus's documents, and whether they are held out."""
     folder, share = stage.inputs["corpus"] / "documents", read_share(stage.inputs["corpus"])
     if settings.source == "poems":
         book = compile_rhymes(d for d in read_documents(folder) if not is_heldout(d.id, share))
         make = functools.partial(poem_tasks, mix=settings.poems, book=book, seed=stage.seed)
     else:
-        make = functools.partial(prose_tasks, per_document=settings.prose_per_document, seed=stage.seed)
+        make = functools.partial(
+            prose_tasks, per_document=settings.prose_per_document, seed=stage.seed,
+            size=lambda text: len(tokenizer.encode(text)), room=settings.seq_len - _TEMPLATE_TOKENS,
+        )  # fmt: skip
     for document in read_documents(folder):
         heldout = is_heldout(document.id, share)
         yield from ((heldout, task) for task in make(document))
@@ -138,14 +144,14 @@ def _read(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversat
         stage.console.say(f"left out: {problem}")
     if len(problems) > _PROBLEMS_SHOWN:
         stage.console.say(f"left out: {len(problems) - _PROBLEMS_SHOWN} more lines of {settings.source}")
-    for conversation in conversations:
-        prompt = hash_value(conversation.to_json()["messages"][:-1])
-        yield is_heldout(prompt, settings.heldout), conversation
+    prompts = [hash_value(conversation.to_json()["messages"][:-1]) for conversation in conversations]
+    share = fitting_share(prompts, settings.heldout)
+    yield from ((is_heldout(prompt, share), c) for prompt, c in zip(prompts, conversations, strict=True))
 
 
 def _write(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> None:
     """Write conversations as JSONL and as token shards with their loss mask; what does not fit a row is left out."""
-    for part, conversations in gather(stage, settings).items():
+    for part, conversations in gather(stage, settings, tokenizer).items():
         encoded = [(chat.encode_conversation(tokenizer, c), c) for c in conversations]
         fitting = [(ids_mask, c) for ids_mask, c in encoded if len(ids_mask[0]) <= settings.seq_len + 1]
         if not fitting:

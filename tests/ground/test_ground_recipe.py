@@ -1,0 +1,37 @@
+"""Recipes that extend recipes: the nearest word counts, and silence says nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from danlu.errors import UserError
+from danlu.pipeline import read_recipe
+
+
+def recipe(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_a_child_overrules_its_parent_however_it_spells_the_key(tmp_path):
+    recipe(tmp_path, "parent.yaml", "seed: 1\n")
+    child = recipe(tmp_path, "child.yaml", "extends: parent.yaml\nrun: {seed: 2}\n")
+    assert read_recipe(child).sections["run"].seed == 2
+    assert read_recipe(child, ["seed=3"]).sections["run"].seed == 3
+
+
+def test_an_empty_section_says_nothing(tmp_path):
+    child = recipe(tmp_path, "child.yaml", "extends: tang\npretrain:\n")
+    assert read_recipe(child).sections["pretrain"] == read_recipe("tang").sections["pretrain"]
+
+
+@pytest.mark.parametrize("value", ["[]", "0", "fast"])
+def test_a_section_must_be_a_mapping(tmp_path, value):
+    with pytest.raises(UserError, match=r"section 'pretrain' .* must be a mapping"):
+        read_recipe(recipe(tmp_path, "odd.yaml", f"extends: tang\npretrain: {value}\n"))
+
+
+def test_a_recipe_without_a_word_is_one_that_runs_on_any_text(tmp_path):
+    sections = read_recipe(recipe(tmp_path, "empty.yaml", "")).sections
+    assert {sections[name].judge for name in ("rankings", "ppo", "compress", "eval")} == {"prose"}
+    assert sections["sft"].source == "prose"
