@@ -1,5 +1,8 @@
 """Targets: strict where they say so, left out where nothing was measured."""
 
+import re
+from pathlib import Path
+
 from danlu.report.targets import Target, targets
 
 RESULT = {
@@ -35,3 +38,10 @@ def test_what_was_not_measured_is_not_promised():
     assert [target.what for target in targets({"recipe": "tang", "minutes_total": 1.0})] == ["minutes, all stages"]
     assert targets(RESULT | {"recipe": "mine"})[0].what == "form rate after PPO"
     assert targets({"recipe": "tiny", "reward": {"accuracy": 0.5, "baselines": {}}}) == []
+
+
+def test_the_readmes_show_the_targets_that_a_run_prints():
+    promised = {f"{target.what} {target.as_row()['target']}" for target in targets(RESULT)}
+    for name in ("README.md", "README.zh.md"):
+        text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+        assert set(re.findall(r"^target +(.+): \S+ \((?:met|MISSED)\)$", text, re.M)) == promised, name
