@@ -31,7 +31,7 @@ def make_stage():
 def finished(tmp_path_factory):
     """Directories of finished stages, by name; the pre-trained model stands in for the aligned one."""
     root = tmp_path_factory.mktemp("run")
-    documents = stages.poem_documents()
+    documents = stages.poem_documents(headed=False)
     places = stages.read_and_spelt(root, documents)
     settings = PretrainSettings(model=_SHAPE, dtype="float32", **_TRAINING)
     pretrain(stages.make_stage(root / "ppo", settings, places, "pretrain"))

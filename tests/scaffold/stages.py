@@ -24,12 +24,12 @@ def make_stage(
     return Stage(name, directory, settings, inputs or {}, {}, seed, metrics, Console(quiet=True))
 
 
-def poem_documents() -> list[Document]:
-    """The generated poems, with title and author above as in the Complete Tang Poems."""
+def poem_documents(headed: bool = True) -> list[Document]:
+    """The generated poems; headed: with title and author above, as in the Complete Tang Poems."""
     return [
         Document(
-            f"poem-{i}", "\n".join([row["title"], row["author"], *row["paragraphs"]]), "generated:poems", "zh", "",
-            {"title": row["title"], "author": row["author"]},
+            f"poem-{i}", "\n".join([*([row["title"], row["author"]] if headed else []), *row["paragraphs"]]),
+            "generated:poems", "zh", "", {"title": row["title"], "author": row["author"]},
         )
         for i, row in enumerate(poems())
     ]  # fmt: skip

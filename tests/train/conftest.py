@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import stages
@@ -44,8 +43,10 @@ def _sft_settings(**changes):
 
 @pytest.fixture(scope="session")
 def make_stage():
-    """make_stage(directory, settings, inputs) -> Stage ``pretrain``."""
-    return partial(stages.make_stage, name="pretrain")
+    """make_stage(directory, settings, inputs, name) -> Stage, ``pretrain`` unless it is named."""
+    return lambda directory, settings, inputs=None, name="pretrain": stages.make_stage(
+        directory, settings, inputs, name
+    )
 
 
 @pytest.fixture(scope="session")
