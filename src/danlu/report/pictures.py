@@ -118,7 +118,8 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
             spots = [group + place * width for group in range(len(shown))]
             drawn = axes.bar(spots, heights, width * 0.92, color=colours[place % 4], label=life)
             axes.bar_label(drawn, fmt="%.2f", fontsize=8)
-        axes.set_xticks([group + 0.4 - width / 2 for group in range(len(shown))], list(shown))
+        names = [name.replace(" ", "\n") for name in shown]  # side by side they would run into each other
+        axes.set_xticks([group + 0.4 - width / 2 for group in range(len(shown))], names)
         axes.set_ylabel(unit)
         axes.legend(frameon=False, ncols=len(lives), loc="upper right", bbox_to_anchor=(1, 1.15))
         return _svg(figure)
