@@ -35,6 +35,7 @@ from danlu.train.pretrain import count, save_model
 MADE = ("poems", "prose")
 PARTS = ("train", "heldout")
 _PROBLEMS_SHOWN = 5
+_FEW_TASKS = 200  # from a handful of long documents come as many as these
 _TEMPLATE_TOKENS = 24  # of turns and of 续写：, which a small vocabulary spells in bytes
 
 
@@ -46,7 +47,7 @@ class SFTSettings(LanguageSettings):
     poems: PoemMix = PoemMix()
     """Which tasks a quatrain gives, for source poems."""
     prose_per_document: int = Field(default=1, ge=1)
-    """At most so many tasks from one document, for source prose."""
+    """At most so many tasks from one document, for source prose; more where there are few documents."""
     heldout: float = Field(default=0.02, gt=0, lt=1)
     """Share of a file's prompts kept from training; tasks made from documents go by the corpus's own share."""
     epochs: float = Field(default=2.0, gt=0)
@@ -128,8 +129,10 @@ def _made(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> Iterator
         book = compile_rhymes(d for d in read_documents(folder) if not is_heldout(d.id, share))
         make = functools.partial(poem_tasks, mix=settings.poems, book=book, seed=stage.seed)
     else:
+        documents = sum(1 for _ in read_documents(folder))
+        per_document = max(settings.prose_per_document, math.ceil(_FEW_TASKS / documents))
         make = functools.partial(
-            prose_tasks, per_document=settings.prose_per_document, seed=stage.seed,
+            prose_tasks, per_document=per_document, seed=stage.seed,
             size=lambda text: len(tokenizer.encode(text)), room=settings.seq_len - _TEMPLATE_TOKENS,
         )  # fmt: skip
     for document in read_documents(folder):
