@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,7 +130,7 @@ def _made(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> Iterator
         book = compile_rhymes(d for d in read_documents(folder) if not is_heldout(d.id, share))
         make = functools.partial(poem_tasks, mix=settings.poems, book=book, seed=stage.seed)
     else:
-        documents = sum(1 for _ in read_documents(folder))
+        documents = sum(1 for _ in islice(read_documents(folder), _FEW_TASKS))  # more make no difference
         per_document = max(settings.prose_per_document, math.ceil(_FEW_TASKS / documents))
         make = functools.partial(
             prose_tasks, per_document=per_document, seed=stage.seed,
