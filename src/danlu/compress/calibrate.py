@@ -70,7 +70,9 @@ def matrices(block: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def walk(model: Decoder, batches: Sequence[Batch], solve: Solve) -> list[Tensor]:
+def walk(
+    model: Decoder, batches: Sequence[Batch], solve: Solve, told: Callable[[], object] = lambda: None
+) -> list[Tensor]:
     """Give every matrix of every block new weights, calibrated on what enters it in the model as changed so far.
 
     All matrices of a block are solved from one forward of the unchanged block, which then runs again for the next
@@ -80,6 +82,7 @@ def walk(model: Decoder, batches: Sequence[Batch], solve: Solve) -> list[Tensor]
         model: changed in place.
         batches: calibration text.
         solve: a site with its statistics -> its new weight (out, in).
+        told: called whenever a block is done.
 
     Returns:
         For every batch the states (B, T, D) after the final norm, as ``Decoder.hidden`` would give them now.
@@ -95,6 +98,7 @@ def walk(model: Decoder, batches: Sequence[Batch], solve: Solve) -> list[Tensor]
         for site in watch.sites.values():
             site.weight.copy_(solve(site))
         calls = [(block(states, *context)[0], *context) for states, *context in calls]
+        told()
     return [model.norm(states) for states, *_ in calls]
 
 

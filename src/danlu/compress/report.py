@@ -70,18 +70,20 @@ def compare(stage: Stage, settings: ReportSettings, folders: Mapping[str, Path])
     sampling, seed = Sampling(max_new_tokens=settings.max_new_tokens), stream_seed(stage.seed, "compress")
     speeds = decode_speeds(generators, chat.encode_prompt(tokenizer, prompts[0]), settings.speed_tokens)
     rows, intervals = [], {}
-    for name, model in models.items():
-        answers = answer(generators[name], tokenizer, prompts, sampling, seed)
-        exam = measure(by, judged(by, prompts, answers))
-        intervals[name] = exam["intervals"]
-        rows.append({
-            "variant": name,
-            "bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
-            "zeros": zeros(model),
-            "bpb": bits_per_byte(model, text),
-            **{f"{rate}_rate": exam[f"{rate}_rate"] for rate in by.rates},
-            "tokens_per_second": round(speeds[name], 1),
-        })  # fmt: skip
+    with stage.console.task("compare", len(models), "models") as task:
+        for name, model in models.items():
+            answers = answer(generators[name], tokenizer, prompts, sampling, seed)
+            exam = measure(by, judged(by, prompts, answers))
+            intervals[name] = exam["intervals"]
+            rows.append({
+                "variant": name,
+                "bytes": sum(file.stat().st_size for file in folders[name].glob("*.safetensors")),
+                "zeros": zeros(model),
+                "bpb": bits_per_byte(model, text),
+                **{f"{rate}_rate": exam[f"{rate}_rate"] for rate in by.rates},
+                "tokens_per_second": round(speeds[name], 1),
+            })  # fmt: skip
+            task.advance()
     return {"rows": rows, "intervals": intervals, "notes": notes(rows)}
 
 

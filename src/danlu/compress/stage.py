@@ -110,7 +110,8 @@ def _variant(name: str, stage: Stage, settings: CompressSettings, model: Decoder
             weight.copy_(magnitude(weight, settings.sparsity))
     else:
         batches = calibration(stage, settings, tokenizer, model.config.max_seq_len)
-        walk(pruned, batches, partial(_solve, settings))
+        with stage.console.task(f"prune by {name}", len(pruned.blocks), "blocks") as task:
+            walk(pruned, batches, partial(_solve, settings), task.advance)
     return pruned
 
 

@@ -67,13 +67,14 @@ def build_tokenizer(stage: Stage) -> dict[str, Any]:
         raise UserError("the corpus has no text for training; change corpus.source or its filters")
     chars = min(available, settings.sample_chars)
     stage.console.say(f"training a vocabulary of {settings.vocab_size:,} on {chars:,} characters")
-    backend = train_bpe(
-        (document.text for document in _sample(stage, settings, chars / available)),
-        vocab_size=settings.vocab_size,
-        han_run=settings.han_run,
-        min_frequency=settings.min_frequency,
-        specials=chat.SPECIALS,
-    )
+    with stage.console.task("read for the vocabulary", chars, "characters") as task:
+        backend = train_bpe(
+            _told(_sample(stage, settings, chars / available), task),
+            vocab_size=settings.vocab_size,
+            han_run=settings.han_run,
+            min_frequency=settings.min_frequency,
+            specials=chat.SPECIALS,
+        )
     tokenizer = Tokenizer(backend, chat.TOKENIZER_CONFIG)
     tokenizer.save(stage.dir / "model")
     report = describe(tokenizer, _sample(stage, settings, min(chars, _REPORT_CHARS) / available))
@@ -102,6 +103,13 @@ def build_shards(stage: Stage) -> dict[str, Any]:
             raise UserError(f"no document is left for the {split} split; change corpus.heldout or add documents")
         figures |= {f"{split}_{what}": manifest[what] for what in ("tokens", "bytes", "documents")}
     return {**figures, "bytes_per_token": round(figures["train_bytes"] / figures["train_tokens"], 4)}
+
+
+def _told(documents: Iterator[Document], task: Task) -> Iterator[str]:
+    """The documents' texts, one by one, with progress."""
+    for document in documents:
+        task.advance(len(document.text))
+        yield document.text
 
 
 def _sequences(stage: Stage, split: str, tokenizer: Tokenizer, task: Task) -> Iterator[Masked]:
