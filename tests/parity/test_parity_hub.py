@@ -61,6 +61,20 @@ def test_transformers_loads_our_language_models(name, tied, tokenizer, tmp_path)
     assert theirs.generation_config.eos_token_id == tokenizer.eos
 
 
+def test_logits_agree_where_a_model_is_sure(tokenizer, tmp_path):
+    """Logits of 20 leave fp32 ten roundings within 1e-5; only the same sums in the same order stay there."""
+    model = random_model("llama-tang", tie_embeddings=True)
+    with torch.no_grad():
+        model.embed.weight.mul_(15)
+    hub.save(model, tmp_path / "model", tokenizer, card=CARD)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokens, _ = padded_batch(tokenizer)
+    with torch.no_grad():
+        ours = model(tokens)
+        assert ours.abs().max() > 15
+        torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_transformers_loads_our_reward_models(name, tokenizer, tmp_path):
     model = random_model(name, "scalar")
