@@ -31,6 +31,24 @@ def test_cross_entropy_equals_plain(chunk: int | None) -> None:
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("chunk", [1, 8, None])
+def test_a_target_that_counts_three_times_is_three_targets(chunk: int | None) -> None:
+    states, weight, targets = leaves()
+    targets[::3] = -100
+    counts = torch.ones_like(targets)
+    counts[::4] = 3
+    loss, n = linear_cross_entropy(states, weight, targets, counts=counts, chunk=chunk)
+    index = torch.repeat_interleave(torch.arange(N), counts)
+    for plain, n_plain in (
+        cross_entropy_reference(states, weight, targets, counts),
+        cross_entropy_reference(states[index], weight, targets[index]),
+    ):
+        torch.testing.assert_close(loss, plain)
+        assert n == n_plain
+        ours = torch.autograd.grad(loss / n, (states, weight), retain_graph=True)
+        torch.testing.assert_close(ours, torch.autograd.grad(plain / n, (states, weight)))
+
+
 def test_cross_entropy_in_bf16_is_near_and_keeps_dtypes() -> None:
     states, weight, targets = leaves(torch.bfloat16)
     loss, _ = linear_cross_entropy(states, weight, targets, chunk=8)

@@ -20,12 +20,13 @@ IGNORE = -100
 
 
 def cross_entropy_reference(
-    states: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = IGNORE
+    states: Tensor, weight: Tensor, targets: Tensor, counts: Tensor | None = None, ignore_index: int = IGNORE
 ) -> tuple[Tensor, Tensor]:
     """``linear_cross_entropy`` with all the logits at once."""
     logits = F.linear(states, weight.to(states.dtype)).float()
-    loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
-    return loss, (targets != ignore_index).sum()
+    losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
+    counts = _counts(targets, counts, ignore_index)
+    return (losses * counts).sum(), counts.sum()
 
 
 def logprobs_reference(
@@ -37,8 +38,9 @@ def logprobs_reference(
 
 
 def linear_cross_entropy(
-    states: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None, ignore_index: int = IGNORE
-) -> tuple[Tensor, Tensor]:
+    states: Tensor, weight: Tensor, targets: Tensor, *, counts: Tensor | None = None, chunk: int | None = None,
+    ignore_index: int = IGNORE,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Summed cross entropy of ``states @ weight.T`` against ``targets``.
 
     Gradients are computed in the forward, chunk by chunk, while the logits are at hand (as Liger-Kernel does).
@@ -47,16 +49,18 @@ def linear_cross_entropy(
         states: (N, D).
         weight: (V, D), usually fp32.
         targets: (N,) ids.
+        counts: (N,) int64, how many times each target counts; once by default.
         chunk: rows at a time; by default what suits the vocabulary and the device.
         ignore_index: targets that do not count.
 
     Returns:
-        The sum of the losses (fp32 scalar) and the number of targets that counted (int64 scalar).
+        The sum of the losses (fp32 scalar) and how many targets counted (int64 scalar).
     """
     rows = chunk or chunk_rows(weight)
     grad = torch.is_grad_enabled()
-    loss: Tensor = _CrossEntropy.apply(states, weight, targets, rows, ignore_index, grad)  # type: ignore[no-untyped-call]
-    return loss, (targets != ignore_index).sum()
+    counts = _counts(targets, counts, ignore_index)
+    loss: Tensor = _CrossEntropy.apply(states, weight, targets, counts, rows, grad)  # type: ignore[no-untyped-call]
+    return loss, counts.sum()
 
 
 def linear_logprobs(
@@ -96,6 +100,12 @@ def chunk_rows(weight: Tensor) -> int:
     return 8192 if weight.is_cuda else max(512, 2**22 // weight.shape[0])
 
 
+def _counts(targets: Tensor, counts: Tensor | None, ignore_index: int) -> Tensor:
+    """(N,) int64 how many times each target counts: 0 where it is to be ignored."""
+    valid = (targets != ignore_index).long()
+    return valid if counts is None else valid * counts
+
+
 def _chunks(n: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
@@ -122,21 +132,20 @@ class _Gradients:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, rows: int, ignore: int, grad: bool
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, rows: int, grad: bool
     ) -> Tensor:
         wanted = (grad and ctx.needs_input_grad[0], grad and ctx.needs_input_grad[1])
         gradients = _Gradients(states, weight, wanted)
         loss = states.new_zeros((), dtype=torch.float32)
         for part in _chunks(states.shape[0], rows):
-            x, target = states[part], targets[part]
-            counts = (target != ignore).unsqueeze(1)
-            index = target.unsqueeze(1).where(counts, 0)
+            x, times = states[part], counts[part].unsqueeze(1)  # C, 1
+            index = targets[part].unsqueeze(1).where(times > 0, 0)
             logp = F.linear(x, gradients.matrix).float().log_softmax(-1)  # C, V
-            loss -= logp.gather(1, index).where(counts, 0).sum()
+            loss -= (logp.gather(1, index) * times).where(times > 0, 0).sum()
             if any(wanted):  # d loss / d logits = p - onehot(target)
                 p = logp.exp_()
                 p.scatter_add_(1, index, p.new_full((), -1.0).expand_as(index))
-                gradients.add(part, x, p.mul_(counts))
+                gradients.add(part, x, p.mul_(times))
         ctx.dtype = weight.dtype
         ctx.save_for_backward(gradients.states, gradients.weight)
         return loss

@@ -7,6 +7,7 @@ Left out: which shards (``pretrain``, ``sft``); how steps are taken (``loop``).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from danlu.tokens.loader import IGNORE, Batch, Loader, one_pass
 from danlu.tokens.pack import PackIndex, pack
 from danlu.tokens.shards import Shards
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.emphasis import Count, Emphasis, counter
 from danlu.train.parallel import World
 from danlu.train.task import LoopSettings, LossOutput, Task
 
@@ -38,6 +40,8 @@ class LanguageSettings(LoopSettings):
     """Tokens in a row; several documents share one and cannot see each other."""
     packing: str = "bestfit"
     """bestfit keeps documents whole where they fit, stream cuts them wherever a row ends."""
+    emphasis: Emphasis = Emphasis()
+    """What counts more than the rest."""
     eval_batches: int = Field(default=8, ge=0)
     """Held-out batches read at an evaluation during training; 0 reads all, as the one after the last step does."""
 
@@ -60,10 +64,15 @@ class Text:
         return Text(shards, pack(shards, settings.seq_len, settings.packing, stream_seed(seed, "pack")))
 
 
-def next_token_loss(model: Decoder, batch: Batch) -> LossOutput:
+def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None) -> LossOutput:
     """Cross entropy in nats, summed over the batch's targets; the logits as a whole never exist.
 
     Only positions with a target reach the head, which for a chat is the assistant's part.
+
+    Args:
+        model: the model.
+        batch: what it reads.
+        count: tells how many times each target counts; once by default.
     """
     weight = model.output_weight  # V, D
     learnt = (batch.targets != IGNORE).flatten().nonzero().squeeze(1)  # N
@@ -73,8 +82,12 @@ def next_token_loss(model: Decoder, batch: Batch) -> LossOutput:
     if len(learnt) < len(states):
         states = states.index_select(0, learnt.to(weight.device))  # N, D
     targets = batch.targets.flatten()[learnt].to(weight.device)
-    loss_sum, _ = linear_cross_entropy(states, weight, targets)
-    return LossOutput(loss_sum, len(learnt), batch.n_tokens, hidden.counts)
+    if count is None:
+        loss_sum, _ = linear_cross_entropy(states, weight, targets)
+        return LossOutput(loss_sum, len(learnt), batch.n_tokens, hidden.counts)
+    times = count(batch.targets).flatten()[learnt]
+    loss_sum, _ = linear_cross_entropy(states, weight, targets, counts=times.to(weight.device))
+    return LossOutput(loss_sum, int(times.sum()), batch.n_tokens, hidden.counts)
 
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:
@@ -111,15 +124,15 @@ def evaluate_text(model: Decoder, text: Text, batch_size: int, batches: int = 0)
 
 
 def language_task(
-    train: Text, val: Text, settings: LanguageSettings, model: Decoder, seed: int, world: World,
+    train: Text, val: Text, settings: LanguageSettings, model: Decoder, tokenizer: Tokenizer, seed: int, world: World,
     sample: Callable[[Decoder], str],
 ) -> Task:  # fmt: skip
-    """The task of learning ``train``, watched on ``val``."""
+    """The task of learning ``train``, watched on ``val``, where every target counts once."""
     loader = Loader(train.shards, train.pack, settings.batch_size, stream_seed(seed, "batches"), world.rank, world.size)
     rows = settings.micro_batch or settings.batch_size
     return Task(
         batches=lambda step: split_rows(loader.batch(step), settings.micro_batch),
-        loss=next_token_loss,
+        loss=functools.partial(next_token_loss, count=counter(settings.emphasis, tokenizer)),
         evaluate=lambda model: evaluate_text(model, val, rows, settings.eval_batches),
         sample=sample,
         flops_per_token=flops_per_token(model.config, settings.seq_len),

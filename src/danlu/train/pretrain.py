@@ -92,7 +92,7 @@ def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
     model = new_model(settings.shape(tokenizer.vocab_size), stage.seed)
     prompt = val.shards.tokens[: min(_PROMPT_TOKENS, int(val.shards.ends[0]))].tolist()
     world = parallel.join(settings.machine().kind)
-    task = language_task(train, val, settings, model, stage.seed, world, continuation(tokenizer, prompt))
+    task = language_task(train, val, settings, model, tokenizer, stage.seed, world, continuation(tokenizer, prompt))
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
     if world.main:

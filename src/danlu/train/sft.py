@@ -95,7 +95,7 @@ def sft(stage: Stage) -> dict[str, Any]:
     if not settings.steps:
         steps = math.ceil(settings.epochs * train.pack.n_rows / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    task = language_task(train, val, settings, model, stage.seed, world, _sample(stage, tokenizer))
+    task = language_task(train, val, settings, model, tokenizer, stage.seed, world, _sample(stage, tokenizer))
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
     if world.main:
