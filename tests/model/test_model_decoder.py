@@ -164,7 +164,9 @@ def test_counts_of_deepseek_v3() -> None:
 
 
 def test_flops_follow_the_palm_convention() -> None:
-    config = preset("llama-tang", vocab_size=4096, n_layers=6, d_model=384, n_heads=6, n_kv_heads=6, d_ff=1024)
+    config = preset(
+        "llama-tang", vocab_size=4096, n_layers=6, d_model=384, n_heads=6, n_kv_heads=6, head_dim=64, d_ff=1024
+    )
     matmul = 6 * (4 * 384**2 + 3 * 384 * 1024) + 4096 * 384
     assert flops_per_token(config, 256) == 6 * matmul + 12 * 6 * 384 * 256
 

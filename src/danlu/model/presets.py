@@ -30,9 +30,10 @@ _DEEPSEEK: dict[str, Any] = {
 }
 
 _TINY: dict[str, Any] = {"n_layers": 2, "d_model": 64, "max_seq_len": 128, "n_heads": 4, "head_dim": 16}
-_TANG: dict[str, Any] = {"n_layers": 4, "d_model": 128, "max_seq_len": 256, "n_heads": 2, "head_dim": 64}
+# Four narrow heads a layer instead of two wide ones: what hears rhyme is heads, not their width (docs/log.md).
+_TANG: dict[str, Any] = {"n_layers": 4, "d_model": 128, "max_seq_len": 256, "n_heads": 4, "head_dim": 32}
 _TINY_LATENT: dict[str, Any] = {"q_rank": 32, "kv_rank": 32, "nope_dim": 16, "rope_dim": 8, "v_dim": 16}
-_TANG_LATENT: dict[str, Any] = {"kv_rank": 64, "nope_dim": 32, "rope_dim": 32, "v_dim": 64}
+_TANG_LATENT: dict[str, Any] = {"n_heads": 2, "kv_rank": 64, "nope_dim": 32, "rope_dim": 32, "v_dim": 64}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-tiny": {**_GPT2, **_TINY, "n_kv_heads": 4, "d_ff": 256},
@@ -48,8 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "router_groups": 2,
         "router_groups_kept": 1,
     },
-    "gpt2-tang": {**_GPT2, **_TANG, "n_kv_heads": 2, "d_ff": 512},
-    "llama-tang": {**_LLAMA, **_TANG, "n_kv_heads": 2, "d_ff": 384},
+    "gpt2-tang": {**_GPT2, **_TANG, "n_kv_heads": 4, "d_ff": 512},
+    "llama-tang": {**_LLAMA, **_TANG, "n_kv_heads": 4, "d_ff": 384},
     "deepseek-tang": {
         **_DEEPSEEK,
         **_TANG,
