@@ -49,7 +49,9 @@ def unchanged(site: Site) -> Tensor:
 def test_nothing_compressed_is_nothing_changed(model: Decoder) -> None:
     before = copy.deepcopy(model.state_dict())
     batches = [batch(0), batch(1)]
-    states = walk(model, batches, unchanged)
+    told: list[int] = []
+    states = walk(model, batches, unchanged, lambda: told.append(len(told)))
+    assert len(told) == len(model.blocks)
     for given, got in zip(batches, states, strict=True):
         text = given.documents >= 0
         expected = model.hidden(given.tokens, given.positions, given.documents).states

@@ -3,9 +3,11 @@ import torch
 
 from danlu.errors import UserError
 from danlu.tokens.loader import Batch
+from danlu.tokens.shards import read_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.emphasis import Emphasis, counter, emphasise
-from danlu.train.language import next_token_loss
+from danlu.train.language import Text, language_task, next_token_loss
+from danlu.train.parallel import ALONE
 from danlu.train.pretrain import new_model
 
 MARK = 9
@@ -34,6 +36,32 @@ def test_emphasis_is_the_weighted_mean_of_the_losses(tiny_config):
     expected = sum(-times.get((b, t), 1) * logprobs[b, t, batch.targets[b, t]] for b, t in learnt)
     assert output.n == 9 + 3 * 4
     assert output.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_only_a_mark_that_stands_alone_counts(inputs):
+    """In a poem of two rows the first 。 has merged with the line break, so the last foot alone counts."""
+    tokenizer = Tokenizer.load(inputs["tokenizer"] / "model")
+    ids = tokenizer.encode("春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。")
+    count = counter(Emphasis(before="。", times=8), tokenizer)
+    counts = count(torch.tensor([ids]))[0].tolist()
+    assert tokenizer.decode(ids[-1:]) == "。"
+    assert "。\n" in [tokenizer.decode([i]) for i in ids]
+    assert [place for place, times in enumerate(counts) if times == 8] == [len(ids) - 2]
+
+
+def test_sft_learns_with_emphasis_and_is_measured_without(inputs, pretrain_settings):
+    """The setting reaches the task: its loss counts more, its evaluation does not."""
+    tokenizer = Tokenizer.load(inputs["tokenizer"] / "model")
+    shards = read_shards(inputs["tokens"] / "shards" / "train")
+    tasks = []
+    for times in (1, 8):
+        settings = pretrain_settings(emphasis={"before": "。", "times": times})
+        text = Text.lay_out(shards, settings, 0)
+        model = new_model(settings.shape(tokenizer.vocab_size), 0)
+        tasks.append(language_task(text, text, settings, model, tokenizer, 0, ALONE, lambda _: ""))
+    (plain,), (loud,) = (task.batches(0) for task in tasks)
+    assert tasks[1].loss(model, loud).n > tasks[0].loss(model, plain).n
+    assert tasks[1].evaluate(model) == tasks[0].evaluate(model)
 
 
 def test_without_emphasis_nothing_is_counted(inputs):

@@ -21,7 +21,7 @@ from danlu.model.quantized import make_linear
 
 SHARED = -2
 """The document of tokens that every later token of their row may see: what several answers begin with."""
-PLAIN_SCORES = 512 * 512  # up to this many scores per head, a CPU is faster with the whole square than with SDPA
+PLAIN_SCORES = 512 * 512  # up to this many scores per head the whole square is faster in bf16 on CPUs than SDPA
 
 
 class Mask(NamedTuple):

@@ -51,8 +51,9 @@ def rotate(x: Tensor, rope: Rope, layout: str) -> Tensor:
         rope: tables for the same T.
         layout: ``"half"`` or ``"interleaved"``.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return rotate_reference(x, rope, layout)  # a compiler fuses it; without gradient it rounds as transformers does
+    exact = x.dtype == torch.float32 and not torch.is_grad_enabled()  # rounds as transformers does
+    if exact or torch.compiler.is_compiling():  # a compiler fuses the formula; out= below would break its graph
+        return rotate_reference(x, rope, layout)
     y: Tensor = _Rotate.apply(x, rope.cos, rope.sin, layout)  # type: ignore[no-untyped-call]
     return y
 

@@ -30,7 +30,7 @@ _DEEPSEEK: dict[str, Any] = {
 }
 
 _TINY: dict[str, Any] = {"n_layers": 2, "d_model": 64, "max_seq_len": 128, "n_heads": 4, "head_dim": 16}
-# Four narrow heads a layer instead of two wide ones: what hears rhyme is heads, not their width (docs/log.md).
+# Four heads of 32 heard rhyme where two of 64 did not (docs/log.md); latent attention keeps two, with keys of 64.
 _TANG: dict[str, Any] = {"n_layers": 4, "d_model": 128, "max_seq_len": 256, "n_heads": 4, "head_dim": 32}
 _TINY_LATENT: dict[str, Any] = {"q_rank": 32, "kv_rank": 32, "nope_dim": 16, "rope_dim": 8, "v_dim": 16}
 _TANG_LATENT: dict[str, Any] = {"n_heads": 2, "kv_rank": 64, "nope_dim": 32, "rope_dim": 32, "v_dim": 64}

@@ -4,8 +4,8 @@ In:  targets of a batch, a tokenizer, the setting.
 Out: how many times each target counts.
 Left out: the loss itself (``language``), and held-out figures, where every target counts once.
 
-Verse rhymes right before its full stops: one character in ten or fourteen, which a small model does not hear among the
-others. Counted several times, it is heard within a few hundred steps (docs/log.md).
+Verse rhymes right before its full stops: one character in ten or fourteen, which a small model may not hear among the
+others unless it counts for more (docs/log.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Emphasis(Settings):
     """What counts more than once: every token to be learnt right before a mark."""
 
     before: str = "。"
-    """The mark, one token of the tokenizer."""
+    """The mark, one token of the tokenizer. Where it has merged with what follows (。 and a line break), that is another
+    token and not meant: of a poem in rows only the last foot stands before a 。 of its own."""
     times: int = Field(default=1, ge=1)
     """How many times such a token counts in the training loss; 1 is as often as any other."""
 
@@ -45,14 +46,14 @@ def counter(emphasis: Emphasis, tokenizer: Tokenizer) -> Count | None:
     marks = tokenizer.encode(emphasis.before)
     if len(marks) != 1:
         raise UserError(
-            f"emphasis.before '{emphasis.before}' is {len(marks)} tokens of this tokenizer and must be one; "
+            f"the mark emphasis.before '{emphasis.before}' is {len(marks)} tokens of this tokenizer and must be one; "
             "choose another mark, or a larger tokenizer.vocab_size"
         )
     return lambda targets: emphasise(targets, marks[0], emphasis.times)
 
 
 def emphasise(targets: Tensor, mark: int, times: int) -> Tensor:
-    """Count ``times`` what stands right before a ``mark`` that is learnt too, and all other targets once.
+    """Count ``times`` what stands right before the token ``mark`` if that is learnt too, and all other targets once.
 
     Args:
         targets: (B, T) ids, -100 where nothing is learnt.

@@ -41,7 +41,7 @@ class LanguageSettings(LoopSettings):
     packing: str = "bestfit"
     """bestfit keeps documents whole where they fit, stream cuts them wherever a row ends."""
     emphasis: Emphasis = Emphasis()
-    """What counts more than the rest."""
+    """What counts more than once in the training loss, and in what is logged of it; held-out loss is plain."""
     eval_batches: int = Field(default=8, ge=0)
     """Held-out batches read at an evaluation during training; 0 reads all, as the one after the last step does."""
 

@@ -66,7 +66,7 @@ class LossOutput:
     Attributes:
         loss_sum: () differentiable; summed over ``n`` items.
         n: what to divide by, once per optimizer step over all micro-batches and processes: targets of a language
-            model, comparisons of a reward model.
+            model (as often as they count), comparisons of a reward model.
         tokens: non-padding tokens read.
         counts: (L, E) how often each expert was chosen, or None for a dense model.
         sums: further figures summed over the ``n`` items, logged as means.
