@@ -29,8 +29,8 @@ class Emphasis(Settings):
     """What counts more than once: every token to be learnt right before a mark."""
 
     before: str = "。"
-    """The mark, one token of the tokenizer. Where it has merged with what follows (。 and a line break), that is another
-    token and not meant: of a poem in rows only the last foot stands before a 。 of its own."""
+    """The mark, one token of the tokenizer. Merged with what follows (。 and a line break) it is another token and not
+    meant: of a poem in rows only the last foot stands before a 。 of its own."""
     times: int = Field(default=1, ge=1)
     """How many times such a token counts in the training loss; 1 is as often as any other."""
 
