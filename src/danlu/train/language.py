@@ -82,10 +82,7 @@ def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None) ->
     if len(learnt) < len(states):
         states = states.index_select(0, learnt.to(weight.device))  # N, D
     targets = batch.targets.flatten()[learnt].to(weight.device)
-    if count is None:
-        loss_sum, _ = linear_cross_entropy(states, weight, targets)
-        return LossOutput(loss_sum, len(learnt), batch.n_tokens, hidden.counts)
-    times = count(batch.targets).flatten()[learnt]
+    times = torch.ones_like(learnt) if count is None else count(batch.targets).flatten()[learnt]  # N
     loss_sum, _ = linear_cross_entropy(states, weight, targets, counts=times.to(weight.device))
     return LossOutput(loss_sum, int(times.sum()), batch.n_tokens, hidden.counts)
 
