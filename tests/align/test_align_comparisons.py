@@ -65,6 +65,13 @@ def test_what_is_shared_is_read_once() -> None:
     assert batch.rows(torch.tensor([1])).n_tokens == RANKINGS[1].tokens()
 
 
+def test_a_near_miss_differs_in_less_than_half_of_its_answers() -> None:
+    assert Ranking(([1], [1]), ([2, 3, 4], [2, 3, 5]), (0, 1)).near_miss()
+    assert Ranking(([1], [1]), ([2, 3, 4, 5], [2, 3, 6]), (0, 1)).near_miss()
+    assert not Ranking(([1], [1]), ([2, 3, 4, 5, 6], [2, 3, 7]), (0, 1)).near_miss()
+    assert not Ranking(([1, 2, 3, 4], [1, 2, 3, 4]), ([5, 6], [7, 8]), (0, 1)).near_miss()  # prompts do not count
+
+
 def test_the_loss_is_the_sum_over_comparisons_however_they_are_batched(make_model: Callable[..., Decoder]) -> None:
     model = make_model("scalar")
     together = ranking_loss(model, batch_of(RANKINGS, 0, "cpu"))

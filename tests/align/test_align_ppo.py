@@ -117,6 +117,14 @@ def test_the_cursor_goes_through_everything_once_per_epoch() -> None:
     assert Cursor(10, 8, "x").batch(0, 10) != cursor.batch(0, 10)
 
 
+def test_what_comes_first_does_so_in_the_first_epoch_only() -> None:
+    plain, led = Cursor(10, 7, "x"), Cursor(10, 7, "x", first=(2, 5, 8))
+    order = plain.batch(0, 10)
+    chosen = [index for index in order if index in (2, 5, 8)]
+    assert led.batch(0, 10) == chosen + [index for index in order if index not in chosen]
+    assert led.batch(1, 10) == plain.batch(1, 10)
+
+
 def test_prompts_are_those_the_judge_accepts_once_each_and_short_enough(tokenizer: Tokenizer) -> None:
     asked = ["写：春", "写：春", "问：夏", "写：" + "山" * 30]
     conversations = [Conversation((Message("user", text), Message("assistant", "好"))) for text in asked]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from danlu import hub
-from danlu.align.comparisons import Ranking
+from danlu.align.comparisons import RankedBatch, Ranking, batch_of
 from danlu.align.quality import quality
 from danlu.align.reward import RewardSettings, read_scale, reward, with_scalar_head
 from danlu.errors import UserError
@@ -61,6 +62,27 @@ def test_planted_taste_is_learned_and_the_model_can_be_used(stage: Stage) -> Non
     assert model.head_kind == "scalar"
     assert read_scale(stage.dir / "model") == (figures["mean"], figures["std"])
     assert figures["std"] > 0
+
+
+def test_near_misses_come_first(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    far = planted(100)
+    near = [
+        replace(p, id=f"near-{p.id}", answers=tuple(replace(a, text="水水水水" + a.text) for a in p.answers))
+        for p in planted(50, start=200)
+    ]
+    write_preferences(stage.inputs["rankings"] / "preferences.jsonl", [*far, *near])
+    widths: list[int] = []
+    module = sys.modules[reward.__module__]
+
+    def spy(rankings: Sequence[Ranking], padding: int, place: str) -> RankedBatch:
+        widths.extend(ranking.near_miss() for ranking in rankings)
+        return batch_of(rankings, padding, place)
+
+    monkeypatch.setattr(module, "batch_of", spy)
+    settings = SETTINGS.model_copy(update={"near_misses": 2, "steps": 4, "batch_size": 16, "micro_batch": 16})
+    reward(Stage(**{**vars(stage), "settings": settings}))
+    assert all(widths[:32])
+    assert not all(widths[32:64])
 
 
 def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ class Ranking:
         different = (place for place, column in enumerate(columns) if len(set(column)) > 1)
         return next(different, shortest - 1)
 
+    def near_miss(self) -> bool:
+        """Whether all answers begin alike for at least half of the longest, so that little but what matters differs."""
+        alike = self.shared() - len(self.prompts[0])
+        return 2 * alike >= max(map(len, self.responses))
+
 
 @dataclass(frozen=True)
 class RankedBatch:

@@ -49,6 +49,9 @@ class RewardSettings(LoopSettings):
     """Comparisons per optimizer step; all answers of one are in the same batch."""
     micro_batch: int = Field(8, ge=0)
     """Comparisons per forward pass; 0 takes all at once."""
+    near_misses: int = Field(0, ge=0)
+    """Steps at the start that learn from near misses alone (``Ranking.near_miss``), as long as there are any. A fine
+    difference is heard sooner while coarse ones are kept away (docs/log.md)."""
     lr: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     warmup: int = Field(5, ge=0)
@@ -120,7 +123,8 @@ def with_scalar_head(model: Decoder, seed: int) -> Decoder:
 def _task(
     train: Sequence[Ranking], heldout: Sequence[Ranking], settings: RewardSettings, padding: int, seed: int, place: str
 ) -> Task:
-    cursor = Cursor(len(train), seed, "reward")
+    near = [index for index, ranking in enumerate(train) if settings.near_misses and ranking.near_miss()]
+    cursor = Cursor(len(train), seed, "reward", first=near[: settings.near_misses * settings.batch_size])
     size = settings.micro_batch or settings.batch_size
 
     def batches(step: int) -> list[RankedBatch]:

@@ -10,7 +10,7 @@ before, so a resumed run makes the same experience.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +54,11 @@ class Cursor:
     Args:
         n: how many things there are.
         address: of the random stream, such as (seed, "ppo").
+        first: things that come before all others in the first epoch.
     """
 
-    def __init__(self, n: int, *address: object) -> None:
-        self.n, self.address = n, address
+    def __init__(self, n: int, *address: object, first: Collection[int] = ()) -> None:
+        self.n, self.address, self.first = n, address, frozenset(first)
 
     def batch(self, step: int, size: int) -> list[int]:
         """Indices of the ``size`` things of one step."""
@@ -67,7 +68,8 @@ class Cursor:
 
     def _order(self, epoch: int) -> list[int]:
         order = np.random.default_rng(stream_seed(*self.address, "order", epoch)).permutation(self.n)
-        return [int(index) for index in order]
+        indices = [int(index) for index in order]
+        return indices if epoch else sorted(indices, key=lambda index: index not in self.first)  # a stable sort
 
 
 @dataclass(frozen=True)
