@@ -10,10 +10,8 @@ import torch
 from danlu.model import (
     PRESETS,
     Decoder,
-    ModelConfig,
     QuantLinear,
     flops_per_token,
-    kv_bytes,
     linear_cross_entropy,
     parameters,
     preset,
