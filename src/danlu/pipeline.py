@@ -226,8 +226,8 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name == "reward" and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")
-        PreferenceStore(chosen or own).snapshot(snapshot)
-        outside[VOTES] = snapshot
+        if PreferenceStore(chosen or own).snapshot(snapshot):
+            outside[VOTES] = snapshot
     return outside
 
 

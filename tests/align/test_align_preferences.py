@@ -123,6 +123,13 @@ def test_add_is_idempotent_and_a_snapshot_survives_the_round_trip(store: Prefere
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
+def test_ties_are_kept_and_frozen_nowhere(store: PreferenceStore, tmp_path: Path) -> None:
+    store.vote(store.record(PROMPT, ANSWERS), (0, 0), "r")
+    assert store.snapshot(tmp_path / "none.jsonl") == 0
+    store.vote(store.record(PROMPT, ANSWERS), (0, 1), "r")
+    assert store.snapshot(tmp_path / "one.jsonl") == 1
+
+
 def test_trl_export_has_a_line_for_every_strict_pair(store: PreferenceStore, tmp_path: Path) -> None:
     three = (*ANSWERS, Answer("夜来风雨声"))
     store.vote(store.record(PROMPT, three), (1, 0, 1), "r")

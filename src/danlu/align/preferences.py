@@ -242,8 +242,11 @@ class PreferenceStore:
                 shown.prompt, shown.answers = [], []
 
     def snapshot(self, path: Path) -> int:
-        """Freeze every preference as JSONL: the same votes give the same bytes; returns how many."""
-        return write_preferences(path, self.all())
+        """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
+
+        Ties teach nothing and are left out, or one more of them would make a reward model and all after it again.
+        """
+        return write_preferences(path, [preference for preference in self.all() if preference.pairs()])
 
     def export_trl(self, path: Path) -> int:
         """Write TRL's conversational preference form, one line per strict pair; returns how many."""
