@@ -85,7 +85,8 @@ class Chat:
         try:
             for piece in self.generator.stream(prompt, sampling, seed):
                 answer += piece
-                yield piece
+                if piece:
+                    yield piece
         finally:
             self.messages = [*asked, Message("assistant", answer)]
 
