@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, Engine, ForeignKey, Index, String, create_engine, event, func, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import exc as sql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from danlu.errors import UserError
@@ -29,6 +29,12 @@ from danlu.records import Answer, Message, Preference, check_messages, write_pre
 
 HELDOUT_SHARE = 0.1
 _BUSY_SECONDS = 30
+# What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
+_OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
+
+
+class StoreError(UserError):
+    """The database does not do what it is there for; what was to be written has left no trace."""
 
 
 def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
@@ -100,6 +106,7 @@ class PreferenceStore:
 
     Raises:
         UserError: the file is not a database, or the server does not answer.
+        StoreError: from every method, when the database fails.
     """
 
     def __init__(self, place: str | Path) -> None:
@@ -107,7 +114,7 @@ class PreferenceStore:
         self._engine = _connect(self.place)
         try:
             Base.metadata.create_all(self._engine.execution_options(writing=True))
-        except DatabaseError as error:
+        except sql.DatabaseError as error:
             raise UserError(f"preference store {self.place} cannot be opened ({error.orig}); check the path") from None
 
     def close(self) -> None:
@@ -117,7 +124,7 @@ class PreferenceStore:
     def start_conversation(self, rater: str) -> str:
         """Open a conversation of ``rater`` (a pseudonym); returns its id."""
         row = ConversationRow(id=_new_id(), rater=rater, time=_now())
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             session.add(row)
             return row.id
 
@@ -141,7 +148,7 @@ class PreferenceStore:
         order = list(display_order) or list(range(len(answers)))
         if not answers or sorted(order) != list(range(len(answers))):
             raise ValueError(f"display order {order} is not an order of {len(answers)} answers")
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             if conversation:
                 owner = session.get(ConversationRow, conversation)
                 if owner is None or owner.deleted:
@@ -165,7 +172,7 @@ class PreferenceStore:
         Raises:
             UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
         """
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             shown = session.get(ComparisonRow, comparison)
             if shown is None or shown.deleted:
                 raise _gone("comparison", comparison, shown is not None)
@@ -186,7 +193,7 @@ class PreferenceStore:
         Raises:
             UserError: no such comparison, or a deleted one.
         """
-        with Session(self._engine) as session:
+        with self._session() as session:
             row = session.get(ComparisonRow, comparison)
             if row is None or row.deleted:
                 raise _gone("comparison", comparison, row is not None)
@@ -197,7 +204,7 @@ class PreferenceStore:
         _check_ranks(preference.ranks, len(preference.answers), preference.id)
         order = list(preference.display_order) or list(range(len(preference.answers)))
         made = preference.time or _now()
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             if session.get(VoteRow, preference.id) is not None:
                 return False
             shown = _comparison_row(_new_id(), preference.prompt, preference.answers, order, preference.split, made)
@@ -213,7 +220,7 @@ class PreferenceStore:
             select(VoteRow, ComparisonRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .where(~ComparisonRow.deleted).order_by(VoteRow.time, VoteRow.id)
         )  # fmt: skip
-        with Session(self._engine) as session:
+        with self._session() as session:
             last = {(shown.id, vote.rater): (vote, shown) for vote, shown in session.execute(query)}
             kept = sorted(last.values(), key=lambda pair: (pair[0].time, pair[0].id))
             return [_preference(vote, shown) for vote, shown in kept]
@@ -223,7 +230,7 @@ class PreferenceStore:
         voices = (
             select(VoteRow.comparison, VoteRow.rater).join(ComparisonRow).where(~ComparisonRow.deleted).distinct()
         ).subquery()
-        with Session(self._engine) as session:
+        with self._session() as session:
             return session.scalar(select(func.count()).select_from(voices)) or 0
 
     def delete_conversation(self, conversation: str) -> None:
@@ -232,7 +239,7 @@ class PreferenceStore:
         Raises:
             UserError: there is no such conversation.
         """
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             row = session.get(ConversationRow, conversation)
             if row is None:
                 raise _gone("conversation", conversation, False)
@@ -253,11 +260,16 @@ class PreferenceStore:
         return len(rows)
 
     @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """A transaction that is on disk when the block ends, or has left no trace."""
-        engine = self._engine.execution_options(writing=True)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
+    def _session(self, *, writing: bool = False) -> Iterator[Session]:
+        """A transaction; what it writes is on disk when the block ends, or has left no trace."""
+        engine = self._engine.execution_options(writing=writing)
+        try:
+            with Session(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except _OUT_OF_ORDER as error:
+            what = "cannot be written" if writing else "cannot be read"
+            reason = getattr(error, "orig", None) or error
+            raise StoreError(f"the preference store {what} ({reason}); see to {self.place}, then try again") from error
 
 
 def trl_rows(preference: Preference) -> list[dict[str, Any]]:
