@@ -188,12 +188,13 @@ def feedback_export(
     out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
 ) -> None:
     """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
+    from danlu.align.database import is_url
     from danlu.align.preferences import PreferenceStore
     from danlu.pipeline import votes_of
 
     path = Path(where)
-    store = where if "://" in where or path.is_file() else str(votes_of(path))
-    if "://" not in store and not Path(store).is_file():
+    store = where if is_url(where) or path.is_file() else str(votes_of(path))
+    if not is_url(store) and not Path(store).is_file():
         raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
     pairs = PreferenceStore(store).export_trl(out)
     typer.echo(f"{pairs} pairs written to {out}")

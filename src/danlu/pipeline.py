@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
+from danlu.align import database
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -38,7 +39,11 @@ class RunSettings(Settings):
 
     def reads(self) -> dict[str, Path]:
         """The user's own preference store, if it is a file."""
-        return {"votes": Path(self.votes)} if self.votes and "://" not in self.votes else {}
+        return {"votes": Path(self.votes)} if self.votes and not database.is_url(self.votes) else {}
+
+    def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything but the password of the store's URL: it is needed again, and given again, at the next run."""
+        return {key: database.written(value) if key == "votes" else value for key, value in said.items()}
 
 
 @dataclass(frozen=True)

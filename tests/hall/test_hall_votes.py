@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from danlu import pipeline, serve
 from danlu.cli import app
+from danlu.console import Console
+from danlu.errors import UserError
 from danlu.pipeline import votes_of
 from danlu.run import Run
 
@@ -62,3 +64,23 @@ def test_the_server_is_given_the_place_unless_another_is_named(run, monkeypatch)
 def test_votes_on_a_model_directory_are_exported_from_where_they_are_kept(run):
     asked = CliRunner().invoke(app, ["feedback", "export", str(run.dir / "ppo" / "model")])
     assert str(run.dir / "feedback" / "preferences.db") in str(asked.exception)
+
+
+def test_a_recipe_on_disk_has_no_password_and_the_run_uses_it_all_the_same(tmp_path, monkeypatch):
+    url = "postgresql://keeper:correct-horse@host/votes"
+    recipe = pipeline.read_recipe("tiny", [f"run.votes={url}", "run.seed=3"])
+    monkeypatch.setattr(pipeline, "_run_stage", lambda *_: None)
+    pipeline.execute(recipe, tmp_path / "run", Console(quiet=True))
+    assert recipe.sections["run"].votes == url
+    for name in ("recipe.yaml", "resolved.json"):
+        text = (tmp_path / "run" / name).read_text(encoding="utf-8")
+        assert "postgresql://keeper@host/votes" in text
+        assert "correct-horse" not in text
+    again = pipeline.read_recipe(str(tmp_path / "run" / "recipe.yaml"))
+    assert again.sections["run"].seed == 3
+
+
+def test_a_mistyped_override_does_not_repeat_what_may_be_a_password():
+    with pytest.raises(UserError, match=r"override 'votes=\.\.\.' is not of the form") as caught:
+        pipeline.read_recipe("tiny", ["votes=postgresql://keeper:correct-horse@host/votes"])
+    assert "correct-horse" not in str(caught.value)

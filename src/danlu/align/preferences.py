@@ -2,7 +2,7 @@
 
 In:  prompts, the answers that were shown, votes; from the chat page, many writers at once.
 Out: ``Preference`` records, a frozen JSONL snapshot for training, TRL's prompt / chosen / rejected form.
-Left out: accounts and sessions (``serve``); the simulated human (``rankings``).
+Left out: accounts and sessions (``serve``); the simulated human (``rankings``); how to connect (``database``).
 
 SQLite by default (one file, every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added,
 but for one thing: a deleted conversation loses its words for good, because people have a right to that. The rollback
@@ -19,16 +19,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, ForeignKey, Index, String, create_engine, event, func, select
+from sqlalchemy import JSON, ForeignKey, Index, String, func, select
 from sqlalchemy import exc as sql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
+from danlu.align import database
 from danlu.errors import UserError
 from danlu.files import atomic_write, hash_value
 from danlu.records import Answer, Message, Preference, check_messages, write_preferences
 
 HELDOUT_SHARE = 0.1
-_BUSY_SECONDS = 30
 # What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
 _OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
 
@@ -105,17 +105,18 @@ class PreferenceStore:
         place: a file path (SQLite) or an SQLAlchemy URL.
 
     Raises:
-        UserError: the file is not a database, or the server does not answer.
+        UserError: the file is not a database, the URL cannot be read, its driver is missing, or nobody answers there.
         StoreError: from every method, when the database fails.
     """
 
     def __init__(self, place: str | Path) -> None:
-        self.place = str(place)
-        self._engine = _connect(self.place)
+        self.place = database.shown(str(place))
+        self._engine = database.connect(str(place))
         try:
             Base.metadata.create_all(self._engine.execution_options(writing=True))
-        except sql.DatabaseError as error:
-            raise UserError(f"preference store {self.place} cannot be opened ({error.orig}); check the path") from None
+        except sql.DBAPIError as error:
+            sentence = f"preference store {self.place} cannot be opened ({_reason(error)}); check the path or URL"
+            raise UserError(sentence) from None
 
     def close(self) -> None:
         """Let go of the database."""
@@ -268,8 +269,8 @@ class PreferenceStore:
                 yield session
         except _OUT_OF_ORDER as error:
             what = "cannot be written" if writing else "cannot be read"
-            reason = getattr(error, "orig", None) or error
-            raise StoreError(f"the preference store {what} ({reason}); see to {self.place}, then try again") from error
+            sentence = f"the preference store {what} ({_reason(error)}); see to {self.place}, then try again"
+            raise StoreError(sentence) from error
 
 
 def trl_rows(preference: Preference) -> list[dict[str, Any]]:
@@ -277,30 +278,6 @@ def trl_rows(preference: Preference) -> list[dict[str, Any]]:
     prompt = [{"role": m.role, "content": m.content} for m in preference.prompt]
     texts = [[{"role": "assistant", "content": answer.text}] for answer in preference.answers]
     return [{"prompt": prompt, "chosen": texts[i], "rejected": texts[j]} for i, j in preference.pairs()]
-
-
-def _connect(place: str) -> Engine:
-    """An engine; for SQLite with full sync, and write transactions that queue instead of failing."""
-    if "://" in place and not place.startswith("sqlite"):
-        return create_engine(place)
-    if "://" not in place:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        place = f"sqlite:///{place}"
-    engine = create_engine(place, connect_args={"timeout": _BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # otherwise the driver would begin transactions of its own
-        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # A writer takes the lock at once: a transaction that reads first and writes later cannot wait, only fail.
-        writing = connection.get_execution_options().get("writing", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-    return engine
 
 
 def _comparison_row(
@@ -339,6 +316,11 @@ def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
 def _gone(kind: str, identity: str, existed: bool) -> UserError:
     what = "was deleted" if existed else "does not exist"
     return UserError(f"{kind} '{identity}' {what}; show new answers and vote on those")
+
+
+def _reason(error: sql.SQLAlchemyError) -> str:
+    """What the database itself said, on one line and without the statement, which holds people's words."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _new_id() -> str:
