@@ -129,6 +129,16 @@ def test_a_vote_on_nothing_says_so(http, live):
     assert live.store.count() == before
 
 
+def test_both_sides_answer_the_same_turns_and_those_are_stored(http, live):
+    said = {"role": "assistant", "content": "Hello, 你好。" * 20}
+    talk = [message for _ in range(40) for message in (GREET[0], said)] + GREET
+    assert http.post("/api/compare", json=ASK | {"messages": talk}).status_code == 400
+    shown = compare(http, messages=talk, truncation="auto")
+    assert 0 < shown["left_out"] < len(talk) - 1
+    vote(http, shown["comparison"], "left")
+    assert [*stored(live, shown).prompt] == [Message(**turn) for turn in talk[shown["left_out"] :]]
+
+
 def test_deleting_a_conversation_takes_its_votes_and_ends_it(http, live):
     shown = compare(http)
     vote(http, shown["comparison"], "left")
