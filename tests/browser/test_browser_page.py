@@ -93,6 +93,38 @@ def test_the_conversation_is_sent_along_and_survives_a_reload(open_page):
     assert turns == [("user", "greet"), ("assistant", ANSWER), ("user", "greet")]
 
 
+def talked(page: Page, turns: int, answer: str) -> None:
+    """Reload the page as if so many turns had gone before."""
+    draft = {"text": answer, "progress": "done"}
+    said = [{"key": key, "prompt": "greet", "reply": {"kind": "answer", **draft}} for key in range(turns)]
+    kept = json.dumps({"turns": said, "conversation": None})
+    page.evaluate("kept => sessionStorage.setItem('danlu.turns', kept)", kept)
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(turns)
+
+
+@pytest.mark.parametrize("mode", ["Chat", "Compare"])
+def test_a_long_conversation_goes_on_without_its_oldest_turns(open_page, mode):
+    page = open_page(TWO_MODELS)
+    page.get_by_role("button", name=mode, exact=True).click()
+    talked(page, 30, ANSWER * 20)  # more than the context of 4096 tokens holds
+    say(page, "greet")
+    expect(page.get_by_text("Older turns were left out")).to_have_count(1)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_more_turns_than_the_server_takes_are_no_dead_end(open_page):
+    page = open_page('{"temperature": 0, "max_tokens": 4}')
+    talked(page, 300, "ok")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "greet")
+    assert len(json.loads(sent.value.post_data)["messages"]) == 201
+    expect(page.get_by_text("Older turns were left out")).to_have_count(1)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 @pytest.mark.parametrize(
     ("button", "ranks"),
     [("Left is better", (0, 1)), ("Right is better", (1, 0)), ("A tie", (0, 0)), ("Both are bad", ())],
@@ -174,10 +206,10 @@ def test_hostile_text_stays_text(open_page):
 
 
 def test_a_refusal_is_told_and_the_message_comes_back(open_page):
-    page = open_page('{"temperature": 0, "max_tokens": 999999}')
-    say(page, "greet")
+    page = open_page()
+    say(page, "春眠" * 4000)
     expect(page.get_by_role("alert")).to_contain_text("context is 4096 tokens")
-    expect(page.get_by_label("Your message")).to_have_value("greet")
+    expect(page.get_by_label("Your message")).to_have_value("春眠" * 4000)
     expect(page.locator(".turn")).to_have_count(0)
     page.get_by_role("button", name="Dismiss").click()
     expect(page.get_by_role("alert")).to_have_count(0)

@@ -65,8 +65,9 @@ export async function load(): Promise<void> {
 export async function send(text: string): Promise<void> {
   const prompt = text.trim();
   if (!prompt || busy.value) return;
-  const messages = [...history(), { role: "user" as const, content: prompt }];
+  const { messages, leftOut } = dialogue(prompt);
   const reply = mode.value === "chat" ? newAnswer() : newComparison();
+  reply.leftOut.value = leftOut;
   batch(() => {
     draft.value = "";
     problem.value = null;
@@ -123,15 +124,26 @@ export async function forget(): Promise<void> {
   }
 }
 
-/** What the model has to know: every turn that has an answer, the instructions first. */
-function history(): api.Message[] {
+// The server takes 256 messages and 2 MB. What is older than this fits no context that we serve.
+const MOST_TURNS = 100;
+const MOST_CHARACTERS = 300_000;
+
+/** The dialogue to answer: instructions, every turn that has an answer, the new message; and whether some had to go. */
+function dialogue(prompt: string): { messages: api.Message[]; leftOut: boolean } {
+  const answered = turns.value
+    .map((turn) => ({ prompt: turn.prompt, text: words(turn.reply) }))
+    .filter(({ text }) => text.trim());
+  let characters = 0;
+  const tooMuch = answered.findLastIndex((turn, at) => {
+    characters += turn.prompt.length + turn.text.length;
+    return answered.length - at > MOST_TURNS || characters > MOST_CHARACTERS;
+  });
   const system = settings.value.system.trim();
   const messages: api.Message[] = system ? [{ role: "system", content: system }] : [];
-  for (const { prompt, reply } of turns.value) {
-    const text = words(reply);
-    if (text.trim()) messages.push({ role: "user", content: prompt }, { role: "assistant", content: text });
+  for (const turn of answered.slice(tooMuch + 1)) {
+    messages.push({ role: "user", content: turn.prompt }, { role: "assistant", content: turn.text });
   }
-  return messages;
+  return { messages: [...messages, { role: "user", content: prompt }], leftOut: tooMuch >= 0 };
 }
 
 async function run(prompt: string, reply: Answer | Comparison, messages: api.Message[]): Promise<void> {
@@ -163,6 +175,7 @@ function giveBack(prompt: string): void {
 async function write(answer: Answer, messages: api.Message[], pen: Pen, signal: AbortSignal): Promise<void> {
   for await (const event of api.chat(settings.value.model, messages, options(), signal)) {
     if ("text" in event) pen.write(answer.text, event.text);
+    else if ("leftOut" in event) answer.leftOut.value ||= event.leftOut > 0;
     else finish(answer, event.finish, pen);
   }
 }
@@ -171,8 +184,10 @@ async function writeBoth(both: Comparison, messages: api.Message[], pen: Pen, si
   const { model, against } = settings.value;
   const names = against && against !== model ? [model, against] : [model];
   for await (const event of api.compare(names, messages, options(), conversation.value, rater, signal)) {
-    if (event.type === "start") conversation.value = event.conversation;
-    else if (event.type === "delta") pen.write(both[event.side].text, event.text);
+    if (event.type === "start") {
+      conversation.value = event.conversation;
+      both.leftOut.value ||= event.left_out > 0;
+    } else if (event.type === "delta") pen.write(both[event.side].text, event.text);
     else if (event.type === "finish") finish(both[event.side], event.finish_reason, pen);
     else both.id.value = event.comparison;
   }
