@@ -188,6 +188,43 @@ def test_deleting_the_conversation_deletes_its_votes(open_page, live):
     page.get_by_role("button", name="Delete for good?").click()
     page.locator(".welcome").wait_for()
     assert live.store.count() == votes - 1
+    assert conversations(page) == []
+
+
+def conversations(page: Page) -> list[str]:
+    return page.evaluate("JSON.parse(localStorage.getItem('danlu.conversations') ?? '[]')")
+
+
+def test_conversations_that_were_left_can_still_be_deleted(open_page, live):
+    page = open_page(TWO_MODELS)
+    before = live.store.count()
+    for _ in range(2):
+        compare(page)
+        page.get_by_role("button", name="A tie").click()
+        page.get_by_role("status").wait_for()
+        page.get_by_role("button", name="New conversation").click()
+    assert live.store.count() == before + 2
+    assert len(conversations(page)) == 2
+    page.reload()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Delete all my conversations").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Delete all of them for good?")).to_be_focused()
+    assert live.store.count() == before + 2, "it did not ask before"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("left on the server")
+    assert live.store.count() == before
+    assert conversations(page) == []
+
+
+def test_the_id_of_a_conversation_that_another_server_has_is_kept(open_page):
+    page = open_page()
+    page.evaluate("""localStorage.setItem('danlu.conversations', '["elsewhere"]')""")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Delete all my conversations").click()
+    page.get_by_role("button", name="Delete all of them for good?").click()
+    expect(page.get_by_role("status")).to_contain_text("another run's")
+    assert conversations(page) == ["elsewhere"]
 
 
 def test_hostile_text_stays_text(open_page):

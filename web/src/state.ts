@@ -5,6 +5,7 @@ import { batch, computed, effect, type Signal, signal } from "@preact/signals";
 import * as api from "./api";
 import { language, t } from "./i18n";
 import { recall, remember } from "./memory";
+import { mine, note, strike } from "./mine";
 import { type Answer, type Comparison, type Draft, type Turn, keep, newAnswer, newComparison, remembered, words } from "./turns";
 
 export interface Settings {
@@ -26,6 +27,8 @@ const before = remembered();
 export const turns = signal<Turn[]>(before.turns);
 export const draft = signal("");
 export const problem = signal<string | null>(null);
+/** What became of the wish to delete every conversation. */
+export const forgotten = signal<"all" | "some" | null>(null);
 export const busy = computed(() => running.value !== null);
 /** Whether two answers wait for a vote. */
 export const undecided = computed(() => {
@@ -37,6 +40,7 @@ const running = signal<AbortController | null>(null);
 const conversation = signal<string | null>(before.conversation);
 const rater = recall<string>("rater", "") || crypto.randomUUID();
 remember("rater", rater);
+if (before.conversation) note(before.conversation);
 effect(() => remember("settings", settings.value));
 effect(() => remember("mode", mode.value));
 effect(() => {
@@ -71,6 +75,7 @@ export async function send(text: string): Promise<void> {
   batch(() => {
     draft.value = "";
     problem.value = null;
+    forgotten.value = null;
     turns.value = [...turns.value, { key: (turns.value.at(-1)?.key ?? 0) + 1, prompt, reply }];
   });
   await run(prompt, reply, messages);
@@ -117,11 +122,40 @@ export function startOver(): void {
 export async function forget(): Promise<void> {
   const id = conversation.value;
   try {
-    if (id) await api.forget(id);
+    if (id) {
+      await api.forget(id);
+      strike(id);
+    }
     startOver();
   } catch (error) {
     problem.value = sentence(error);
   }
+}
+
+/** Forget every conversation of this browser, here and on the server, their votes too. */
+export async function forgetAll(): Promise<void> {
+  const ids = new Set([...mine(), ...(conversation.value ? [conversation.value] : [])]);
+  startOver();
+  forgotten.value = null;
+  try {
+    let here = true;
+    for (const id of ids) here = (await forgetOne(id)) && here;
+    forgotten.value = here ? "all" : "some";
+  } catch (error) {
+    problem.value = sentence(error);
+  }
+}
+
+/** Returns false for one that this server does not have: another run's may, so its id is kept. */
+async function forgetOne(id: string): Promise<boolean> {
+  try {
+    await api.forget(id);
+  } catch (error) {
+    if (error instanceof api.ApiError && error.code === "not_found") return false;
+    throw error;
+  }
+  strike(id);
+  return true;
 }
 
 // The server takes 256 messages and 2 MB. What is older than this fits no context that we serve.
@@ -186,6 +220,7 @@ async function writeBoth(both: Comparison, messages: api.Message[], pen: Pen, si
   for await (const event of api.compare(names, messages, options(), conversation.value, rater, signal)) {
     if (event.type === "start") {
       conversation.value = event.conversation;
+      note(event.conversation);
       both.leftOut.value ||= event.left_out > 0;
     } else if (event.type === "delta") pen.write(both[event.side].text, event.text);
     else if (event.type === "finish") finish(both[event.side], event.finish_reason, pen);
