@@ -44,6 +44,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch, scheme):
         (URL.replace("postgresql", "postgres"), "unknown database 'postgres'.*did you mean 'postgresql'"),
         (URL.replace("postgresql", "sqllite"), "unknown database 'sqllite'.*did you mean 'sqlite'"),
         (URL.replace("postgresql", "postgresql+pyscopg"), "unknown database"),
+        (URL.replace("postgresql", "sqlite+nothing"), "unknown database"),
         (URL.replace(":1/", ":one/"), "cannot be read; write it as postgresql://"),
         (f"://keeper:{SECRET}@host", "cannot be read"),
     ],

@@ -59,8 +59,12 @@ def connect(place: str) -> Engine:
         return _sqlite(url)
     if url.drivername == "postgresql":  # which driver that means changes with SQLAlchemy's version
         url = url.set(drivername="postgresql+psycopg")
+    return _engine(url, pool_pre_ping=True)  # a database that was restarted is no reason to lose a vote
+
+
+def _engine(url: URL, **options: Any) -> Engine:
     try:
-        return create_engine(url, pool_pre_ping=True)  # a database that was restarted is no reason to lose a vote
+        return create_engine(url, **options)
     except NoSuchModuleError:
         raise unknown("database", url.drivername, ("postgresql", "sqlite"), "the preference store's URL") from None
     except ArgumentError:
@@ -90,7 +94,7 @@ def _unreadable() -> UserError:
 
 def _sqlite(url: URL) -> Engine:
     """An engine with full sync, and write transactions that queue instead of failing."""
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    engine = _engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
