@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
+from danlu.align import database
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -23,6 +24,8 @@ from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import Metrics, Run, Stage
 
 VOTES = "votes"
+RESOLVED = "resolved.json"  # every run directory has one
+_STORE = "preferences.db"
 _SMALL_FILE = 64 << 20
 
 
@@ -36,7 +39,11 @@ class RunSettings(Settings):
 
     def reads(self) -> dict[str, Path]:
         """The user's own preference store, if it is a file."""
-        return {"votes": Path(self.votes)} if self.votes and "://" not in self.votes else {}
+        return {"votes": Path(self.votes)} if self.votes and not database.is_url(self.votes) else {}
+
+    def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything but the password of the store's URL: it is needed again, and given again, at the next run."""
+        return {key: database.written(value) if key == "votes" else value for key, value in said.items()}
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
             handle.write(recipe.text)
-        write_json(out / "resolved.json", {"recipe": recipe.name, "sections": recipe.resolved()})
+        write_json(out / RESOLVED, {"recipe": recipe.name, "sections": recipe.resolved()})
         for spec in specs:
             _run_stage(run, spec, recipe, console)
             if spec.name == until:
@@ -244,7 +251,22 @@ def _digest(path: Path) -> str:
 
 def votes_path(run_dir: Path) -> Path:
     """Where a run keeps the preference store that its chat page writes to."""
-    return run_dir / "feedback" / "preferences.db"
+    return run_dir / "feedback" / _STORE
+
+
+def votes_of(place: Path) -> Path:
+    """Where votes on what is served at ``place``, a run or a model directory, are kept unless another store is named.
+
+    Never in a model directory: one inside a run is moved away when its stage is made again, and one that is published
+    would publish people's words. The former's votes go to its run, the latter's into a folder beside it.
+    """
+    if not (place / "config.json").is_file():
+        return votes_path(place)
+    model = place.resolve()
+    for folder in model.parents:
+        if (folder / RESOLVED).is_file():
+            return votes_path(folder)
+    return model.with_name(f"{model.name}.feedback") / _STORE
 
 
 def find_model(path: Path, stage: str | None = None) -> Path:

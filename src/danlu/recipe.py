@@ -28,6 +28,10 @@ class Settings(BaseModel):
         """Files and folders of the user's that the section names: when they change, the stage runs again."""
         return {}
 
+    def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the section goes to disk, given its settings as plain data: all of it, unless it holds a secret."""
+        return dict(said)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,7 +40,7 @@ class Recipe:
     Attributes:
         name: the recipe's name; the run directory is named after it by default.
         sections: section name -> validated settings, every section present.
-        text: the YAML of the differences as the user gave them, overrides merged in.
+        text: the YAML of the differences as the user gave them, overrides merged in, without secrets.
     """
 
     name: str
@@ -44,8 +48,8 @@ class Recipe:
     text: str
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting with its value, as plain JSON data."""
-        return {name: section.model_dump(mode="json") for name, section in self.sections.items()}
+        """Every setting with its value, as plain JSON data, without secrets."""
+        return {name: section.written(section.model_dump(mode="json")) for name, section in self.sections.items()}
 
 
 def bundled_recipes() -> list[str]:
@@ -77,7 +81,8 @@ def load_recipe(
             raise unknown("section", key, [*sections, *shortcuts, "extends"], f"recipe '{name}'")
     built = {key: _validate(key, cls, data.get(key, {}), name) for key, cls in sections.items()}
     stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-    return Recipe(stem, built, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
+    written = {key: built[key].written(said) for key, said in data.items()}
+    return Recipe(stem, built, yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
 
 
 def json_schema(sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]) -> dict[str, Any]:
@@ -155,13 +160,14 @@ def _spell_out(data: dict[str, Any], shortcuts: Mapping[str, str]) -> dict[str, 
 def _parse_override(text: str, shortcuts: Mapping[str, str]) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
+    said = f"{key}=..." if separator else text  # not the value: it may hold a password
     short = len(parts) == 1 and parts[0] not in shortcuts and not value.lstrip().startswith("{")
     if not separator or not all(parts) or short:
-        raise UserError(f"override '{text}' is not of the form section.key=value")
+        raise UserError(f"override '{said}' is not of the form section.key=value")
     try:
         nested: Any = yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError as error:
-        raise UserError(f"override '{text}' has a value that is not valid YAML") from error
+        raise UserError(f"override '{said}' has a value that is not valid YAML") from error
     for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)

@@ -234,6 +234,24 @@ def test_export_copies_whole_models_only(folder, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_export_hands_on_a_model_and_nothing_else(folder, tmp_path, sharded):
+    if sharded:
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            shards = dict.fromkeys(file.keys(), "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    for name in ("LICENSE", "NOTICE.txt", "reward.json", "chat_template.jinja"):
+        (folder / name).write_text("{}")
+    belongs = {path.name for path in folder.iterdir()}
+    (folder / "feedback").mkdir()
+    for name in ("feedback/preferences.db", "preferences.db", "notes.txt", "optimizer.safetensors", ".env"):
+        (folder / name).write_text("people's words")
+    hub.export_directory(folder, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == belongs
+    assert all((tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in belongs)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_counterpart(name):
     config = preset(name, **({} if "vocab_size" in PRESETS[name] else {"vocab_size": 320}))

@@ -22,11 +22,16 @@ from danlu.hub.card import model_card
 from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
 from danlu.hub.layout import PACKED_INT8, PLAIN_INT8, SAME, Entry
-from danlu.hub.weights import WEIGHTS, TensorFiles
+from danlu.hub.weights import WEIGHTS, TensorFiles, weight_files
 from danlu.model import Decoder
 from danlu.tokens.tokenizer import Tokenizer
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+# What belongs to a model besides its weights; anything else in its directory is its owner's and is not handed on.
+_MODEL_FILES = (
+    CONFIG, GENERATION, CARD, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "LICENSE*", "NOTICE*",
+)  # fmt: skip
 _PACKED = "pack-quantized"
 _TIED = "lm_head.weight"
 
@@ -108,7 +113,9 @@ def save(
 
 
 def export_directory(source: Path, out: Path) -> None:
-    """Copy a model directory, whole or not at all, after reading it once to be sure that it can be read.
+    """Copy a model, whole or not at all, after reading it once to be sure that it can be read.
+
+    Only files that belong to a model are copied: configuration, weights, tokenizer, card and licence.
 
     Raises:
         UserError: there is no model in ``source``, or ``out`` exists already.
@@ -118,7 +125,8 @@ def export_directory(source: Path, out: Path) -> None:
         raise UserError(f"{out} exists; name a directory that does not")
     load(source)
     with atomic_directory(out) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
+        for file in (*weight_files(source), *(f for name in _MODEL_FILES for f in source.glob(name) if f.is_file())):
+            shutil.copyfile(file, beside / file.name)
 
 
 def model_hash(folder: Path) -> str:
