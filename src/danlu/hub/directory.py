@@ -71,14 +71,7 @@ def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Dec
     return model, tokenizer
 
 
-def save(
-    model: Decoder,
-    folder: Path,
-    tokenizer: Tokenizer | None,
-    *,
-    card: Mapping[str, Any],
-    generation: Mapping[str, Any] | None = None,
-) -> None:
+def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Mapping[str, Any]) -> None:
     """Write a directory that ``load`` and transformers read, replacing what was there once everything is written.
 
     Args:
@@ -86,7 +79,6 @@ def save(
         folder: where to.
         tokenizer: the model's; without it nobody can tell padding from text, so a reward model needs it.
         card: provenance for README.md, in the order to be shown (see ``card.model_card``).
-        generation: further keys of generation_config.json, such as temperature.
 
     Raises:
         UserError: the shape has no Hugging Face counterpart, naming the option.
@@ -99,7 +91,7 @@ def save(
     n_parameters = sum(t.numel() for name, t in model.state_dict().items() if not name.endswith(".scale"))
     with atomic_directory(Path(folder)) as beside:
         write_json(beside / CONFIG, {**hf_config(config, head), **ids, "dtype": dtype, "torch_dtype": dtype})
-        write_json(beside / GENERATION, {**ids, **(generation or {})})
+        write_json(beside / GENERATION, ids)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(beside)
