@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import UserError
-from danlu.files import atomic_directory, atomic_write, hash_paths, read_json, write_json
+from danlu.files import atomic_directory, atomic_write, free_space, hash_paths, read_json, write_json
 from danlu.hub.card import model_card
 from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
@@ -81,7 +81,7 @@ def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Map
         card: provenance for README.md, in the order to be shown (see ``card.model_card``).
 
     Raises:
-        UserError: the shape has no Hugging Face counterpart, naming the option.
+        UserError: the shape has no Hugging Face counterpart, naming the option; or the disk is too full for it.
     """
     config, head = model.config, model.head_kind
     family = family_of(config)
@@ -89,6 +89,7 @@ def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Map
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     n_parameters = sum(t.numel() for name, t in model.state_dict().items() if not name.endswith(".scale"))
+    free_space(Path(folder), sum(tensor.nbytes for tensor in tensors.values()))
     with atomic_directory(Path(folder)) as beside:
         write_json(beside / CONFIG, {**hf_config(config, head), **ids, "dtype": dtype, "torch_dtype": dtype})
         write_json(beside / GENERATION, ids)
@@ -103,12 +104,13 @@ def export_directory(source: Path, out: Path) -> None:
     """Copy a model directory, whole or not at all, after reading it once to be sure that it can be read.
 
     Raises:
-        UserError: there is no model in ``source``, or ``out`` exists already.
+        UserError: there is no model in ``source``, ``out`` exists already, or the disk is too full for it.
     """
     source, out = Path(source), Path(out)
     if out.exists():
         raise UserError(f"{out} exists; name a directory that does not")
     load(source)
+    free_space(out, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
     with atomic_directory(out) as beside:
         shutil.copytree(source, beside, dirs_exist_ok=True)
 
