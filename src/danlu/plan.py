@@ -16,9 +16,8 @@ from danlu import device
 from danlu.align import PPOSettings
 from danlu.model.config import ModelConfig
 from danlu.model.count import flops_per_token, kv_bytes, parameters
-from danlu.pipeline import StageSpec, stages_of
+from danlu.pipeline import StageSpec, shape_of, stages_of
 from danlu.recipe import Recipe
-from danlu.tokens import TokenizerSettings
 from danlu.train import PretrainSettings, SFTSettings
 
 # Share of the matrix-product ceiling that training of the recipe tang reached on two AVX2 cores (7,200 tokens/s).
@@ -48,7 +47,7 @@ def describe(recipe: Recipe, price_per_hour: float | None = None) -> str:
     Raises:
         UserError: a stage is to run on a device that is not here, or in a dtype that does not exist.
     """
-    config, machines = _shape(recipe), _machines(recipe)
+    config, machines = shape_of(recipe), _machines(recipe)
     speeds = {it: device.matmul_flops(it.compute_dtype, it.kind) * _EFFICIENCY for it in set(machines.values())}
     lines = [*_on(recipe, machines, speeds), _model(recipe, config)]
     lines.append(f"{'stage':<11}{'life':<18}{'tokens':>10}{'FLOPs':>10}{'memory':>10}{'minutes':>9}  needs")
@@ -92,14 +91,6 @@ def _model(recipe: Recipe, config: ModelConfig | None) -> str:
         f"model  {config.n_layers} layers, d_model {config.d_model}, vocabulary {config.vocab_size:,}: "
         f"{size.total:,} parameters ({size.active:,} active), {kv_bytes(config):,} bytes of bf16 cache a token"
     )
-
-
-def _shape(recipe: Recipe) -> ModelConfig | None:
-    """The model's shape, or None if it is adopted from elsewhere."""
-    settings = cast(PretrainSettings, recipe.sections["pretrain"])
-    if settings.base:
-        return None
-    return settings.shape(cast(TokenizerSettings, recipe.sections["tokenizer"]).vocab_size)
 
 
 def _estimate(spec: StageSpec, recipe: Recipe, config: ModelConfig | None) -> Estimate:
