@@ -108,7 +108,7 @@ SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 
 
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
     """Load and check a recipe against the map."""
     return load_recipe(name, overrides, SECTIONS, SHORTCUTS)
 
