@@ -104,13 +104,15 @@ STAGES: tuple[StageSpec, ...] = (
 )  # fmt: skip
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
+# Settings that may name a file of the user's.
+PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes")
 # The models of a run in the order of its life; the last that is finished is the one to talk to.
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
     """Load and check a recipe against the map."""
-    return load_recipe(name, overrides, SECTIONS, SHORTCUTS)
+    return load_recipe(name, overrides, SECTIONS, SHORTCUTS, PATHS)
 
 
 def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:

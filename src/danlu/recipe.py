@@ -7,6 +7,7 @@ Left out: any knowledge of what the sections mean; defaults live beside the stag
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -59,6 +60,7 @@ def load_recipe(
     overrides: Sequence[str | Mapping[str, Any]],
     sections: Mapping[str, type[Settings]],
     shortcuts: Mapping[str, str],
+    paths: Sequence[str] = (),
 ) -> Recipe:
     """Read a recipe, apply ``extends`` and overrides, and validate it.
 
@@ -69,6 +71,7 @@ def load_recipe(
         sections: section name -> settings class.
         shortcuts: top-level key -> the ``section.key`` it stands for, such as ``base`` for ``pretrain.base``.
             ``extends`` is the only other top-level key.
+        paths: ``section.key`` of every setting that may name a file of the user's: ``~`` in it is the home directory.
 
     Raises:
         UserError: unknown recipe, section or key (naming the nearest valid one), or a value of the wrong type.
@@ -77,6 +80,7 @@ def load_recipe(
     for override in overrides:
         said = _parse_override(override, shortcuts) if isinstance(override, str) else _said(_plain(override))
         _merge(data, _spell_out(said, shortcuts))
+    _expand_home(data, paths)
     for key in data:
         if key not in sections:
             raise unknown("section", key, [*sections, *shortcuts, "extends"], f"recipe '{name}'")
@@ -110,7 +114,7 @@ def _read(
     """The merged differences of a recipe and everything it extends, shortcuts spelt out in each before they meet."""
     if name in seen:
         raise UserError(f"recipe '{name}' extends itself ({' -> '.join((*seen, name))}); remove one 'extends'")
-    path = _find(name, relative_to)
+    path = _find(os.path.expanduser(name), relative_to)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -159,6 +163,14 @@ def _spell_out(data: dict[str, Any], shortcuts: Mapping[str, str]) -> dict[str, 
         section, _, key = shortcuts[short].partition(".")
         _merge(data, {section: {key: data.pop(short)}})
     return data
+
+
+def _expand_home(data: dict[str, Any], paths: Sequence[str]) -> None:
+    """Replace ``~`` in place where a shell would have: in YAML, and behind the ``=`` of an override, it does not."""
+    for section, _, key in (path.partition(".") for path in paths):
+        said = data.get(section)
+        if isinstance(said, dict) and isinstance(said.get(key), str):
+            said[key] = os.path.expanduser(said[key])
 
 
 def _parse_override(text: str, shortcuts: Mapping[str, str]) -> dict[str, Any]:

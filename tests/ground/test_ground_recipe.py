@@ -41,6 +41,19 @@ def test_overrides_from_python_are_taken_as_they_are(tmp_path):
         read_recipe("tiny", [{"pretrain": {"stps": 3}}])
 
 
+def test_home_is_known_wherever_a_file_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe(tmp_path, "parent.yaml", "corpus: {source: ~/texts}\nbase: ~/model\n")
+    child = recipe(tmp_path, "child.yaml", "extends: ~/parent.yaml\nsft: {source: ~/own.jsonl}\n")
+    sections = read_recipe(child, ["run.votes=~/votes.db"]).sections
+    for name, key, file in (
+        ("corpus", "source", "texts"), ("pretrain", "base", "model"), ("sft", "source", "own.jsonl"),
+        ("run", "votes", "votes.db"),
+    ):  # fmt: skip
+        assert sections[name].reads() == {key: tmp_path / file}
+    assert read_recipe("tiny", ["run.votes=sqlite:///~/votes.db"]).sections["run"].votes == "sqlite:///~/votes.db"
+
+
 @pytest.mark.parametrize("value", ["[]", "0", "fast"])
 def test_a_section_must_be_a_mapping(tmp_path, value):
     with pytest.raises(UserError, match=r"section 'pretrain' .* must be a mapping"):

@@ -55,7 +55,7 @@ class Source:
 def local_path(source: str) -> Path | None:
     """The path that a source names, or None if it is a package, a dataset or generated."""
     kind, separator, _ = source.partition(":")
-    return None if separator and kind in KINDS else Path(source).expanduser()
+    return None if separator and kind in KINDS else Path(source)
 
 
 def check(source: str) -> None:
