@@ -32,7 +32,7 @@ app.add_typer(feedback, name="feedback")
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
 ))  # fmt: skip
 
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]

@@ -1,6 +1,7 @@
 """The model directory: what is written is read back, and what is wrong with one is said by name."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -250,6 +251,17 @@ def test_export_hands_on_a_model_and_nothing_else(folder, tmp_path, sharded):
     hub.export_directory(folder, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == belongs
     assert all((tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in belongs)
+
+
+def test_a_model_that_does_not_fit_on_the_disk_leaves_the_old_one(folder, tokenizer, tmp_path, monkeypatch):
+    before, usage = hub.model_hash(folder), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with pytest.raises(UserError, match=r"has 0 MB free and this needs \d"):
+        hub.save(random_model("llama-tiny", d_ff=94), folder, tokenizer, card=CARD)
+    with pytest.raises(UserError, match="free some space"):
+        hub.export_directory(folder, tmp_path / "out")
+    assert hub.model_hash(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import UserError
-from danlu.files import atomic_directory, atomic_write, hash_paths, read_json, write_json
+from danlu.files import atomic_directory, atomic_write, free_space, hash_paths, read_json, write_json
 from danlu.hub.card import model_card
 from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
@@ -76,14 +76,7 @@ def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Dec
     return model, tokenizer
 
 
-def save(
-    model: Decoder,
-    folder: Path,
-    tokenizer: Tokenizer | None,
-    *,
-    card: Mapping[str, Any],
-    generation: Mapping[str, Any] | None = None,
-) -> None:
+def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Mapping[str, Any]) -> None:
     """Write a directory that ``load`` and transformers read, replacing what was there once everything is written.
 
     Args:
@@ -91,10 +84,9 @@ def save(
         folder: where to.
         tokenizer: the model's; without it nobody can tell padding from text, so a reward model needs it.
         card: provenance for README.md, in the order to be shown (see ``card.model_card``).
-        generation: further keys of generation_config.json, such as temperature.
 
     Raises:
-        UserError: the shape has no Hugging Face counterpart, naming the option.
+        UserError: the shape has no Hugging Face counterpart, naming the option; or the disk is too full for it.
     """
     config, head = model.config, model.head_kind
     family = family_of(config)
@@ -102,9 +94,10 @@ def save(
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     n_parameters = sum(t.numel() for name, t in model.state_dict().items() if not name.endswith(".scale"))
+    free_space(Path(folder), sum(tensor.nbytes for tensor in tensors.values()))
     with atomic_directory(Path(folder)) as beside:
         write_json(beside / CONFIG, {**hf_config(config, head), **ids, "dtype": dtype, "torch_dtype": dtype})
-        write_json(beside / GENERATION, {**ids, **(generation or {})})
+        write_json(beside / GENERATION, ids)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(beside)
@@ -118,12 +111,13 @@ def export_directory(source: Path, out: Path) -> None:
     Only files that belong to a model are copied: configuration, weights, tokenizer, card and licence.
 
     Raises:
-        UserError: there is no model in ``source``, or ``out`` exists already.
+        UserError: there is no model in ``source``, ``out`` exists already, or the disk is too full for it.
     """
     source, out = Path(source), Path(out)
     if out.exists():
         raise UserError(f"{out} exists; name a directory that does not")
     load(source)
+    free_space(out, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
     with atomic_directory(out) as beside:
         for file in (*weight_files(source), *(f for name in _MODEL_FILES for f in source.glob(name) if f.is_file())):
             shutil.copyfile(file, beside / file.name)
