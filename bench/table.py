@@ -31,21 +31,25 @@ def hardware() -> str:
 
 def row(
     what: str, values: Sequence[float], unit: str, target: str, met: bool, peer: float | None = None,
-    peer_name: str = "", note: str = "",
+    peer_name: str = "", note: str = "", date: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """One claim: the median of ``values``, their spread, what it is compared with, and whether the target was met."""
+    """One claim: the median of ``values``, their spread, what it is compared with, and whether the target was met.
+
+    Args:
+        date: when it was measured, if that was not today.
+    """
     ours = statistics.median(values) if values else None
     return {
         "what": what, "hardware": hardware(), "ours": ours, "peer": peer, "peer_name": peer_name, "unit": unit,
         "ratio": round(ours / peer, 3) if ours is not None and peer else None,
         "spread": [min(values), max(values)] if values else None, "target": target, "met": met,
-        "date": datetime.date.today().isoformat(), "versions": provenance()["versions"], "note": note,
+        "date": date or datetime.date.today().isoformat(), "versions": provenance()["versions"], "note": note,
     }  # fmt: skip
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write the rows as JSON and make the table again."""
-    path = RESULTS / f"{name}-{hardware()}-{datetime.date.today().isoformat()}.json"
+    """Write the rows as JSON, named after the day of the newest, and make the table again."""
+    path = RESULTS / f"{name}-{hardware()}-{max(item['date'] for item in rows)}.json"
     write_json(path, rows)
     write_table()
     return path

@@ -7,7 +7,6 @@ Left out: everything else has its room; see ``docs/map.md``.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,18 +39,24 @@ def load(path: str | Path, stage: str | None = None) -> tuple[Decoder, Tokenizer
 
 
 def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:
-    """Make everything a recipe describes and return its run directory.
+    """Make everything a recipe describes, write its report, and return its run directory.
 
     Args:
         recipe: a bundled recipe's name or the path of a YAML file.
         out: the run directory; ``runs/NAME`` if None.
-        overrides: settings by section, ``run("tang", pretrain={"steps": 200})``.
+        overrides: settings by section, or ``seed`` and ``base``: ``run("tang", pretrain={"steps": 200}, seed=1)``.
+
+    Raises:
+        UserError: a mistake of the user's; the run directory keeps everything that was finished.
     """
     from danlu.console import Console
     from danlu.pipeline import default_out, execute, read_recipe
+    from danlu.report import write_report
 
-    resolved = read_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
-    return execute(resolved, Path(out) if out is not None else default_out(resolved), Console())
+    resolved = read_recipe(recipe, [overrides])
+    done = execute(resolved, Path(out) if out is not None else default_out(resolved), Console())
+    write_report(done)
+    return done
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ app.add_typer(feedback, name="feedback")
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
 ))  # fmt: skip
 
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
@@ -117,16 +117,16 @@ def serve(
     store: Annotated[
         str | None,
         typer.Option(
-            help="Preference store, a file or a database's URL; the run's own if not given. "
-            "danlu run learns from it with run.votes=STORE."
+            help="Preference store, a file or a database's URL; the run's own, or one beside the model directory, "
+            "if not given. danlu run learns from it with run.votes=STORE."
         ),
     ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
-    from danlu.pipeline import servable_models, votes_path
+    from danlu.pipeline import servable_models, votes_of
     from danlu.serve import run_server
 
-    run_server(servable_models(where), store or votes_path(where), port)
+    run_server(servable_models(where), store or votes_of(where), port)
 
 
 @app.command()
@@ -201,16 +201,19 @@ def inspect(where: Where, stage: StageName = None) -> None:
 
 @feedback.command("export")
 def feedback_export(
-    where: Annotated[str, typer.Argument(help="A run directory, or a preference store: a file or a database's URL.")],
+    where: Annotated[
+        str, typer.Argument(help="A run or model directory, or a preference store: a file or a database's URL.")
+    ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
 ) -> None:
     """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
+    from danlu.align.database import is_url
     from danlu.align.preferences import PreferenceStore
-    from danlu.pipeline import votes_path
+    from danlu.pipeline import votes_of
 
     path = Path(where)
-    store = where if "://" in where or path.is_file() else str(votes_path(path))
-    if "://" not in store and not Path(store).is_file():
+    store = where if is_url(where) or path.is_file() else str(votes_of(path))
+    if not is_url(store) and not Path(store).is_file():
         raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
     pairs = PreferenceStore(store).export_trl(out)
     typer.echo(f"{pairs} pairs written to {out}")

@@ -126,19 +126,27 @@ def _keep_memory() -> None:
         return
 
 
-def matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+def matmul_flops(dtype: torch.dtype, kind: str, seconds: float = 0.3) -> float:
     """Measured FLOP/s of a square matrix product: the ceiling that training is compared with.
 
     Args:
         dtype: of both factors.
-        size: rows and columns.
+        kind: the device that multiplies, ``"cpu"`` or ``"cuda"``.
         seconds: how long to measure, after a warm-up.
     """
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    size = 4096 if kind == "cuda" else 1024  # a product that fills the device, and ends soon on it
+    a, b = (torch.randn(size, size, device=kind).to(dtype) for _ in range(2))
     for _ in range(3):
-        a @ b
+        _multiply(a, b)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        a @ b
+        _multiply(a, b)
         count += 1
     return 2 * size**3 * count / (time.perf_counter() - started)
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor) -> None:
+    """One product, waited for: a GPU only notes what it is asked, and the clock would time the asking."""
+    a @ b
+    if a.is_cuda:
+        torch.cuda.synchronize()

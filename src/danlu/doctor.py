@@ -25,8 +25,8 @@ def examine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     lines = [
         f"device      {chosen.describe()}",
-        f"matmul      {device.matmul_flops(torch.float32) / 1e9:.0f} GFLOP/s in float32, "
-        f"{device.matmul_flops(torch.bfloat16) / 1e9:.0f} in bfloat16",
+        f"matmul      {device.matmul_flops(torch.float32, chosen.kind) / 1e9:.0f} GFLOP/s in float32, "
+        f"{device.matmul_flops(torch.bfloat16, chosen.kind) / 1e9:.0f} in bfloat16",
         f"memory      {memory / 1e9:.1f} GB; disk {shutil.disk_usage('.').free / 1e9:.1f} GB free here",
         "versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "npm         " + _npm(),

@@ -11,12 +11,17 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from danlu.errors import UserError
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust spells errno
 
 
 @contextlib.contextmanager
@@ -41,7 +46,11 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Fill a directory beside its place, sync every file, then swap it in; an earlier directory is replaced."""
+    """Fill a directory beside its place, sync every file, then swap it in; an earlier directory is replaced.
+
+    Raises:
+        OSError: what the disk said, naming ``path`` where safetensors said it: it has an error type of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -58,6 +67,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(doomed)
         else:
             os.replace(beside, path)
+    except SafetensorError as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

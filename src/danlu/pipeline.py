@@ -12,18 +12,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
+from danlu.align import database
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
 from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
+from danlu.hub.weights import WEIGHTS
+from danlu.model.config import ModelConfig
+from danlu.model.count import parameters
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import Metrics, Run, Stage
+from danlu.train.checkpoint import KEEP
 
 VOTES = "votes"
+RESOLVED = "resolved.json"  # every run directory has one
+_STORE = "preferences.db"
 _SMALL_FILE = 64 << 20
+_FP32 = 4  # bytes
 
 
 class RunSettings(Settings):
@@ -36,7 +44,11 @@ class RunSettings(Settings):
 
     def reads(self) -> dict[str, Path]:
         """The user's own preference store, if it is a file."""
-        return {"votes": Path(self.votes)} if self.votes and "://" not in self.votes else {}
+        return {"votes": Path(self.votes)} if self.votes and not database.is_url(self.votes) else {}
+
+    def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything but the password of the store's URL: it is needed again, and given again, at the next run."""
+        return {key: database.written(value) if key == "votes" else value for key, value in said.items()}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ class StageSpec:
         function: does the work and returns the key figures.
         needs: stages whose output it reads.
         makes: what it leaves in its directory for others; their bytes are the stage's output hash.
-        disk: bytes that should be free before it starts.
+        disk: bytes that should be free before it starts, whatever the model's size.
+        copies: fp32 copies of the model's weights that its checkpoints and models take at most.
     """
 
     name: str
@@ -60,20 +73,36 @@ class StageSpec:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     disk: int = 100 << 20
+    copies: int = 0
 
+
+# Weights and two moments in every checkpoint that is kept and in the one being written, and the finished model.
+_TRAINED = 3 * (KEEP + 1) + 1
+# The same with a critic beside the policy, and the best policy so far in every checkpoint.
+_PRACTISED = 7 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
     StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
     StageSpec("tokens", "reading", tokens.TokensSettings, tokens.build_shards, ("corpus", "tokenizer"), ("shards",)),
-    StageSpec("pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",)),
-    StageSpec("sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations")),
+    StageSpec(
+        "pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",),
+        copies=_TRAINED,
+    ),
+    StageSpec(
+        "sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations"),
+        copies=_TRAINED,
+    ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
-    StageSpec("reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",)),
-    StageSpec("ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",)),
+    StageSpec(
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",), copies=_TRAINED
+    ),
+    StageSpec(
+        "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
+    ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
-        ("ppo", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"),
+        ("ppo", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
     ),
     StageSpec(
         "eval", "examination", evals.EvalSettings, evals.evaluate,
@@ -82,13 +111,15 @@ STAGES: tuple[StageSpec, ...] = (
 )  # fmt: skip
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
+# Settings that may name a file of the user's.
+PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes")
 # The models of a run in the order of its life; the last that is finished is the one to talk to.
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 
 
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
     """Load and check a recipe against the map."""
-    return load_recipe(name, overrides, SECTIONS, SHORTCUTS)
+    return load_recipe(name, overrides, SECTIONS, SHORTCUTS, PATHS)
 
 
 def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
@@ -125,7 +156,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
             handle.write(recipe.text)
-        write_json(out / "resolved.json", {"recipe": recipe.name, "sections": recipe.resolved()})
+        write_json(out / RESOLVED, {"recipe": recipe.name, "sections": recipe.resolved()})
         for spec in specs:
             _run_stage(run, spec, recipe, console)
             if spec.name == until:
@@ -155,7 +186,8 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
     same = manifest is not None and manifest.get("fingerprint") == wanted["fingerprint"]
     if not same:
         run.set_aside(spec.name)
-    free_space(run.dir, spec.disk)
+    # One that goes on has written some of its checkpoints already; each checks for itself before it is written.
+    free_space(run.dir, spec.disk if same else disk_needed(spec, recipe, run))
     console.say(f"{spec.name:<10} {spec.life}: {reason}")
     stage = Stage(
         name=spec.name,
@@ -182,6 +214,24 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
     run.finish(spec.name, hash_paths(stage.dir, spec.makes), figures, seconds)
     shown = " ".join(f"{key}={_short(value)}" for key, value in figures.items() if isinstance(value, (int, float)))
     console.say(f"{spec.name:<10} done in {seconds:.1f} s {shown}")
+
+
+def shape_of(recipe: Recipe) -> ModelConfig | None:
+    """The shape of the model that a recipe trains, or None if it is adopted from elsewhere."""
+    settings = cast(train.PretrainSettings, recipe.sections["pretrain"])
+    if settings.base:
+        return None
+    return settings.shape(cast(tokens.TokenizerSettings, recipe.sections["tokenizer"]).vocab_size)
+
+
+def disk_needed(spec: StageSpec, recipe: Recipe, run: Run) -> int:
+    """Bytes that should be free before a stage starts; an adopted model's size is known once it is in the run."""
+    shape, adopted = shape_of(recipe), run.stage_dir("pretrain") / "model" / WEIGHTS
+    if shape is not None:
+        weights = _FP32 * parameters(shape).total
+    else:
+        weights = adopted.stat().st_size if adopted.is_file() else 0
+    return spec.disk + spec.copies * weights
 
 
 def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | None:
@@ -226,8 +276,8 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name == "reward" and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")
-        PreferenceStore(chosen or own).snapshot(snapshot)
-        outside[VOTES] = snapshot
+        if PreferenceStore(chosen or own).snapshot(snapshot):
+            outside[VOTES] = snapshot
     return outside
 
 
@@ -244,7 +294,22 @@ def _digest(path: Path) -> str:
 
 def votes_path(run_dir: Path) -> Path:
     """Where a run keeps the preference store that its chat page writes to."""
-    return run_dir / "feedback" / "preferences.db"
+    return run_dir / "feedback" / _STORE
+
+
+def votes_of(place: Path) -> Path:
+    """Where votes on what is served at ``place``, a run or a model directory, are kept unless another store is named.
+
+    Never in a model directory: one inside a run is moved away when its stage is made again, and one that is published
+    would publish people's words. The former's votes go to its run, the latter's into a folder beside it.
+    """
+    if not (place / "config.json").is_file():
+        return votes_path(place)
+    model = place.resolve()
+    for folder in model.parents:
+        if (folder / RESOLVED).is_file():
+            return votes_path(folder)
+    return model.with_name(f"{model.name}.feedback") / _STORE
 
 
 def find_model(path: Path, stage: str | None = None) -> Path:

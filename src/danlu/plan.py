@@ -1,6 +1,6 @@
 """What a recipe would do before anything runs: stages, sizes, FLOPs, memory, time and cost.
 
-In:  a recipe, and a quick measurement of this machine.
+In:  a recipe, and a quick measurement of this machine in every device and dtype that the recipe computes with.
 Out: a table as text.
 Left out: stages whose work depends on the data alone (corpus, tokenizer, rankings, reward, evaluation, and tuning that
 goes by epochs): they are listed without an estimate rather than with a guess.
@@ -8,6 +8,7 @@ goes by epochs): they are listed without an estimate rather than with a guess.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,9 +16,8 @@ from danlu import device
 from danlu.align import PPOSettings
 from danlu.model.config import ModelConfig
 from danlu.model.count import flops_per_token, kv_bytes, parameters
-from danlu.pipeline import StageSpec, stages_of
+from danlu.pipeline import StageSpec, shape_of, stages_of
 from danlu.recipe import Recipe
-from danlu.tokens import TokenizerSettings
 from danlu.train import PretrainSettings, SFTSettings
 
 # Share of the matrix-product ceiling that training of the recipe tang reached on two AVX2 cores (7,200 tokens/s).
@@ -43,25 +43,18 @@ def describe(recipe: Recipe, price_per_hour: float | None = None) -> str:
     Args:
         recipe: what would be run.
         price_per_hour: of this machine, in any currency; None leaves the cost out.
+
+    Raises:
+        UserError: a stage is to run on a device that is not here, or in a dtype that does not exist.
     """
-    chosen = device.choose()
-    speed = device.matmul_flops(chosen.compute_dtype) * _EFFICIENCY
-    config = _shape(recipe)
-    lines = [f"recipe {recipe.name} on {chosen.describe()}, {speed / 1e9:.0f} GFLOP/s expected in training"]
-    if config is None:
-        base = cast(PretrainSettings, recipe.sections["pretrain"]).base
-        lines.append(f"model  {base} as it is; its size is read when the run starts")
-    else:
-        size = parameters(config)
-        lines.append(
-            f"model  {config.n_layers} layers, d_model {config.d_model}, vocabulary {config.vocab_size:,}: "
-            f"{size.total:,} parameters ({size.active:,} active), {kv_bytes(config):,} bytes of bf16 cache a token"
-        )
+    config, machines = shape_of(recipe), _machines(recipe)
+    speeds = {it: device.matmul_flops(it.compute_dtype, it.kind) * _EFFICIENCY for it in set(machines.values())}
+    lines = [*_on(recipe, machines, speeds), _model(recipe, config)]
     lines.append(f"{'stage':<11}{'life':<18}{'tokens':>10}{'FLOPs':>10}{'memory':>10}{'minutes':>9}  needs")
     total = 0.0
     for spec in stages_of(recipe):
         estimate = _estimate(spec, recipe, config)
-        minutes = None if estimate.flops is None else estimate.flops / speed / 60
+        minutes = None if estimate.flops is None else estimate.flops / speeds[machines[spec.name]] / 60
         total += minutes or 0.0
         cells = [_count(estimate.tokens), _count(estimate.flops), _bytes(estimate.memory)]
         time = "-" if minutes is None else f"{minutes:.1f}"
@@ -72,12 +65,32 @@ def describe(recipe: Recipe, price_per_hour: float | None = None) -> str:
     return "\n".join(lines)
 
 
-def _shape(recipe: Recipe) -> ModelConfig | None:
-    """The model's shape, or None if it is adopted from elsewhere."""
-    settings = cast(PretrainSettings, recipe.sections["pretrain"])
-    if settings.base:
-        return None
-    return settings.shape(cast(TokenizerSettings, recipe.sections["tokenizer"]).vocab_size)
+def _machines(recipe: Recipe) -> dict[str, device.Device]:
+    """Stage -> the machine that its own settings mean, for every stage that computes with models."""
+    settings = ((spec.name, recipe.sections[spec.name]) for spec in stages_of(recipe))
+    return {name: found.machine() for name, found in settings if isinstance(found, device.ComputeSettings)}
+
+
+def _on(recipe: Recipe, machines: Mapping[str, device.Device], speeds: Mapping[device.Device, float]) -> list[str]:
+    """What the recipe runs on; a line for each kind of machine, with its stages, if they do not all share one."""
+    lines = []
+    for machine in dict.fromkeys(machines.values()):
+        stages = [name for name, on in machines.items() if on == machine]
+        who = f"recipe {recipe.name}" if len(speeds) == 1 else f"recipe {recipe.name}, {', '.join(stages)},"
+        lines.append(f"{who} on {machine.describe()}, {speeds[machine] / 1e9:.0f} GFLOP/s expected in training")
+    return lines
+
+
+def _model(recipe: Recipe, config: ModelConfig | None) -> str:
+    """The model's shape and size in one line."""
+    if config is None:
+        base = cast(PretrainSettings, recipe.sections["pretrain"]).base
+        return f"model  {base} as it is; its size is read when the run starts"
+    size = parameters(config)
+    return (
+        f"model  {config.n_layers} layers, d_model {config.d_model}, vocabulary {config.vocab_size:,}: "
+        f"{size.total:,} parameters ({size.active:,} active), {kv_bytes(config):,} bytes of bf16 cache a token"
+    )
 
 
 def _estimate(spec: StageSpec, recipe: Recipe, config: ModelConfig | None) -> Estimate:

@@ -1,12 +1,13 @@
 """Recipes: YAML that holds differences, made into typed settings.
 
-In:  a recipe's name or path, ``key=value`` overrides, and the sections that exist (given by ``pipeline``).
+In:  a recipe's name or path, overrides, and the sections that exist (given by ``pipeline``).
 Out: a ``Recipe``: one frozen, validated ``Settings`` object per section, and their JSON form.
 Left out: any knowledge of what the sections mean; defaults live beside the stage that they configure.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +29,10 @@ class Settings(BaseModel):
         """Files and folders of the user's that the section names: when they change, the stage runs again."""
         return {}
 
+    def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the section goes to disk, given its settings as plain data: all of it, unless it holds a secret."""
+        return dict(said)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,7 +41,7 @@ class Recipe:
     Attributes:
         name: the recipe's name; the run directory is named after it by default.
         sections: section name -> validated settings, every section present.
-        text: the YAML of the differences as the user gave them, overrides merged in.
+        text: the YAML of the differences as the user gave them, overrides merged in, without secrets.
     """
 
     name: str
@@ -44,8 +49,8 @@ class Recipe:
     text: str
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting with its value, as plain JSON data."""
-        return {name: section.model_dump(mode="json") for name, section in self.sections.items()}
+        """Every setting with its value, as plain JSON data, without secrets."""
+        return {name: section.written(section.model_dump(mode="json")) for name, section in self.sections.items()}
 
 
 def bundled_recipes() -> list[str]:
@@ -55,29 +60,38 @@ def bundled_recipes() -> list[str]:
 
 
 def load_recipe(
-    name: str, overrides: Sequence[str], sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]
+    name: str,
+    overrides: Sequence[str | Mapping[str, Any]],
+    sections: Mapping[str, type[Settings]],
+    shortcuts: Mapping[str, str],
+    paths: Sequence[str] = (),
 ) -> Recipe:
     """Read a recipe, apply ``extends`` and overrides, and validate it.
 
     Args:
         name: a bundled recipe's name, or the path of a YAML file.
-        overrides: ``section.key=value``, ``shortcut=value`` or ``section={...}`` strings; the value is read as YAML.
+        overrides: ``section.key=value``, ``shortcut=value`` or ``section={...}`` strings, whose value is read as YAML;
+            or what a recipe file would hold, as a mapping, in which paths may be ``Path``.
         sections: section name -> settings class.
         shortcuts: top-level key -> the ``section.key`` it stands for, such as ``base`` for ``pretrain.base``.
             ``extends`` is the only other top-level key.
+        paths: ``section.key`` of every setting that may name a file of the user's: ``~`` in it is the home directory.
 
     Raises:
         UserError: unknown recipe, section or key (naming the nearest valid one), or a value of the wrong type.
     """
     data = _read(name, shortcuts, seen=())
     for override in overrides:
-        _merge(data, _spell_out(_parse_override(override, shortcuts), shortcuts))
+        said = _parse_override(override, shortcuts) if isinstance(override, str) else _said(_plain(override))
+        _merge(data, _spell_out(said, shortcuts))
+    _expand_home(data, paths)
     for key in data:
         if key not in sections:
             raise unknown("section", key, [*sections, *shortcuts, "extends"], f"recipe '{name}'")
     built = {key: _validate(key, cls, data.get(key, {}), name) for key, cls in sections.items()}
     stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-    return Recipe(stem, built, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
+    written = {key: built[key].written(said) for key, said in data.items()}
+    return Recipe(stem, built, yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
 
 
 def json_schema(sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def _read(
     """The merged differences of a recipe and everything it extends, shortcuts spelt out in each before they meet."""
     if name in seen:
         raise UserError(f"recipe '{name}' extends itself ({' -> '.join((*seen, name))}); remove one 'extends'")
-    path = _find(name, relative_to)
+    path = _find(os.path.expanduser(name), relative_to)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -113,8 +127,7 @@ def _read(
     if not isinstance(data, dict):
         raise UserError(f"recipe {path} must be a mapping of sections, not {type(data).__name__}")
     parent = data.pop("extends", None)
-    said = {key: value for key, value in data.items() if value is not None}  # an empty section says nothing
-    data = _spell_out(said, shortcuts)
+    data = _spell_out(_said(data), shortcuts)
     if parent is None:
         return data
     merged = _read(str(parent), shortcuts, (*seen, name), path.parent)
@@ -144,6 +157,11 @@ def _merge(base: dict[str, Any], difference: Mapping[str, Any]) -> None:
             base[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def _said(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that say something: an empty one, which YAML reads as None, does not."""
+    return {key: value for key, value in data.items() if value is not None}
+
+
 def _spell_out(data: dict[str, Any], shortcuts: Mapping[str, str]) -> dict[str, Any]:
     """Replace top-level shortcuts by the section keys they stand for."""
     for short in [key for key in data if key in shortcuts]:
@@ -152,19 +170,41 @@ def _spell_out(data: dict[str, Any], shortcuts: Mapping[str, str]) -> dict[str, 
     return data
 
 
+def _expand_home(data: dict[str, Any], paths: Sequence[str]) -> None:
+    """Replace ``~`` in place where a shell would have: in YAML, and behind the ``=`` of an override, it does not."""
+    for section, _, key in (path.partition(".") for path in paths):
+        said = data.get(section)
+        if isinstance(said, dict) and isinstance(said.get(key), str):
+            said[key] = os.path.expanduser(said[key])
+
+
 def _parse_override(text: str, shortcuts: Mapping[str, str]) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
+    said = f"{key}=..." if separator else text  # not the value: it may hold a password
     short = len(parts) == 1 and parts[0] not in shortcuts and not value.lstrip().startswith("{")
     if not separator or not all(parts) or short:
-        raise UserError(f"override '{text}' is not of the form section.key=value")
+        raise UserError(f"override '{said}' is not of the form section.key=value")
     try:
         nested: Any = yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError as error:
-        raise UserError(f"override '{text}' has a value that is not valid YAML") from error
+        raise UserError(f"override '{said}' has a value that is not valid YAML") from error
     for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)
+
+
+def _plain(value: Any, where: str = "") -> Any:
+    """A value from Python as YAML would give it, in memory of its own."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, f"{where}.{key}".lstrip(".")) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (str, bool, int, float):  # not numpy's, which YAML cannot write
+        return value
+    raise UserError(f"{where} is of type {type(value).__name__}; a recipe holds text, paths, numbers, lists, mappings")
 
 
 def _validate(section: str, cls: type[Settings], data: Any, recipe: str) -> Settings:

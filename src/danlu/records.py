@@ -139,12 +139,12 @@ def read_conversations(path: Path) -> tuple[list[Conversation], list[str]]:
         raise UserError(f"no conversation file at {path}")
     good: list[Conversation] = []
     bad: list[str] = []
-    with open(path, encoding="utf-8", errors="replace") as handle:
+    with open(path, "rb") as handle:
         for number, line in enumerate(handle, 1):
             if not line.strip():
                 continue
-            try:
-                good.append(parse_conversation(json.loads(line), str(path)))
+            try:  # with or without a byte order mark; bytes in another encoding are a bad line and not taught
+                good.append(parse_conversation(json.loads(line.decode("utf-8-sig")), str(path)))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 bad.append(f"{path}:{number}: {error}")
     if not good:

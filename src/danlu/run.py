@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import math
@@ -23,7 +24,7 @@ from typing import Any, cast
 
 from danlu.console import Console
 from danlu.errors import UserError
-from danlu.files import atomic_write, write_json
+from danlu.files import atomic_write, hash_file, hash_value, write_json
 from danlu.recipe import Settings
 
 MANIFEST = "manifest.json"
@@ -186,9 +187,17 @@ class Run:
             write_json(self.dir / name / MANIFEST, {**manifest, "seconds": round(earlier + seconds, 2)})
 
 
+@functools.cache
+def source_hash() -> str:
+    """Identity of danlu's own code and recipes: between two releases, one version number stands for many sources."""
+    root = Path(__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
+    return hash_value({path.relative_to(root).as_posix(): hash_file(path) for path in files})
+
+
 def provenance() -> dict[str, Any]:
     """Versions and hardware, as written into every manifest."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "source": source_hash()}
     for package in _VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

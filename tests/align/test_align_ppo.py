@@ -336,3 +336,14 @@ def test_gradients_that_are_not_finite_stop_the_run(make_model: MakeModel, colle
     with pytest.raises(UserError, match="not finite for 2 steps in a row"):
         learns.update(poisoned, 0, seed=1)
     assert all(torch.equal(weight, before[name]) for name, weight in learns.policy.state_dict().items())
+
+
+def test_a_sound_critic_hides_no_broken_policy(make_model: MakeModel, collect: Callable[..., Experience]) -> None:
+    learns = learner(make_model, max_skips=2, mini_batch=2)
+    scored = learns.score(collect(), make_model(seed=3), 0.1)
+    poisoned = replace(scored, advantages=scored.advantages * float("nan"))
+    with pytest.raises(UserError, match=r"the policy.s gradient was not finite for 2 steps in a row.*lower ppo\.lr"):
+        learns.update(poisoned, 0, seed=1)
+    patient = learner(make_model, max_skips=99, mini_batch=2)
+    steps = patient.update(poisoned, 0, seed=1)
+    assert steps["skipped_steps"] == steps["steps"] > 1

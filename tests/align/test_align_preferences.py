@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from full_disk import full_disk
 
-from danlu.align.preferences import PreferenceStore, split_of
+from danlu.align.preferences import PreferenceStore, StoreError, split_of
 from danlu.errors import UserError
 from danlu.records import Answer, Message, Preference, read_preferences
 
@@ -123,6 +124,13 @@ def test_add_is_idempotent_and_a_snapshot_survives_the_round_trip(store: Prefere
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
+def test_ties_are_kept_and_frozen_nowhere(store: PreferenceStore, tmp_path: Path) -> None:
+    store.vote(store.record(PROMPT, ANSWERS), (0, 0), "r")
+    assert store.snapshot(tmp_path / "none.jsonl") == 0
+    store.vote(store.record(PROMPT, ANSWERS), (0, 1), "r")
+    assert store.snapshot(tmp_path / "one.jsonl") == 1
+
+
 def test_trl_export_has_a_line_for_every_strict_pair(store: PreferenceStore, tmp_path: Path) -> None:
     three = (*ANSWERS, Answer("夜来风雨声"))
     store.vote(store.record(PROMPT, three), (1, 0, 1), "r")
@@ -146,6 +154,17 @@ def test_a_file_that_is_no_database_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "p.sqlite").write_text("not a database, whatever its name says" * 50)
     with pytest.raises(UserError, match="cannot be opened"):
         PreferenceStore(tmp_path / "p.sqlite")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_trace(tmp_path: Path) -> None:
+    store = PreferenceStore(tmp_path / "p.sqlite")
+    comparison = store.record(PROMPT, ANSWERS)
+    with full_disk(store):
+        with pytest.raises(StoreError, match=r"cannot be written .*full.*see to .*p\.sqlite"):
+            store.record((Message("user", "x" * 100_000),), ANSWERS)
+        assert store.shown(comparison) == [*ANSWERS]
+    store.vote(comparison, (0, 1), "r")
+    assert store.count() == 1
 
 
 WRITER = """

@@ -102,6 +102,21 @@ def test_of_the_tries_the_best_and_the_worst_are_ranked(poems_dir: Path, make_st
         assert shown == [totals[0], totals[-1]]
 
 
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_passed_over(
+    poems_dir: Path, make_stage: Callable[..., Stage]
+) -> None:
+    path = poems_dir / "conversations" / "train.jsonl"
+    conversations, _ = read_conversations(path)
+    long = Message("user", f"写一首题为《{'春' * 60}》的五言绝句。")
+    write_conversations(path, [Conversation((long, Message("assistant", POEM)), "test"), *conversations])
+    settings = RankingsSettings(judge="poems", prompts=10, max_new_tokens=8, dtype="float32")
+    stage = make_stage("rankings", settings, {"sft": poems_dir})
+    assert rankings(stage)["comparisons"] == 4
+    write_conversations(path, [Conversation((long, Message("assistant", POEM)), "test")])
+    with pytest.raises(UserError, match="no prompt of at most 56 tokens"):
+        rankings(stage)
+
+
 def test_endings_need_poems(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
     settings = RankingsSettings(judge="prose", prompts=1, endings=1, dtype="float32")
     with pytest.raises(UserError, match="last lines of poems"):

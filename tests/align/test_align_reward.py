@@ -93,6 +93,14 @@ def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
     assert figures["comparisons"] == 120 + 16
 
 
+def test_a_scale_comes_from_one_prompt_too(stage: Stage) -> None:
+    one = [replace(p, prompt=planted(1)[0].prompt, id=f"{i}", split="train") for i, p in enumerate(planted(40))]
+    write_preferences(stage.inputs["rankings"] / "preferences.jsonl", one)
+    figures = reward(Stage(**{**vars(stage), "settings": SETTINGS.model_copy(update={"steps": 2})}))
+    assert math.isfinite(figures["std"])
+    assert figures["std"] > 1e-3
+
+
 def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[..., Decoder]) -> None:
     longer = [Ranking(([1], [1]), ([5] * (2 + i % 4), [5]), (0, 1)) for i in range(40)]
     found = quality(make_model("scalar"), make_model(), longer, padding=0)

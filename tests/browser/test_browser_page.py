@@ -93,6 +93,38 @@ def test_the_conversation_is_sent_along_and_survives_a_reload(open_page):
     assert turns == [("user", "greet"), ("assistant", ANSWER), ("user", "greet")]
 
 
+def talked(page: Page, turns: int, answer: str) -> None:
+    """Reload the page as if so many turns had gone before."""
+    draft = {"text": answer, "progress": "done"}
+    said = [{"key": key, "prompt": "greet", "reply": {"kind": "answer", **draft}} for key in range(turns)]
+    kept = json.dumps({"turns": said, "conversation": None})
+    page.evaluate("kept => sessionStorage.setItem('danlu.turns', kept)", kept)
+    page.reload()
+    expect(page.locator(".turn")).to_have_count(turns)
+
+
+@pytest.mark.parametrize("mode", ["Chat", "Compare"])
+def test_a_long_conversation_goes_on_without_its_oldest_turns(open_page, mode):
+    page = open_page(TWO_MODELS)
+    page.get_by_role("button", name=mode, exact=True).click()
+    talked(page, 30, ANSWER * 20)  # more than the context of 4096 tokens holds
+    say(page, "greet")
+    expect(page.get_by_text("Older turns were left out")).to_have_count(1)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_more_turns_than_the_server_takes_are_no_dead_end(open_page):
+    page = open_page('{"temperature": 0, "max_tokens": 4}')
+    talked(page, 300, "ok")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "greet")
+    assert len(json.loads(sent.value.post_data)["messages"]) == 201
+    expect(page.get_by_text("Older turns were left out")).to_have_count(1)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 @pytest.mark.parametrize(
     ("button", "ranks"),
     [("Left is better", (0, 1)), ("Right is better", (1, 0)), ("A tie", (0, 0)), ("Both are bad", ())],
@@ -156,6 +188,43 @@ def test_deleting_the_conversation_deletes_its_votes(open_page, live):
     page.get_by_role("button", name="Delete for good?").click()
     page.locator(".welcome").wait_for()
     assert live.store.count() == votes - 1
+    assert conversations(page) == []
+
+
+def conversations(page: Page) -> list[str]:
+    return page.evaluate("JSON.parse(localStorage.getItem('danlu.conversations') ?? '[]')")
+
+
+def test_conversations_that_were_left_can_still_be_deleted(open_page, live):
+    page = open_page(TWO_MODELS)
+    before = live.store.count()
+    for _ in range(2):
+        compare(page)
+        page.get_by_role("button", name="A tie").click()
+        page.get_by_role("status").wait_for()
+        page.get_by_role("button", name="New conversation").click()
+    assert live.store.count() == before + 2
+    assert len(conversations(page)) == 2
+    page.reload()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Delete all my conversations").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Delete all of them for good?")).to_be_focused()
+    assert live.store.count() == before + 2, "it did not ask before"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("left on the server")
+    assert live.store.count() == before
+    assert conversations(page) == []
+
+
+def test_the_id_of_a_conversation_that_another_server_has_is_kept(open_page):
+    page = open_page()
+    page.evaluate("""localStorage.setItem('danlu.conversations', '["elsewhere"]')""")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Delete all my conversations").click()
+    page.get_by_role("button", name="Delete all of them for good?").click()
+    expect(page.get_by_role("status")).to_contain_text("another run's")
+    assert conversations(page) == ["elsewhere"]
 
 
 def test_hostile_text_stays_text(open_page):
@@ -174,10 +243,10 @@ def test_hostile_text_stays_text(open_page):
 
 
 def test_a_refusal_is_told_and_the_message_comes_back(open_page):
-    page = open_page('{"temperature": 0, "max_tokens": 999999}')
-    say(page, "greet")
+    page = open_page()
+    say(page, "春眠" * 4000)
     expect(page.get_by_role("alert")).to_contain_text("context is 4096 tokens")
-    expect(page.get_by_label("Your message")).to_have_value("greet")
+    expect(page.get_by_label("Your message")).to_have_value("春眠" * 4000)
     expect(page.locator(".turn")).to_have_count(0)
     page.get_by_role("button", name="Dismiss").click()
     expect(page.get_by_role("alert")).to_have_count(0)

@@ -155,7 +155,9 @@ def test_python_api(tiny_run):
     model, tokenizer = package.load(tiny_run, stage="reward")
     assert model(torch.tensor([tokenizer.encode("A small lamp.")])).shape == (1,)
     assert isinstance(package.Chat(tiny_run).say("Continue: The lamp was lit."), str)
-    assert package.run("tiny", out=tiny_run).finished("eval")
+    (tiny_run / "report.html").unlink()
+    assert package.run("tiny", out=tiny_run, pretrain={}, corpus=None).finished("eval")
+    assert (tiny_run / "report.html").is_file()
 
 
 def test_two_runs_in_one_directory(tiny_run):

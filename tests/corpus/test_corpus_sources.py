@@ -143,6 +143,32 @@ def test_hub_dataset_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_branch_of_a_hub_dataset_means_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = {"main": "a" * 40}  # branch -> commit
+    asked: list[str] = []
+
+    def snapshot_download(
+        name: str, *, revision: str, allow_patterns: list[str], cache_dir: Path | None, local_dir: Path | None, **_: str
+    ) -> str:
+        asked.append(revision)
+        commit = hub.get(revision, revision)
+        place = local_dir or Path(cache_dir or "", name, "snapshots", commit)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "text.txt").write_text(f"the text of {commit}", encoding="utf-8")
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    first = get("hf:me/texts", "*.txt")
+    assert (first.revision, first.files[0].read_text(encoding="utf-8")) == ("a" * 40, f"the text of {'a' * 40}")
+    assert "a" * 40 in first.folder.parts
+    assert asked == ["main", "a" * 40]
+    hub["main"] = "b" * 40
+    assert get("hf:me/texts", "*.txt") == first
+    assert get("hf:me/texts").revision == "a" * 40, "other files of the commit that was fetched first"
+    assert get("hf:me/texts@" + "b" * 40).revision == "b" * 40
+    assert asked == ["main", "a" * 40, "a" * 40, "b" * 40]
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [

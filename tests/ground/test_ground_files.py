@@ -2,9 +2,13 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from danlu import cli, files
 from danlu.errors import UserError
@@ -51,6 +55,25 @@ def test_a_run_on_a_full_disk_ends_in_one_sentence(
 def test_a_stage_that_would_not_fit_does_not_start(tmp_path: Path):
     with pytest.raises(UserError, match="free and this needs"):
         files.free_space(tmp_path / "not" / "made", 1 << 60)
+
+
+def test_a_disk_that_ends_in_the_middle_of_weights_is_an_ordinary_error(tmp_path: Path):
+    """safetensors raises an error of its own; the limit on the size of a file is a full disk that a test can have."""
+    tensors = {"a": torch.zeros(100_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as told, files.atomic_directory(tmp_path / "m") as beside:
+            save_file(tensors, beside / "weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(tmp_path / "m"))
+    assert not list(tmp_path.iterdir()), "something half-written was left"
+
+
+def test_other_complaints_of_safetensors_stay_what_they_are(tmp_path: Path):
+    with pytest.raises(SafetensorError, match="no such dtype"), files.atomic_directory(tmp_path / "m"):
+        raise SafetensorError("no such dtype")
 
 
 def test_hashes_see_bytes_and_names_only(tmp_path: Path):

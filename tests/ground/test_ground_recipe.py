@@ -25,6 +25,35 @@ def test_an_empty_section_says_nothing(tmp_path):
     assert read_recipe(child).sections["pretrain"] == read_recipe("tang").sections["pretrain"]
 
 
+def test_overrides_from_python_are_taken_as_they_are(tmp_path):
+    said = {"corpus": {"source": tmp_path, "include": ("*.txt",)}, "seed": 3, "base": None}
+    resolved = read_recipe("tiny", [said, {"sft": {"source": "𠀀.jsonl"}}, {"corpus": {"min_chars": None}}])
+    assert resolved.sections["corpus"].source == str(tmp_path)
+    assert resolved.sections["corpus"].include == ("*.txt",)
+    assert resolved.sections["run"].seed == 3
+    assert resolved.sections["sft"].source == "𠀀.jsonl", "a letter beyond 16 bits"
+    assert said == {"corpus": {"source": tmp_path, "include": ("*.txt",)}, "seed": 3, "base": None}
+    again = read_recipe(recipe(tmp_path, "again.yaml", resolved.text))
+    assert again.resolved() == resolved.resolved()
+    with pytest.raises(UserError, match=r"pretrain\.steps is of type object"):
+        read_recipe("tiny", [{"pretrain": {"steps": object()}}])
+    with pytest.raises(UserError, match="did you mean 'steps'"):
+        read_recipe("tiny", [{"pretrain": {"stps": 3}}])
+
+
+def test_home_is_known_wherever_a_file_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe(tmp_path, "parent.yaml", "corpus: {source: ~/texts}\nbase: ~/model\n")
+    child = recipe(tmp_path, "child.yaml", "extends: ~/parent.yaml\nsft: {source: ~/own.jsonl}\n")
+    sections = read_recipe(child, ["run.votes=~/votes.db"]).sections
+    for name, key, file in (
+        ("corpus", "source", "texts"), ("pretrain", "base", "model"), ("sft", "source", "own.jsonl"),
+        ("run", "votes", "votes.db"),
+    ):  # fmt: skip
+        assert sections[name].reads() == {key: tmp_path / file}
+    assert read_recipe("tiny", ["run.votes=sqlite:///~/votes.db"]).sections["run"].votes == "sqlite:///~/votes.db"
+
+
 @pytest.mark.parametrize("value", ["[]", "0", "fast"])
 def test_a_section_must_be_a_mapping(tmp_path, value):
     with pytest.raises(UserError, match=r"section 'pretrain' .* must be a mapping"):

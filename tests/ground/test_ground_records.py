@@ -42,6 +42,16 @@ def test_conversation(tmp_path: Path):
     assert read_conversations(path)[0][0].messages == turns
 
 
+def test_a_line_in_another_encoding_is_a_bad_line_and_a_byte_order_mark_is_none(tmp_path: Path):
+    rows = [json.dumps({"instruction": "问", "output": answer}, ensure_ascii=False) for answer in ("一", "二")]
+    path = tmp_path / "mixed.jsonl"
+    path.write_bytes(rows[0].encode("utf-8-sig") + b"\n" + rows[1].encode("gb18030") + b"\n")
+    good, bad = read_conversations(path)
+    assert [conversation.messages[-1].content for conversation in good] == ["一"]
+    assert len(bad) == 1
+    assert bad[0].startswith(f"{path}:2: 'utf-8' codec")
+
+
 def test_preference(tmp_path: Path):
     answers = (Answer("低头思故乡", model="corpus"), Answer("低头", (5, 6), "ab12", {"temperature": 1.0}, 2**53 + 1))
     preference = Preference(

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from danlu.model.count import parameters
+from danlu.pipeline import STAGES, disk_needed, read_recipe, shape_of
 from danlu.run import Metrics, Run
 from danlu.streams import stream_seed
 
@@ -34,6 +36,23 @@ def test_metrics_rewind_to_a_step_and_drop_half_a_line(tmp_path: Path):
         handle.write('{"step": 4, "lo')
     metrics.rewind(2)
     assert [row["step"] for row in metrics.read()] == [1, 2]
+
+
+def test_the_disk_a_stage_needs_grows_with_the_model(tmp_path: Path):
+    small, large = (read_recipe("tang", [f"pretrain.model.n_layers={n}"]) for n in (2, 8))
+    needed = {
+        recipe: {spec.name: disk_needed(spec, sized, Run(tmp_path)) for spec in STAGES}
+        for recipe, sized in (("small", small), ("large", large))
+    }
+    grows = {name for name, size in needed["small"].items() if needed["large"][name] > size}
+    assert grows == {"pretrain", "sft", "reward", "ppo", "compress"}
+    weights = 4 * parameters(shape_of(large)).total
+    assert needed["large"]["ppo"] > 20 * weights
+    adopted = read_recipe("tang", ["base=elsewhere"])
+    (tmp_path / "pretrain" / "model").mkdir(parents=True)
+    (tmp_path / "pretrain" / "model" / "model.safetensors").write_bytes(bytes(1000))
+    sft = next(spec for spec in STAGES if spec.name == "sft")
+    assert disk_needed(sft, adopted, Run(tmp_path)) == sft.disk + 1000 * sft.copies
 
 
 def test_streams_differ_by_every_part_of_their_address():

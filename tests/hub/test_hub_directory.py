@@ -1,6 +1,7 @@
 """The model directory: what is written is read back, and what is wrong with one is said by name."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -232,6 +233,35 @@ def test_export_copies_whole_models_only(folder, tmp_path):
     with pytest.raises(UserError, match="missing"):
         hub.export_directory(folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_export_hands_on_a_model_and_nothing_else(folder, tmp_path, sharded):
+    if sharded:
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            shards = dict.fromkeys(file.keys(), "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    for name in ("LICENSE", "NOTICE.txt", "reward.json", "chat_template.jinja"):
+        (folder / name).write_text("{}")
+    belongs = {path.name for path in folder.iterdir()}
+    (folder / "feedback").mkdir()
+    for name in ("feedback/preferences.db", "preferences.db", "notes.txt", "optimizer.safetensors", ".env"):
+        (folder / name).write_text("people's words")
+    hub.export_directory(folder, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == belongs
+    assert all((tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in belongs)
+
+
+def test_a_model_that_does_not_fit_on_the_disk_leaves_the_old_one(folder, tokenizer, tmp_path, monkeypatch):
+    before, usage = hub.model_hash(folder), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with pytest.raises(UserError, match=r"has 0 MB free and this needs \d"):
+        hub.save(random_model("llama-tiny", d_ff=94), folder, tokenizer, card=CARD)
+    with pytest.raises(UserError, match="free some space"):
+        hub.export_directory(folder, tmp_path / "out")
+    assert hub.model_hash(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -4,8 +4,10 @@ import pytest
 
 from danlu import hub
 from danlu.errors import UserError
-from danlu.infer.chat import Chat
+from danlu.infer.chat import Chat, fit, reserve
+from danlu.records import Message
 from danlu.tokens.bpe import train_bpe
+from danlu.tokens.chat import encode_prompt
 from danlu.tokens.tokenizer import Tokenizer
 
 
@@ -41,6 +43,24 @@ def test_oldest_turns_are_dropped_with_a_notice_and_the_system_stays(folder, mon
     assert len(talk.messages) == 13  # nothing is forgotten, it is only not read any more
     opening = prompts[0][: prompts[0].index(talk.generator.tokenizer.specials["<|user|>"])]
     assert all(prompt[: len(opening)] == opening and len(prompt) + 12 <= 96 for prompt in prompts)
+
+
+@pytest.mark.parametrize("system", [[], [Message("system", "dog")]])
+def test_fit_leaves_out_as_few_turns_as_will_do(tokenizer, system):
+    turns = [Message(("user", "assistant")[i % 2], "fox " * (i % 5 + 1)) for i in range(13)]
+    whole = len(encode_prompt(tokenizer, [*system, *turns]))
+    for limit in range(whole + 2):
+        kept = fit(tokenizer, [*system, *turns], limit)
+        tail = kept[len(system) :]
+        assert kept == [*system, *turns[-len(tail) :]]
+        assert tail[0].role == "user"
+        assert len(encode_prompt(tokenizer, kept)) <= limit or len(tail) == 1
+        if len(tail) < len(turns):
+            assert len(encode_prompt(tokenizer, [*system, *turns[-len(tail) - 2 :]])) > limit
+
+
+def test_an_answer_is_kept_room_for():
+    assert [reserve(256, wanted) for wanted in (None, 8, 64, 10_000)] == [64, 8, 64, 64]
 
 
 def test_a_message_too_long_by_itself_is_refused_and_not_remembered(folder):

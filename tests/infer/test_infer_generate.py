@@ -115,6 +115,16 @@ def test_stream_says_what_generate_says_and_can_be_closed(model, tokenizer, prom
     cancelled.close()
 
 
+def test_a_stream_gives_a_piece_per_token_though_it_may_say_nothing_yet(llama, tokenizer, prompts):
+    generator = Generator(llama, tokenizer)
+    (free,) = generator.generate([prompts[0]], WARM, [0])
+    sampling = Sampling(temperature=0.9, max_new_tokens=20, stop=(free.text + "never said",))  # holds everything back
+    pieces = list(generator.stream(prompts[0], sampling, 0))
+    assert len(pieces) == len(free.tokens)
+    assert not any(pieces[:-1])
+    assert pieces[-1] == free.text
+
+
 def test_context_overflow_is_refused_with_both_numbers(llama, tokenizer):
     generator = Generator(llama, tokenizer)
     prompt = [tokenizer.bos] * 77

@@ -42,6 +42,17 @@ def test_what_is_streamed_is_what_the_generator_writes(engine, job):
     assert asyncio.run(finish(engine, replace(loose, seed=1), replace(loose, seed=2))) == expected
 
 
+def test_text_that_is_held_back_keeps_nobody_waiting(engine, job):
+    hello = job.generator.generate([job.prompt], job.sampling, [0])[0].text
+    held = replace(job, sampling=Sampling(temperature=0.0, max_new_tokens=40, stop=(hello + "never said",)))
+    short = replace(job, sampling=Sampling(temperature=0.0, max_new_tokens=2))
+
+    async def order() -> list[int]:
+        return [event.index async for event in engine.submit([held, short]) if isinstance(event, Finished)]
+
+    assert asyncio.run(order()) == [1, 0], "the answer with nothing to show yet was written in one go"
+
+
 def test_a_fault_stays_with_its_answer(engine, job, caplog):
     broken = replace(job, prompt=[10**6])  # no such id: the embedding raises in the engine's thread
     with pytest.raises(Refusal, match="failed") as caught:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from full_disk import full_disk
 
 from danlu.records import Message
 
@@ -128,6 +129,16 @@ def test_a_vote_on_nothing_says_so(http, live):
     assert live.store.count() == before
 
 
+def test_both_sides_answer_the_same_turns_and_those_are_stored(http, live):
+    said = {"role": "assistant", "content": "Hello, 你好。" * 20}
+    talk = [message for _ in range(40) for message in (GREET[0], said)] + GREET
+    assert http.post("/api/compare", json=ASK | {"messages": talk}).status_code == 400
+    shown = compare(http, messages=talk, truncation="auto")
+    assert 0 < shown["left_out"] < len(talk) - 1
+    vote(http, shown["comparison"], "left")
+    assert [*stored(live, shown).prompt] == [Message(**turn) for turn in talk[shown["left_out"] :]]
+
+
 def test_deleting_a_conversation_takes_its_votes_and_ends_it(http, live):
     shown = compare(http)
     vote(http, shown["comparison"], "left")
@@ -140,6 +151,23 @@ def test_deleting_a_conversation_takes_its_votes_and_ends_it(http, live):
     last = list(events(http, conversation=shown["conversation"]))[-1]
     assert "was deleted" in last["error"]["message"]
     assert http.delete("/api/conversations/nobody").status_code == 404
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(http, live):
+    shown = compare(http)
+    long = [{"role": "user", "content": "greet " * 600}]  # more than is left of the file's last page
+    before = live.store.count()
+    with full_disk(live.store):
+        votes = (vote(http, shown["comparison"], ("left", "right")[i % 2]) for i in range(1000))
+        failed = next(answer for answer in votes if answer.status_code != 200)
+        last = list(events(http, messages=long))[-1]
+    assert failed.status_code == 503
+    for error in (failed.json()["error"], last["error"]):
+        assert error["code"] == "store_unavailable"
+        assert error["type"] == "server_error"
+        assert "full" in error["message"]
+    assert vote(http, shown["comparison"], "tie").status_code == 200
+    assert live.store.count() == before + 1
 
 
 def test_a_conversation_goes_on_under_its_id(http):

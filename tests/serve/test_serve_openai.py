@@ -143,6 +143,45 @@ def test_context_overflow_says_both_numbers(client):
     assert caught.value.code == "context_length_exceeded"
 
 
+def long_talk(n_turns: int) -> list[dict[str, str]]:
+    """More than a context holds from about sixteen turns on."""
+    said = {"role": "assistant", "content": "Hello, 你好。" * 20}
+    return [message for _ in range(n_turns) for message in ({"role": "user", "content": "greet"}, said)] + GREET
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_oldest_turns_are_left_out_for_those_who_ask_for_it(client, stream):
+    talk = long_talk(40)
+    with pytest.raises(openai.BadRequestError, match="shorten the conversation"):
+        ask(client, talk)
+    answer = ask(client, talk, stream=stream, max_tokens=9, extra_body={"truncation": "auto"})
+    told = next(iter(answer)) if stream else answer
+    assert 0 < told.left_out < len(talk) - 1
+    assert told.left_out % 2 == 0
+    if not stream:
+        assert answer.usage.prompt_tokens <= 4096 - 9
+        kept = ask(client, talk[told.left_out :], max_tokens=9)
+        assert answer.usage == kept.usage
+        assert answer.choices[0].message.content == kept.choices[0].message.content
+
+
+def test_nothing_is_left_out_of_what_fits_and_nothing_said_about_it_unasked(client):
+    assert ask(client, GREET, extra_body={"truncation": "auto"}).left_out == 0
+    assert "left_out" not in ask(client, GREET).model_dump()
+
+
+def test_a_message_that_is_too_long_by_itself_is_refused_all_the_same(client):
+    alone = [*long_talk(1)[:-1], {"role": "user", "content": "春眠" * 4000}]
+    with pytest.raises(openai.BadRequestError, match=r"context is 4096 tokens.*say it in fewer words") as caught:
+        ask(client, alone, extra_body={"truncation": "auto"})
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_longest_answer_is_no_promise_where_turns_may_be_left_out(client):
+    answer = ask(client, GREET, max_tokens=4095, extra_body={"truncation": "auto"})
+    assert answer.choices[0].message.content == ANSWER
+
+
 def test_a_megabyte_of_message_gives_one_clear_error(client):
     with pytest.raises(openai.BadRequestError, match="shorten the conversation") as caught:
         ask(client, [{"role": "user", "content": "春眠" * 170_000}])

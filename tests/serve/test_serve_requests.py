@@ -44,6 +44,7 @@ def refused(answer: httpx.Response, status: int) -> dict:
         ({"stop": ""}, "stop.0"),
         ({"stop": ["a", "x" * 65]}, "stop.1"),
         ({"stream": "yes"}, "stream"),
+        ({"truncation": "always"}, "truncation"),
         ({"messages": []}, "messages"),
         ({"messages": "greet"}, "messages"),
         ({"messages": [{"role": "assistant", "content": "greet"}]}, "messages"),

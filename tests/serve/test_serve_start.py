@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import uvicorn
 
 from danlu import hub
 from danlu.errors import UserError
@@ -31,6 +34,13 @@ def test_a_reward_model_is_not_served(model_dirs, tmp_path):
     hub.save(Decoder(model.config, head="scalar"), tmp_path / "reward", tokenizer, card={"name": "reward"})
     with pytest.raises(UserError, match="is a reward model"):
         Models.load({"reward": tmp_path / "reward"})
+
+
+def test_the_first_line_says_where_votes_go(model_dirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    told: list[str] = []
+    run_server({"knows": model_dirs["knows"]}, tmp_path / "votes.db", 0, SimpleNamespace(say=told.append))
+    assert f"votes go to {tmp_path / 'votes.db'} " in told[-1]
 
 
 def test_nothing_to_serve():

@@ -4,17 +4,20 @@ import signal
 import time
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from danlu import hub
 from danlu.corpus.split import is_heldout
 from danlu.errors import UserError
 from danlu.files import hash_file
-from danlu.records import read_conversations
+from danlu.model import PRESETS, Decoder, preset
+from danlu.records import Message, read_conversations
 from danlu.tokens import chat, read_shards
+from danlu.tokens.bpe import train_bpe
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import PretrainSettings, pretrain, sft
-from danlu.train.pretrain import new_model
+from danlu.train.pretrain import new_model, with_vocabulary
 
 WEIGHTS = "model/model.safetensors"
 
@@ -88,6 +91,39 @@ def test_a_base_model_is_adopted_as_it_is(tmp_path, base, make_stage):
     assert set(figures) == {"parameters_total", "parameters_active"}
 
 
+def test_a_base_model_without_turns_gets_tokens_for_them(tmp_path, base, make_stage):
+    backend = train_bpe(["春眠不觉晓。one two three"], 320, han_run=1, min_frequency=2, specials=("<|endoftext|>",))
+    plain = Tokenizer(backend, {"eos_token": "<|endoftext|>"})
+    assert not chat.knows_turns(plain)
+    torch.manual_seed(3)
+    model = Decoder(preset("gpt2-tiny", vocab_size=plain.vocab_size, tie_embeddings=False))
+    hub.save(model, tmp_path / "plain", plain, card={"title": "plain"})
+    pretrain(make_stage(tmp_path, PretrainSettings(base=str(tmp_path / "plain"))))
+    adopted, tokenizer = hub.load_pretrained(tmp_path / "model")
+    assert adopted.config.vocab_size == tokenizer.vocab_size == plain.vocab_size + len(chat.SPECIALS)
+    assert tokenizer.encode("春眠 one") == plain.encode("春眠 one")
+    assert tokenizer.decode([tokenizer.eos]) == ""
+    assert tokenizer.eos != plain.eos
+    asked = chat.encode_prompt(tokenizer, [Message("user", "one")])
+    tokens = torch.tensor([plain.encode("two three")])
+    with torch.no_grad():
+        torch.testing.assert_close(adopted(tokens)[..., : plain.vocab_size], model(tokens), rtol=0, atol=1e-6)
+        assert adopted(torch.tensor([asked])).isfinite().all()
+    rows = adopted.embed.weight[plain.vocab_size :]
+    assert len(rows.unique(dim=0)) == len(chat.SPECIALS)  # a turn of the user's is not one of the assistant's
+    wide = with_vocabulary(adopted, 64, seed=0)
+    assert wide is adopted  # a table with rows to spare is left alone
+
+
+def test_a_shape_is_spelled_out_so_that_a_preset_that_changes_is_noticed(monkeypatch):
+    before = PretrainSettings(model={"preset": "llama-tang", "rope_theta": "1e6"}, seq_len=64)
+    assert before.model["rope_theta"] == 1e6  # YAML calls it a string
+    assert before.model["n_heads"] == 4
+    monkeypatch.setitem(PRESETS, "llama-tang", {**PRESETS["llama-tang"], "n_heads": 2, "n_kv_heads": 2})
+    after = PretrainSettings(model={"preset": "llama-tang", "rope_theta": "1e6"}, seq_len=64)
+    assert after.model_dump() != before.model_dump()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -97,6 +133,8 @@ def test_a_base_model_is_adopted_as_it_is(tmp_path, base, make_stage):
         ({"n_heads": 3, "n_kv_heads": 2}, "multiple of n_kv_heads"),
         ({"norm": "layer"}, "norm"),  # a Llama with LayerNorm: no Hugging Face class has that
         ({"max_seq_len": 16}, "more than model.max_seq_len"),
+        ({"n_kv_heads": 0}, "n_kv_heads must be positive"),
+        ({"rope_theta": "far"}, "pretrain.model.rope_theta: Input should be a valid number"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused_when_the_recipe_is_read(model, message):

@@ -30,15 +30,18 @@ export interface Identity {
   seed: number;
 }
 
-export type ChatEvent = { text: string } | { finish: string };
+export type ChatEvent = { text: string } | { finish: string } | { leftOut: number };
 
 export type CompareEvent =
-  | { type: "start"; conversation: string }
+  | { type: "start"; conversation: string; left_out: number }
   | { type: "delta"; side: Side; text: string }
   | { type: "finish"; side: Side; finish_reason: string }
   | { type: "end"; comparison: string };
 
 export type Verdict = Record<Side, Identity>;
+
+/** The server may leave out the oldest turns when the model's context is full, and says how many messages it did. */
+const TRUNCATION = { truncation: "auto" };
 
 /** What the server says went wrong, in its own words. */
 export class ApiError extends Error {
@@ -61,10 +64,12 @@ export async function* chat(
   options: Options,
   signal: AbortSignal,
 ): AsyncGenerator<ChatEvent> {
-  const body = { model, messages, stream: true, ...options };
+  const body = { model, messages, stream: true, ...TRUNCATION, ...options };
   for await (const data of events(await call("POST", "/v1/chat/completions", body, signal))) {
     if (data === "[DONE]") return;
-    const choice = checked(data).choices[0];
+    const { choices, left_out } = checked(data);
+    const choice = choices[0];
+    if (choice?.delta.role) yield { leftOut: left_out }; // once: the first piece of an answer names its role
     if (choice?.delta.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
   }
@@ -78,7 +83,7 @@ export async function* compare(
   rater: string,
   signal: AbortSignal,
 ): AsyncGenerator<CompareEvent> {
-  const body = { models, messages, conversation, rater, ...options };
+  const body = { models, messages, conversation, rater, ...TRUNCATION, ...options };
   for await (const data of events(await call("POST", "/api/compare", body, signal))) yield checked(data);
 }
 

@@ -68,6 +68,7 @@ function TurnView({ turn, last }: { turn: Turn; last: boolean }) {
         <span class="unseen">{t("you")}</span>
         <p>{turn.prompt}</p>
       </div>
+      {last && reply.leftOut.value && <p class="note">{t("leftOut")}</p>}
       {reply.kind === "comparison" ? (
         <ComparisonView comparison={reply} last={last} />
       ) : (

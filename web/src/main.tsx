@@ -6,8 +6,8 @@ import { useEffect } from "preact/hooks";
 import { Composer, Conversation } from "./chat";
 import { switchLanguage, t } from "./i18n";
 import { BinSign, Furnace, NewSign, TuneSign } from "./marks";
-import { busy, load, mode, problem, startOver, stop, turns } from "./state";
-import { ForgetButton, SettingsPanel } from "./settings";
+import { busy, forget, load, mode, problem, startOver, stop, turns } from "./state";
+import { SettingsPanel, SureButton } from "./settings";
 import "./style.css";
 
 function Page() {
@@ -33,7 +33,9 @@ function Page() {
           <button type="button" class="icon" aria-label={t("newChat")} title={t("newChat")} onClick={startOver}>
             <NewSign />
           </button>
-          {turns.value.length > 0 && <ForgetButton sign={<BinSign />} />}
+          {turns.value.length > 0 && (
+            <SureButton label="forget" question="forgetSure" sign={<BinSign />} onSure={forget} />
+          )}
           <button
             type="button" class="icon" aria-label={t("settings")} title={t("settings")} aria-expanded={tuning.value}
             aria-controls="settings" onClick={() => (tuning.value = !tuning.value)}

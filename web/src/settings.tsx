@@ -1,9 +1,11 @@
-// Which model, how freely it draws its words, and what it is told before every answer.
+// Which model, how freely it draws its words, what it is told before every answer; and taking one's words back.
 
 import { useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { t } from "./i18n";
-import { change, forget, mode, models, settings } from "./state";
+import { type Key, t } from "./i18n";
+import { change, forgetAll, forgotten, mode, models, settings } from "./state";
+
+const OUTCOMES = { all: "forgottenAll", some: "forgottenSome" } as const;
 
 export function SettingsPanel() {
   const { model, against, temperature, top_p, max_tokens, system } = settings.value;
@@ -32,6 +34,10 @@ export function SettingsPanel() {
           onChange={(event) => change({ system: event.currentTarget.value })}
         />
       </label>
+      <div class="wide">
+        <SureButton label="forgetAll" question="forgetAllSure" onSure={forgetAll} />
+        <p class="note" role="status">{forgotten.value && t(OUTCOMES[forgotten.value])}</p>
+      </div>
     </div>
   );
 }
@@ -73,20 +79,28 @@ function Slide({ label, value, min, max, step, onSlide }: Range) {
   );
 }
 
-/** Asks once more before it deletes; leaving the button takes the question back. */
-export function ForgetButton({ sign }: { sign: ComponentChildren }) {
+interface Sure {
+  label: Key;
+  question: Key;
+  sign?: ComponentChildren;
+  onSure: () => Promise<void>;
+}
+
+/** Asks once more before it does what cannot be undone; leaving the button takes the question back. */
+export function SureButton({ label, question, sign, onSure }: Sure) {
   const sure = useSignal(false);
   const press = () => {
-    if (sure.value) void forget();
+    if (sure.value) void onSure();
     sure.value = !sure.value;
   };
+  const words = t(sure.value ? question : label);
   return (
     <button
-      type="button" class={sure.value ? "icon sure" : "icon"} title={t("forget")}
-      aria-label={t(sure.value ? "forgetSure" : "forget")} onClick={press} onBlur={() => (sure.value = false)}
+      type="button" class={`${sign ? "icon" : "quiet"} ${sure.value ? "sure" : ""}`} title={t(label)}
+      aria-label={words} onClick={press} onBlur={() => (sure.value = false)}
     >
       {sign}
-      {sure.value && <span>{t("forgetSure")}</span>}
+      {(sure.value || !sign) && <span>{words}</span>}
     </button>
   );
 }

@@ -5,6 +5,7 @@ import { batch, computed, effect, type Signal, signal } from "@preact/signals";
 import * as api from "./api";
 import { language, t } from "./i18n";
 import { recall, remember } from "./memory";
+import { mine, note, strike } from "./mine";
 import { type Answer, type Comparison, type Draft, type Turn, keep, newAnswer, newComparison, remembered, words } from "./turns";
 
 export interface Settings {
@@ -26,6 +27,8 @@ const before = remembered();
 export const turns = signal<Turn[]>(before.turns);
 export const draft = signal("");
 export const problem = signal<string | null>(null);
+/** What became of the wish to delete every conversation. */
+export const forgotten = signal<"all" | "some" | null>(null);
 export const busy = computed(() => running.value !== null);
 /** Whether two answers wait for a vote. */
 export const undecided = computed(() => {
@@ -37,6 +40,7 @@ const running = signal<AbortController | null>(null);
 const conversation = signal<string | null>(before.conversation);
 const rater = recall<string>("rater", "") || crypto.randomUUID();
 remember("rater", rater);
+if (before.conversation) note(before.conversation);
 effect(() => remember("settings", settings.value));
 effect(() => remember("mode", mode.value));
 effect(() => {
@@ -65,11 +69,13 @@ export async function load(): Promise<void> {
 export async function send(text: string): Promise<void> {
   const prompt = text.trim();
   if (!prompt || busy.value) return;
-  const messages = [...history(), { role: "user" as const, content: prompt }];
+  const { messages, leftOut } = dialogue(prompt);
   const reply = mode.value === "chat" ? newAnswer() : newComparison();
+  reply.leftOut.value = leftOut;
   batch(() => {
     draft.value = "";
     problem.value = null;
+    forgotten.value = null;
     turns.value = [...turns.value, { key: (turns.value.at(-1)?.key ?? 0) + 1, prompt, reply }];
   });
   await run(prompt, reply, messages);
@@ -116,22 +122,62 @@ export function startOver(): void {
 export async function forget(): Promise<void> {
   const id = conversation.value;
   try {
-    if (id) await api.forget(id);
+    if (id) {
+      await api.forget(id);
+      strike(id);
+    }
     startOver();
   } catch (error) {
     problem.value = sentence(error);
   }
 }
 
-/** What the model has to know: every turn that has an answer, the instructions first. */
-function history(): api.Message[] {
+/** Forget every conversation of this browser, here and on the server, their votes too. */
+export async function forgetAll(): Promise<void> {
+  const ids = new Set([...mine(), ...(conversation.value ? [conversation.value] : [])]);
+  startOver();
+  forgotten.value = null;
+  try {
+    let here = true;
+    for (const id of ids) here = (await forgetOne(id)) && here;
+    forgotten.value = here ? "all" : "some";
+  } catch (error) {
+    problem.value = sentence(error);
+  }
+}
+
+/** Returns false for one that this server does not have: another run's may, so its id is kept. */
+async function forgetOne(id: string): Promise<boolean> {
+  try {
+    await api.forget(id);
+  } catch (error) {
+    if (error instanceof api.ApiError && error.code === "not_found") return false;
+    throw error;
+  }
+  strike(id);
+  return true;
+}
+
+// The server takes 256 messages and 2 MB. What is older than this fits no context that we serve.
+const MOST_TURNS = 100;
+const MOST_CHARACTERS = 300_000;
+
+/** The dialogue to answer: instructions, every turn that has an answer, the new message; and whether some had to go. */
+function dialogue(prompt: string): { messages: api.Message[]; leftOut: boolean } {
+  const answered = turns.value
+    .map((turn) => ({ prompt: turn.prompt, text: words(turn.reply) }))
+    .filter(({ text }) => text.trim());
+  let characters = 0;
+  const tooMuch = answered.findLastIndex((turn, at) => {
+    characters += turn.prompt.length + turn.text.length;
+    return answered.length - at > MOST_TURNS || characters > MOST_CHARACTERS;
+  });
   const system = settings.value.system.trim();
   const messages: api.Message[] = system ? [{ role: "system", content: system }] : [];
-  for (const { prompt, reply } of turns.value) {
-    const text = words(reply);
-    if (text.trim()) messages.push({ role: "user", content: prompt }, { role: "assistant", content: text });
+  for (const turn of answered.slice(tooMuch + 1)) {
+    messages.push({ role: "user", content: turn.prompt }, { role: "assistant", content: turn.text });
   }
-  return messages;
+  return { messages: [...messages, { role: "user", content: prompt }], leftOut: tooMuch >= 0 };
 }
 
 async function run(prompt: string, reply: Answer | Comparison, messages: api.Message[]): Promise<void> {
@@ -163,6 +209,7 @@ function giveBack(prompt: string): void {
 async function write(answer: Answer, messages: api.Message[], pen: Pen, signal: AbortSignal): Promise<void> {
   for await (const event of api.chat(settings.value.model, messages, options(), signal)) {
     if ("text" in event) pen.write(answer.text, event.text);
+    else if ("leftOut" in event) answer.leftOut.value ||= event.leftOut > 0;
     else finish(answer, event.finish, pen);
   }
 }
@@ -171,8 +218,11 @@ async function writeBoth(both: Comparison, messages: api.Message[], pen: Pen, si
   const { model, against } = settings.value;
   const names = against && against !== model ? [model, against] : [model];
   for await (const event of api.compare(names, messages, options(), conversation.value, rater, signal)) {
-    if (event.type === "start") conversation.value = event.conversation;
-    else if (event.type === "delta") pen.write(both[event.side].text, event.text);
+    if (event.type === "start") {
+      conversation.value = event.conversation;
+      note(event.conversation);
+      both.leftOut.value ||= event.left_out > 0;
+    } else if (event.type === "delta") pen.write(both[event.side].text, event.text);
     else if (event.type === "finish") finish(both[event.side], event.finish_reason, pen);
     else both.id.value = event.comparison;
   }

@@ -14,6 +14,7 @@ export interface Draft {
 
 export interface Answer extends Draft {
   kind: "answer";
+  leftOut: Signal<boolean>; // whether the model did not read all turns before it
 }
 
 export interface Comparison {
@@ -24,6 +25,7 @@ export interface Comparison {
   choice: Signal<Choice | null>;
   counted: Signal<boolean>; // whether the server has the vote
   verdict: Signal<Verdict | null>;
+  leftOut: Signal<boolean>; // whether the models did not read all turns before it
 }
 
 export interface Turn {
@@ -35,8 +37,8 @@ export interface Turn {
 /** The same without signals, as JSON keeps it. */
 type Plain<T> = T extends Signal<infer V> ? V : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
 
-export function newAnswer(from?: Plain<Draft>): Answer {
-  return { kind: "answer", ...newDraft(from) };
+export function newAnswer(from?: Plain<Answer>): Answer {
+  return { kind: "answer", ...newDraft(from), leftOut: signal(from?.leftOut ?? false) };
 }
 
 export function newComparison(from?: Plain<Comparison>): Comparison {
@@ -48,6 +50,7 @@ export function newComparison(from?: Plain<Comparison>): Comparison {
     choice: signal(from?.choice ?? null),
     counted: signal(from?.counted ?? false),
     verdict: signal(from?.verdict ?? null),
+    leftOut: signal(from?.leftOut ?? false),
   };
 }
 

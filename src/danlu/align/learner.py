@@ -10,6 +10,7 @@ micro-batches in which the old log-probabilities were computed: the first ratio 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ class Learner:
         torch.nn.init.zeros_(critic.score.weight)
         self._roles = {"policy": policy, "critic": critic}
         self._optimizers = {"policy": _adam(policy), "critic": _adam(critic)}
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = dict.fromkeys(self._roles, 0)  # each its own: a sound critic hides no broken policy
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Scored:
         """Log-probabilities, values, rewards with their KL share, advantages."""
@@ -164,7 +165,9 @@ class Learner:
                 break
             steps.append(taken | self._critic_step(scored, index, self.settings.critic_lr * decay))
         means = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]} if steps else {}
-        return means | {"steps": float(len(steps)), "stopped": stopped}
+        norms = [step[f"{role}_norm"] for step in steps for role in self._roles]
+        skipped = sum(not math.isfinite(norm) for norm in norms)
+        return means | {"steps": float(len(steps)), "stopped": stopped, "skipped_steps": float(skipped)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs of the learner, by name."""
@@ -254,11 +257,11 @@ class Learner:
         if finite:
             self._optimizers[role].step(lr)
         self._optimizers[role].zero_grad()
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= self.settings.max_skips:
+        skipped = self._skipped_in_a_row[role] = 0 if finite else self._skipped_in_a_row[role] + 1
+        if skipped >= self.settings.max_skips:
             raise UserError(
-                f"ppo: the gradient was not finite for {self._skipped_in_a_row} steps in a row; the last checkpoint is "
-                "untouched; lower ppo.lr or ppo.critic_lr"
+                f"ppo: the {role}'s gradient was not finite for {skipped} steps in a row; the last checkpoint is "
+                f"untouched; lower {'ppo.lr' if role == 'policy' else 'ppo.critic_lr'}"
             )
         return float(norm)
 

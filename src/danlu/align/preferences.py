@@ -2,7 +2,7 @@
 
 In:  prompts, the answers that were shown, votes; from the chat page, many writers at once.
 Out: ``Preference`` records, a frozen JSONL snapshot for training, TRL's prompt / chosen / rejected form.
-Left out: accounts and sessions (``serve``); the simulated human (``rankings``).
+Left out: accounts and sessions (``serve``); the simulated human (``rankings``); how to connect (``database``).
 
 SQLite by default (one file, every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added,
 but for one thing: a deleted conversation loses its words for good, because people have a right to that. The rollback
@@ -19,16 +19,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, ForeignKey, Index, String, create_engine, event, func, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import JSON, ForeignKey, Index, String, func, select
+from sqlalchemy import exc as sql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
+from danlu.align import database
 from danlu.errors import UserError
 from danlu.files import atomic_write, hash_value
 from danlu.records import Answer, Message, Preference, check_messages, write_preferences
 
 HELDOUT_SHARE = 0.1
-_BUSY_SECONDS = 30
+# What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
+_OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
+
+
+class StoreError(UserError):
+    """The database does not do what it is there for; what was to be written has left no trace."""
 
 
 def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
@@ -99,16 +105,18 @@ class PreferenceStore:
         place: a file path (SQLite) or an SQLAlchemy URL.
 
     Raises:
-        UserError: the file is not a database, or the server does not answer.
+        UserError: the file is not a database, the URL cannot be read, its driver is missing, or nobody answers there.
+        StoreError: from every method, when the database fails.
     """
 
     def __init__(self, place: str | Path) -> None:
-        self.place = str(place)
-        self._engine = _connect(self.place)
+        self.place = database.shown(str(place))
+        self._engine = database.connect(str(place))
         try:
             Base.metadata.create_all(self._engine.execution_options(writing=True))
-        except DatabaseError as error:
-            raise UserError(f"preference store {self.place} cannot be opened ({error.orig}); check the path") from None
+        except sql.DBAPIError as error:
+            sentence = f"preference store {self.place} cannot be opened ({_reason(error)}); check the path or URL"
+            raise UserError(sentence) from None
 
     def close(self) -> None:
         """Let go of the database."""
@@ -117,7 +125,7 @@ class PreferenceStore:
     def start_conversation(self, rater: str) -> str:
         """Open a conversation of ``rater`` (a pseudonym); returns its id."""
         row = ConversationRow(id=_new_id(), rater=rater, time=_now())
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             session.add(row)
             return row.id
 
@@ -141,7 +149,7 @@ class PreferenceStore:
         order = list(display_order) or list(range(len(answers)))
         if not answers or sorted(order) != list(range(len(answers))):
             raise ValueError(f"display order {order} is not an order of {len(answers)} answers")
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             if conversation:
                 owner = session.get(ConversationRow, conversation)
                 if owner is None or owner.deleted:
@@ -165,7 +173,7 @@ class PreferenceStore:
         Raises:
             UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
         """
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             shown = session.get(ComparisonRow, comparison)
             if shown is None or shown.deleted:
                 raise _gone("comparison", comparison, shown is not None)
@@ -186,7 +194,7 @@ class PreferenceStore:
         Raises:
             UserError: no such comparison, or a deleted one.
         """
-        with Session(self._engine) as session:
+        with self._session() as session:
             row = session.get(ComparisonRow, comparison)
             if row is None or row.deleted:
                 raise _gone("comparison", comparison, row is not None)
@@ -197,7 +205,7 @@ class PreferenceStore:
         _check_ranks(preference.ranks, len(preference.answers), preference.id)
         order = list(preference.display_order) or list(range(len(preference.answers)))
         made = preference.time or _now()
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             if session.get(VoteRow, preference.id) is not None:
                 return False
             shown = _comparison_row(_new_id(), preference.prompt, preference.answers, order, preference.split, made)
@@ -213,7 +221,7 @@ class PreferenceStore:
             select(VoteRow, ComparisonRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .where(~ComparisonRow.deleted).order_by(VoteRow.time, VoteRow.id)
         )  # fmt: skip
-        with Session(self._engine) as session:
+        with self._session() as session:
             last = {(shown.id, vote.rater): (vote, shown) for vote, shown in session.execute(query)}
             kept = sorted(last.values(), key=lambda pair: (pair[0].time, pair[0].id))
             return [_preference(vote, shown) for vote, shown in kept]
@@ -223,7 +231,7 @@ class PreferenceStore:
         voices = (
             select(VoteRow.comparison, VoteRow.rater).join(ComparisonRow).where(~ComparisonRow.deleted).distinct()
         ).subquery()
-        with Session(self._engine) as session:
+        with self._session() as session:
             return session.scalar(select(func.count()).select_from(voices)) or 0
 
     def delete_conversation(self, conversation: str) -> None:
@@ -232,7 +240,7 @@ class PreferenceStore:
         Raises:
             UserError: there is no such conversation.
         """
-        with self._writing() as session:
+        with self._session(writing=True) as session:
             row = session.get(ConversationRow, conversation)
             if row is None:
                 raise _gone("conversation", conversation, False)
@@ -242,8 +250,11 @@ class PreferenceStore:
                 shown.prompt, shown.answers = [], []
 
     def snapshot(self, path: Path) -> int:
-        """Freeze every preference as JSONL: the same votes give the same bytes; returns how many."""
-        return write_preferences(path, self.all())
+        """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
+
+        Ties teach nothing and are left out, or one more of them would make a reward model and all after it again.
+        """
+        return write_preferences(path, [preference for preference in self.all() if preference.pairs()])
 
     def export_trl(self, path: Path) -> int:
         """Write TRL's conversational preference form, one line per strict pair; returns how many."""
@@ -253,11 +264,16 @@ class PreferenceStore:
         return len(rows)
 
     @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """A transaction that is on disk when the block ends, or has left no trace."""
-        engine = self._engine.execution_options(writing=True)
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
+    def _session(self, *, writing: bool = False) -> Iterator[Session]:
+        """A transaction; what it writes is on disk when the block ends, or has left no trace."""
+        engine = self._engine.execution_options(writing=writing)
+        try:
+            with Session(engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except _OUT_OF_ORDER as error:
+            what = "cannot be written" if writing else "cannot be read"
+            sentence = f"the preference store {what} ({_reason(error)}); see to {self.place}, then try again"
+            raise StoreError(sentence) from error
 
 
 def trl_rows(preference: Preference) -> list[dict[str, Any]]:
@@ -265,30 +281,6 @@ def trl_rows(preference: Preference) -> list[dict[str, Any]]:
     prompt = [{"role": m.role, "content": m.content} for m in preference.prompt]
     texts = [[{"role": "assistant", "content": answer.text}] for answer in preference.answers]
     return [{"prompt": prompt, "chosen": texts[i], "rejected": texts[j]} for i, j in preference.pairs()]
-
-
-def _connect(place: str) -> Engine:
-    """An engine; for SQLite with full sync, and write transactions that queue instead of failing."""
-    if "://" in place and not place.startswith("sqlite"):
-        return create_engine(place)
-    if "://" not in place:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        place = f"sqlite:///{place}"
-    engine = create_engine(place, connect_args={"timeout": _BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # otherwise the driver would begin transactions of its own
-        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # A writer takes the lock at once: a transaction that reads first and writes later cannot wait, only fail.
-        writing = connection.get_execution_options().get("writing", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-    return engine
 
 
 def _comparison_row(
@@ -327,6 +319,11 @@ def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
 def _gone(kind: str, identity: str, existed: bool) -> UserError:
     what = "was deleted" if existed else "does not exist"
     return UserError(f"{kind} '{identity}' {what}; show new answers and vote on those")
+
+
+def _reason(error: sql.SQLAlchemyError) -> str:
+    """What the database itself said, on one line and without the statement, which holds people's words."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _new_id() -> str:

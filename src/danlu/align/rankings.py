@@ -32,6 +32,7 @@ from danlu.records import Answer, Conversation, Preference, read_conversations, 
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
+from danlu.tokens.tokenizer import Tokenizer
 
 _LAST_LINE = re.compile(f"({HAN}+)[^{HAN[1:-1]}]*$")
 
@@ -79,9 +80,15 @@ def rankings(stage: Stage) -> dict[str, Any]:
     human = judge(settings.judge)
     if settings.endings and settings.judge != "poems":
         raise UserError(f"rankings.endings ranks last lines of poems; with rankings.judge={settings.judge} set it to 0")
-    chosen = _choose(stage, settings, human)
+    place = settings.machine()
+    folder = stage.inputs["sft"] / "model"
+    model, tokenizer = hub.load_pretrained(folder)
+    longest = model.config.max_seq_len - settings.max_new_tokens
+    chosen = _choose(stage, settings, human, tokenizer, longest)
     cut = round(len(chosen) * settings.prompts / (settings.prompts + settings.endings))
-    pools = [*_sample(stage, settings, human, chosen[:cut]), *_swap(chosen[cut:], settings, human, stage.seed)]
+    generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype)
+    pools = _sample(stage, settings, human, chosen[:cut], generator, hub.model_hash(folder))
+    pools += _swap(stage, settings, human, chosen[cut:])
     preferences, kept = [], []
     for index, (conversation, pool) in enumerate(zip(chosen, pools, strict=True)):
         different = list({candidate.answer.text: candidate for candidate in pool}.values())
@@ -114,34 +121,42 @@ def rank(scores: Sequence[float], noise: float, tie_width: float, seed: int) -> 
     return tuple(order[step] for step in steps.tolist())
 
 
-def _choose(stage: Stage, settings: RankingsSettings, human: Judge) -> list[Conversation]:
-    """Training conversations that the judge can judge, one per answer text and prompt, in a seeded order."""
+def _choose(
+    stage: Stage, settings: RankingsSettings, human: Judge, tokenizer: Tokenizer, longest: int
+) -> list[Conversation]:
+    """Training conversations that the judge can judge, one per last line of an answer, in a seeded order.
+
+    Prompts of more than ``longest`` tokens leave no room for an answer and are passed over.
+    """
     conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "train.jsonl")
     fitting = [c for c in conversations if human.accepts(c.messages[-2].content)]
     order = np.random.default_rng(stream_seed(stage.seed, stage.name, "prompts")).permutation(len(fitting))
     chosen: dict[str, Conversation] = {}
     for index in order:
         # Tasks made from one poem share its last line; of those only one is taken, or the held-out split would leak.
-        chosen.setdefault(last_line(_text(fitting[index])), fitting[index])
+        line = last_line(_text(fitting[index]))
+        if line not in chosen and any(chat.encode_fitting(tokenizer, [fitting[index].messages[:-1]], longest)):
+            chosen[line] = fitting[index]
         if len(chosen) == settings.prompts + settings.endings:
             break
     if not chosen:
         raise UserError(
-            f"no prompt that the judge '{human.name}' can judge is among the conversations of sft; set judge in "
-            "rankings, ppo, compress and eval to one that can"
+            f"no prompt of at most {longest} tokens that the judge '{human.name}' can judge is among the conversations "
+            "of sft; set judge in rankings, ppo, compress and eval to one that can, or max_new_tokens to fewer"
         )
     return list(chosen.values())
 
 
 def _sample(
-    stage: Stage, settings: RankingsSettings, human: Judge, conversations: Sequence[Conversation]
+    stage: Stage,
+    settings: RankingsSettings,
+    human: Judge,
+    conversations: Sequence[Conversation],
+    generator: Generator,
+    name: str,
 ) -> list[list[Candidate]]:
-    """The person's answer and samples of the SFT model, one per temperature, for every prompt."""
-    chosen = settings.machine()
-    folder = stage.inputs["sft"] / "model"
-    model, tokenizer = hub.load_pretrained(folder)
-    generator = Generator(model.to(chosen.kind), tokenizer, chosen.compute_dtype)
-    name = hub.model_hash(folder)
+    """The person's answer and samples of the model called ``name``, one per temperature, for every prompt."""
+    tokenizer = generator.tokenizer
     prompts = [chat.encode_prompt(tokenizer, c.messages[:-1]) for c in conversations]
     pools = [[_candidate(human, c, "person", Answer(_text(c), model="corpus"))] for c in conversations]
     for place, temperature in enumerate(settings.temperatures):
@@ -156,7 +171,7 @@ def _sample(
 
 
 def _swap(
-    conversations: Sequence[Conversation], settings: RankingsSettings, human: Judge, seed: int
+    stage: Stage, settings: RankingsSettings, human: Judge, conversations: Sequence[Conversation]
 ) -> list[list[Candidate]]:
     """For every poem the best and the worst of some copies with the last line of another poem of equal length."""
     lines: dict[int, list[str]] = {}
@@ -164,15 +179,18 @@ def _swap(
         line = last_line(_text(conversation))
         lines.setdefault(len(line), []).append(line)
     pools = []
-    for index, conversation in enumerate(conversations):
-        text = _text(conversation)
-        others = lines[len(last_line(text))]
-        drawn = np.random.default_rng(stream_seed(seed, "swap", index)).integers(len(others), size=settings.tries)
-        texts = dict.fromkeys(swap_last_line(text, others[place]) for place in drawn)
-        found = [_candidate(human, conversation, "swap", Answer(t, model="swap")) for t in texts if t is not None]
-        found.sort(key=lambda candidate: -candidate.score)
-        best = min(settings.swaps, len(found)) // 2
-        pools.append([*found[:best], *found[max(best, len(found) - settings.swaps + best) :]])
+    with stage.console.task("swap last lines", len(conversations), "poems") as task:
+        for index, conversation in enumerate(conversations):
+            text = _text(conversation)
+            others = lines[len(last_line(text))]
+            draw = np.random.default_rng(stream_seed(stage.seed, "swap", index))
+            drawn = draw.integers(len(others), size=settings.tries)
+            texts = dict.fromkeys(swap_last_line(text, others[place]) for place in drawn)
+            found = [_candidate(human, conversation, "swap", Answer(t, model="swap")) for t in texts if t is not None]
+            found.sort(key=lambda candidate: -candidate.score)
+            best = min(settings.swaps, len(found)) // 2
+            pools.append([*found[:best], *found[max(best, len(found) - settings.swaps + best) :]])
+            task.advance(1)
     return pools
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from danlu.errors import UserError
 from danlu.files import read_json, write_json
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
-from danlu.records import Message, Preference, read_preferences
+from danlu.records import Preference, read_preferences
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
@@ -93,8 +94,8 @@ def reward(stage: Stage) -> dict[str, Any]:
     figures |= {"comparisons": len(train), "heldout": len(heldout), "votes": votes}
     figures |= quality.quality(model, sft, heldout, tokenizer.pad)
     scale = _scale(stage, settings, model, sft, tokenizer, place)
-    facts = {key: figures[key] for key in ("accuracy", "comparisons", "votes")}
-    hub.save(model, stage.dir / "model", tokenizer, card={"stage": "reward", **facts, **scale})
+    # Nothing that held-out votes change: the model would be another one, and PPO would run again for it.
+    hub.save(model, stage.dir / "model", tokenizer, card={"stage": "reward", "comparisons": len(train), **scale})
     write_json(stage.dir / "model" / SCALE, scale)
     if not figures["beats_baselines"]:
         stage.console.say(
@@ -155,10 +156,14 @@ def _preferences(stage: Stage) -> tuple[list[Preference], int]:
 def _scale(
     stage: Stage, settings: RewardSettings, model: Decoder, sft: Decoder, tokenizer: Tokenizer, place: device.Device
 ) -> dict[str, float]:
-    """Mean and deviation of the rewards of fresh SFT samples for prompts of the rankings."""
+    """Mean and deviation of the rewards of fresh SFT samples for prompts of the rankings, as often as there are few."""
     preferences = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
-    turns = list(dict.fromkeys(p.prompt for p in preferences))[: settings.scale_prompts]
-    prompts = [_prompt(messages, tokenizer) for messages in turns]
+    longest = sft.config.max_seq_len - settings.max_new_tokens
+    turns = dict.fromkeys(p.prompt for p in preferences)
+    fitting = (Prompt(t, t[-1].content, tuple(ids)) for t, ids in chat.encode_fitting(tokenizer, turns, longest))
+    prompts = list(islice(cycle(islice(fitting, settings.scale_prompts)), settings.scale_prompts))
+    if not prompts:
+        raise UserError(f"{stage.name}: no ranked prompt has at most {longest} tokens; lower reward.max_new_tokens")
     rollouts = Rollouts(
         Generator(sft, tokenizer, place.compute_dtype),
         lambda answers, _finished: _rewards(model, answers),
@@ -171,7 +176,3 @@ def _scale(
 def _rewards(model: Decoder, answers: Sequences) -> Tensor:
     """(N,) rewards, without gradient."""
     return scoring.without_gradient(scoring.rewards, model, answers, scoring.parts_by_length(answers, _CHUNK))
-
-
-def _prompt(messages: tuple[Message, ...], tokenizer: Tokenizer) -> Prompt:
-    return Prompt(messages, messages[-1].content, tuple(chat.encode_prompt(tokenizer, messages)))

@@ -44,8 +44,7 @@ def gather_prompts(
 ) -> list[Prompt]:
     """The different prompts of some conversations that a judge accepts and that fit ``longest`` tokens, in order."""
     turns = dict.fromkeys(c.messages[:-1] for c in conversations if accepts(c.messages[-2].content))
-    prompts = (Prompt(t, t[-1].content, tuple(chat.encode_prompt(tokenizer, t))) for t in turns)
-    return [prompt for prompt in prompts if len(prompt.ids) <= longest]
+    return [Prompt(t, t[-1].content, tuple(ids)) for t, ids in chat.encode_fitting(tokenizer, turns, longest)]
 
 
 class Cursor:

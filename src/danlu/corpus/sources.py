@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,18 +45,20 @@ class Source:
         folder: what file names are relative to.
         files: the files that match ``include``, sorted by name.
         licence: what the source says about its licence, in a few words.
+        revision: the commit of a dataset on the hub, which ``name`` need not hold; empty for every other source.
     """
 
     name: str
     folder: Path
     files: tuple[Path, ...]
     licence: str
+    revision: str = ""
 
 
 def local_path(source: str) -> Path | None:
     """The path that a source names, or None if it is a package, a dataset or generated."""
     kind, separator, _ = source.partition(":")
-    return None if separator and kind in KINDS else Path(source).expanduser()
+    return None if separator and kind in KINDS else Path(source)
 
 
 def check(source: str) -> None:
@@ -93,9 +96,11 @@ def fetch(source: str, include: Sequence[str], console: Console) -> Source:
     kind, _, name = source.partition(":")
     if kind == "generated":
         return _generated(source, name, include)
-    fetchers = {"npm": _fetch_npm, "pypi": _fetch_pypi, "hf": _fetch_hf}
-    folder = fetchers[kind](name, include, console)
-    return Source(source, folder, _matching(source, folder, include, names_below(folder)), _licence(folder))
+    if kind == "hf":
+        folder, revision = _fetch_hf(name, include, console)
+    else:
+        folder, revision = {"npm": _fetch_npm, "pypi": _fetch_pypi}[kind](name, include, console), ""
+    return Source(source, folder, _matching(source, folder, include, names_below(folder)), _licence(folder), revision)
 
 
 # ----------------------------------------------------------------------------------- files on this disk
@@ -194,29 +199,50 @@ def _pip(package: str, beside: Path, console: Console) -> None:
         raise _unreachable("pypi", package, lines[-1] if lines else "pip said nothing more")
 
 
-def _fetch_hf(name: str, include: Sequence[str], console: Console) -> Path:
+def _fetch_hf(name: str, include: Sequence[str], console: Console) -> tuple[Path, str]:
+    """The wanted files of a dataset, and the commit they are from: a branch moves, what was fetched once does not."""
     match = _parse("hf", name)
-    key = hash_value([match["version"], sorted(include)])
+    place = cache_root() / "hf" / match["name"]
+    commit = _hf_commit(place, match, console)
 
     def fill(beside: Path) -> None:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        console.say(f"fetching hf:{name}, once")
-        wanted = [*include, "README.md"] if include else None
-        try:
-            huggingface_hub.snapshot_download(
-                match["name"],
-                repo_type="dataset",
-                revision=match["version"],
-                allow_patterns=wanted,
-                local_dir=beside,
-            )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise _unreachable("hf", name, f"{type(error).__name__}: {error}".partition("\n")[0]) from None
+        console.say(f"fetching hf:{match['name']}@{commit}, once")
+        _hf_snapshot(match, commit, [*include, "README.md"] if include else None, local_dir=beside)
         shutil.rmtree(beside / ".cache", ignore_errors=True)
 
-    return cached(cache_root() / "hf" / match["name"] / key, fill)
+    return cached(place / commit / hash_value(sorted(include)), fill), commit
+
+
+def _hf_commit(place: Path, match: re.Match[str], console: Console) -> str:
+    """The commit that a branch, a tag or no revision meant when it was first asked for."""
+    revision = match["version"] or "main"
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return str(revision)
+
+    def fill(beside: Path) -> None:
+        console.say(f"asking for the commit of hf:{match['name']}@{revision}, once")
+        with tempfile.TemporaryDirectory() as scratch:  # the folder of a snapshot is named after its commit
+            commit = _hf_snapshot(match, revision, ["README.md"], cache_dir=Path(scratch)).name
+        (beside / "commit").write_text(commit, encoding="utf-8")
+
+    return (cached(place / "revisions" / hash_value(revision), fill) / "commit").read_text(encoding="utf-8")
+
+
+def _hf_snapshot(
+    match: re.Match[str], revision: str, wanted: list[str] | None, cache_dir: Path | None = None,
+    local_dir: Path | None = None,
+) -> Path:  # fmt: skip
+    """The folder into which huggingface_hub has put the wanted files of a dataset; its errors in our words."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(
+            match["name"], repo_type="dataset", revision=revision, allow_patterns=wanted, cache_dir=cache_dir,
+            local_dir=local_dir,
+        ))  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _unreachable("hf", match[0], f"{type(error).__name__}: {error}".partition("\n")[0]) from None
 
 
 def _parse(kind: str, name: str) -> re.Match[str]:

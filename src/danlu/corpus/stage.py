@@ -38,7 +38,8 @@ def build(stage: Stage) -> dict[str, Any]:
 
     Returns:
         ``records`` read, ``documents`` kept, ``dropped`` (reason -> count), ``exact_duplicates``,
-        ``near_duplicates``, ``quarantined``, ``characters`` kept, ``heldout`` documents among the kept.
+        ``near_duplicates``, ``quarantined``, ``characters`` kept, ``heldout`` documents among the kept; ``revision``,
+        the commit of a dataset on the hub.
 
     Raises:
         UserError: the source cannot be had, holds nothing readable, lacks a field, or nothing of it survives.
@@ -143,6 +144,7 @@ def _account(
         audit.step(step, sum(second.documents[f] for f in fates), sum(second.characters[f] for f in fates))
     facts = {
         "source": source.name,
+        "revision": source.revision,
         "files": len(source.files),
         "licences": {source.name: source.licence},
         "heldout": second.heldout,
@@ -163,4 +165,5 @@ def _account(
         "quarantined": quarantine.counts.total(),
         "characters": second.characters[KEPT],
         "heldout": second.heldout,
+        **({"revision": source.revision} if source.revision else {}),
     }

@@ -44,7 +44,7 @@ def heldout_prompts(
     """
     conversations, _ = read_conversations(path)
     judgeable = {c.messages[:-1] for c in conversations if judge.accepts(c.messages[-2].content)}
-    prompts = [turns for turns in judgeable if len(chat.encode_prompt(tokenizer, turns)) <= longest]
+    prompts = [turns for turns, _ in chat.encode_fitting(tokenizer, judgeable, longest)]
     if not prompts:
         raise UserError(
             f"{path} holds no prompt of at most {longest} tokens that the judge '{judge.name}' can judge; "

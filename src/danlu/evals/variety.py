@@ -1,13 +1,13 @@
 """How much of what a model writes is its own: copying from the training text, and variety across answers.
 
 In:  training texts and answers.
-Out: the longest run an answer shares with any training text, copy rates, distinct-2.
+Out: the longest run an answer shares with any training text, whether it is a copy, distinct-2.
 Left out: fuzzy copying (one character changed breaks a run).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -50,18 +50,9 @@ class CopyIndex:
                 longest = max(longest, self._follow(letters[start:], gram))
         return longest
 
-    def copied_share(self, answer: str) -> float:
-        """The longest run over the answer's letters, 0 to 1."""
-        n = len(self._letters(answer))
-        return self.longest_run(answer) / n if n else 0.0
-
     def is_copy(self, answer: str) -> bool:
         """Whether the answer holds a run of at least ``copy_run`` letters."""
         return self.longest_run(answer) >= self.copy_run
-
-    def rate(self, answers: Sequence[str]) -> float:
-        """The copy rate of a set: the share of answers that are copies."""
-        return sum(map(self.is_copy, answers)) / len(answers) if answers else 0.0
 
     def _letters(self, text: str) -> NDArray[np.int64]:
         """The text's letters as ids of the training text; a letter that it never uses gets an id nothing matches."""

@@ -17,16 +17,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import UserError
-from danlu.files import atomic_directory, atomic_write, hash_paths, read_json, write_json
+from danlu.files import atomic_directory, atomic_write, free_space, hash_paths, read_json, write_json
 from danlu.hub.card import model_card
 from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
 from danlu.hub.layout import PACKED_INT8, PLAIN_INT8, SAME, Entry
-from danlu.hub.weights import WEIGHTS, TensorFiles
+from danlu.hub.weights import WEIGHTS, TensorFiles, weight_files
 from danlu.model import Decoder, ModelConfig
 from danlu.tokens.tokenizer import Tokenizer
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+# What belongs to a model besides its weights; anything else in its directory is its owner's and is not handed on.
+_MODEL_FILES = (
+    CONFIG, GENERATION, CARD, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "LICENSE*", "NOTICE*",
+)  # fmt: skip
 _PACKED = "pack-quantized"
 _TIED = "lm_head.weight"
 
@@ -74,14 +79,7 @@ def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Dec
     return model, tokenizer
 
 
-def save(
-    model: Decoder,
-    folder: Path,
-    tokenizer: Tokenizer | None,
-    *,
-    card: Mapping[str, Any],
-    generation: Mapping[str, Any] | None = None,
-) -> None:
+def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Mapping[str, Any]) -> None:
     """Write a directory that ``load`` and transformers read, replacing what was there once everything is written.
 
     Args:
@@ -89,10 +87,9 @@ def save(
         folder: where to.
         tokenizer: the model's; without it nobody can tell padding from text, so a reward model needs it.
         card: provenance for README.md, in the order to be shown (see ``card.model_card``).
-        generation: further keys of generation_config.json, such as temperature.
 
     Raises:
-        UserError: the shape has no Hugging Face counterpart, naming the option.
+        UserError: the shape has no Hugging Face counterpart, naming the option; or the disk is too full for it.
     """
     config, head = model.config, model.head_kind
     family = family_of(config)
@@ -100,9 +97,10 @@ def save(
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     n_parameters = sum(t.numel() for name, t in model.state_dict().items() if not name.endswith(".scale"))
+    free_space(Path(folder), sum(tensor.nbytes for tensor in tensors.values()))
     with atomic_directory(Path(folder)) as beside:
         write_json(beside / CONFIG, {**hf_config(config, head), **ids, "dtype": dtype, "torch_dtype": dtype})
-        write_json(beside / GENERATION, {**ids, **(generation or {})})
+        write_json(beside / GENERATION, ids)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(beside)
@@ -111,17 +109,21 @@ def save(
 
 
 def export_directory(source: Path, out: Path) -> None:
-    """Copy a model directory, whole or not at all, after reading it once to be sure that it can be read.
+    """Copy a model, whole or not at all, after reading it once to be sure that it can be read.
+
+    Only files that belong to a model are copied: configuration, weights, tokenizer, card and licence.
 
     Raises:
-        UserError: there is no model in ``source``, or ``out`` exists already.
+        UserError: there is no model in ``source``, ``out`` exists already, or the disk is too full for it.
     """
     source, out = Path(source), Path(out)
     if out.exists():
         raise UserError(f"{out} exists; name a directory that does not")
     load(source)
+    free_space(out, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
     with atomic_directory(out) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
+        for file in (*weight_files(source), *(f for name in _MODEL_FILES for f in source.glob(name) if f.is_file())):
+            shutil.copyfile(file, beside / file.name)
 
 
 def model_hash(folder: Path) -> str:

@@ -68,6 +68,16 @@ class TensorFiles:
         return tensor
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's tensors, and their index if there are several.
+
+    Raises:
+        UserError: no weights, or an index that names files that are not there.
+    """
+    shards = _shards(folder)
+    return shards if shards[0].name == WEIGHTS else [*shards, folder / INDEX]
+
+
 def _shards(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]

@@ -6,8 +6,8 @@ Left out: prompts' templates (``tokens.chat``), HTTP (``serve``).
 """
 
 from danlu.infer.batch import Completion
-from danlu.infer.chat import Chat
+from danlu.infer.chat import Chat, fit, reserve
 from danlu.infer.generate import Generator, Sampler
 from danlu.infer.sampler import Sampling
 
-__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling"]
+__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling", "fit", "reserve"]

@@ -1,12 +1,13 @@
 """A conversation with a model: the history, kept within the context.
 
 In:  what the user says.
-Out: what the model answers, whole or piece by piece.
-Left out: conversations of many people at once (``serve``).
+Out: what the model answers, whole or piece by piece; ``fit``, which turns of a dialogue a context holds.
+Left out: conversations of many people at once (``serve``, which fits theirs in the same way).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,41 @@ from danlu.infer.sampler import Sampling
 from danlu.records import Message
 from danlu.streams import stream_seed
 from danlu.tokens.chat import encode_prompt
+from danlu.tokens.tokenizer import Tokenizer
 
 _TOP_P = 0.95
+
+
+def reserve(context: int, max_new_tokens: int | None) -> int:
+    """Tokens to keep free for an answer: what it may take, or a quarter of the context if that is less."""
+    return min(max_new_tokens or context, max(1, context // 4))
+
+
+def fit(tokenizer: Tokenizer, messages: Sequence[Message], limit: int) -> list[Message]:
+    """A dialogue without the oldest turns that keep its prompt from fitting into ``limit`` tokens.
+
+    Args:
+        tokenizer: the model's.
+        messages: an optional system turn, then user and assistant in turn, the user's last.
+        limit: tokens that the prompt may take.
+
+    Returns:
+        The system turn and the newest others, beginning with a user's and with the last message always there: if that
+        is too long by itself, the caller has to say so.
+
+    Raises:
+        UserError: the tokenizer has no chat template that is known here.
+    """
+    n_system = int(messages[0].role == "system")
+    system, turns = messages[:n_system], messages[n_system:]
+    starts = range(0, len(turns), 2)
+
+    def fits(start: int) -> bool:
+        return len(encode_prompt(tokenizer, [*system, *turns[start:]])) <= limit
+
+    # Mostly everything fits. If not, the fewer turns the shorter, so a long history need not be encoded for each.
+    first = 0 if fits(0) else bisect_left(starts, True, lo=1, key=fits)
+    return [*system, *turns[starts[min(first, len(starts) - 1)] :]]
 
 
 class Chat:
@@ -85,25 +119,22 @@ class Chat:
         try:
             for piece in self.generator.stream(prompt, sampling, seed):
                 answer += piece
-                yield piece
+                if piece:
+                    yield piece
         finally:
             self.messages = [*asked, Message("assistant", answer)]
 
     def _fit(self, messages: Sequence[Message]) -> tuple[list[int], int]:
-        """The prompt that fits, oldest turns dropped if need be, and the tokens left for an answer.
-
-        An answer is given what the options ask for, or a quarter of the context if that is less.
-        """
-        context = self.generator.model.config.max_seq_len
-        wanted = min(self.sampling.max_new_tokens, context // 4)
-        n_system = int(messages[0].role == "system")
-        for dropped in range(0, len(messages) - n_system, 2):
-            prompt = encode_prompt(self.generator.tokenizer, [*messages[:n_system], *messages[n_system + dropped :]])
-            if len(prompt) + wanted <= context:
-                if dropped:
-                    self._notice(f"the context of {context} tokens is full: {dropped} old messages are left out")
-                return prompt, context - len(prompt)
-        raise UserError(
-            f"this message takes {len(prompt)} tokens and the answer needs {wanted}, "
-            f"and the model's context is {context}; say it in fewer words"
-        )
+        """The prompt that fits, oldest turns dropped if need be, and the tokens left for an answer."""
+        context, tokenizer = self.generator.model.config.max_seq_len, self.generator.tokenizer
+        wanted = reserve(context, self.sampling.max_new_tokens)
+        kept = fit(tokenizer, messages, context - wanted)
+        prompt = encode_prompt(tokenizer, kept)
+        if len(prompt) + wanted > context:
+            raise UserError(
+                f"this message takes {len(prompt)} tokens and the answer needs {wanted}, "
+                f"and the model's context is {context}; say it in fewer words"
+            )
+        if dropped := len(messages) - len(kept):
+            self._notice(f"the context of {context} tokens is full: {dropped} old messages are left out")
+        return prompt, context - len(prompt)

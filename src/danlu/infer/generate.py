@@ -123,7 +123,9 @@ class Generator:
         """Answer one prompt piece by piece; close the iterator to cancel.
 
         Yields:
-            Pieces of text, never half a character nor a part of a stop string; they add up to the completion's text.
+            A piece of text per token, never half a character nor a part of a stop string; they add up to the
+            completion's text. A token that shows nothing yet gives an empty piece, so that whoever takes turns with
+            other answers, or cancels, gets to do so at every token.
 
         Returns:
             The completion, as the value of ``yield from``.
@@ -140,9 +142,7 @@ class Generator:
         while not batch.done:
             token = int(batch.step())
             piece = "" if token in self.stop_ids else detokenizer.feed(token)
-            piece += detokenizer.finish() if batch.done else ""
-            if piece:
-                yield piece
+            yield piece + (detokenizer.finish() if batch.done else "")
         return batch.completions()[0]
 
     def _need(self, prompt: Sequence[int], sampling: Sampling) -> int:

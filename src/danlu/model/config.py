@@ -129,7 +129,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value not in valid:
                 raise ValueError(f"model.{name} is '{value}'; valid: {', '.join(valid)}")
-        for name in ("vocab_size", "n_layers", "d_model", "max_seq_len", "n_heads", "d_ff"):
+        for name in ("vocab_size", "n_layers", "d_model", "max_seq_len", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
         if self.attention == "gqa" and self.n_heads % self.n_kv_heads:

@@ -18,7 +18,8 @@ from danlu.report import pictures
 from danlu.report.figures import BY_LIFE, figures
 from danlu.run import Metrics, Run
 
-TRAINED = ("pretrain", "sft", "reward")
+# The stages of the training loop, and what each one's loss is a mean over.
+TRAINED = {"pretrain": "nats per token", "sft": "nats per answer token", "reward": "nats per comparison"}
 _RATES = {
     "form_rate": "form",
     "rhyme_rate": "form and rhyme",
@@ -56,7 +57,7 @@ def _content(run: Run) -> dict[str, Any]:
         "funnel": pictures.funnel([(step["step"], step["documents"]) for step in audit.get("funnel", [])]),
         "reasons": audit.get("reasons", {}),
         "licences": audit.get("licences", {}),
-        "losses": pictures.losses({name: Metrics(run.dir / name / "metrics.jsonl").read() for name in TRAINED}),
+        "losses": pictures.losses({it: Metrics(run.dir / it / "metrics.jsonl").read() for it in TRAINED}, TRAINED),
         "alignment": pictures.alignment(monitor.get("looks", []), _hidden(monitor.get("looks", []))),
         "alarms": monitor.get("alarms", []),
         "rates": pictures.bars(rates, "share of answers"),

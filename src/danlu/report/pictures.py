@@ -58,11 +58,12 @@ def funnel(steps: Sequence[tuple[str, int]]) -> str:
         return _svg(figure)
 
 
-def losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]) -> str:
     """Training and held-out loss against the step, one panel per training stage.
 
     Args:
         metrics: stage -> rows of its metrics.jsonl.
+        units: stage -> what its loss is counted in.
     """
     shown = {name: rows for name, rows in metrics.items() if any("loss" in row for row in rows)}
     if not shown:
@@ -74,8 +75,9 @@ def losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             _curve(axes, rows, "val_loss", CINNABAR, "held out")
             axes.set_title(name, loc="left")
             axes.set_xlabel("step")
+            axes.set_ylabel(units[name])
             axes.legend(frameon=False)
-        panels[0][0].set_ylabel("nats per token")
+        figure.tight_layout()  # every panel has a label of its own, which would run into the one before
         return _svg(figure)
 
 

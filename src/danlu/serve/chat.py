@@ -35,10 +35,11 @@ async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: 
         Refusal: unknown model, too long, queue full.
     """
     served = models.get(asked.model)
-    job = await served.job(asked, asked.first_seed())
+    turns = await served.fit(asked, asked.turns())
+    job = await served.job(asked, turns, asked.first_seed())
     jobs = [replace(job, seed=seed) for seed in _seeds(job.seed, asked.n)]
     answers = engine.submit(jobs)
-    reply = Reply(served.name, served.hash)
+    reply = Reply(served.name, served.hash, asked.left_out(turns))
     if asked.stream:
         return EventStream(answers, _chunks(reply, answers, asked.counts))
     async with cancelled_when_gone(receive, answers):

@@ -159,12 +159,13 @@ class _Writer:
         self.answers, self._index, self._stream = answers, index, stream
 
     def step(self) -> bool:
-        """One piece on; returns whether there is more to write."""
+        """One token on; returns whether there is more to write."""
         if self.answers.cancelled:
             self._stream.close()
             return False
         try:
-            self.answers.tell(Piece(self._index, next(self._stream)))
+            if piece := next(self._stream):  # a token that shows nothing yet is nobody's news
+                self.answers.tell(Piece(self._index, piece))
         except StopIteration as end:
             self.answers.tell(Finished(self._index, end.value))
             return False

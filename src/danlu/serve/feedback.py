@@ -8,7 +8,7 @@ Left out: what becomes of the votes (``align``), accounts: a rater is a pseudony
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from anyio.to_thread import run_sync
 
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
-from danlu.records import Answer
+from danlu.records import Answer, Message
 from danlu.serve.engine import Answers, Engine, Finished, Job
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
@@ -29,9 +29,10 @@ RANKS = {"left": (0, 1), "right": (1, 0), "tie": (0, 0), "both_bad": ()}
 
 @dataclass(frozen=True)
 class _Contest:
-    """One comparison under way; ``served[i]`` and ``jobs[i]`` are what stands on side i."""
+    """One comparison under way; both answer ``turns``, and ``served[i]`` and ``jobs[i]`` are what stands on side i."""
 
     asked: CompareRequest
+    turns: Sequence[Message]
     served: tuple[Served, ...]
     jobs: tuple[Job, ...]
 
@@ -67,8 +68,11 @@ class Feedback:
         contestants = [served[0], served[-1]]
         secrets.SystemRandom().shuffle(contestants)
         seed = asked.first_seed()
-        jobs = [await one.job(asked, seed + i) for i, one in enumerate(contestants)]
-        contest = _Contest(asked, tuple(contestants), tuple(jobs))
+        turns: Sequence[Message] = asked.turns()
+        for one in contestants:  # the smaller context decides: answers to different dialogues cannot be compared
+            turns = await one.fit(asked, turns)
+        jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
+        contest = _Contest(asked, turns, tuple(contestants), tuple(jobs))
         answers = self._engine.submit(jobs)
         return EventStream(answers, self._events(contest, answers))
 
@@ -95,7 +99,7 @@ class Feedback:
         conversation = contest.asked.conversation
         if not conversation:
             conversation = await run_sync(self._store.start_conversation, contest.asked.rater)
-        yield {"type": "start", "conversation": conversation}
+        yield {"type": "start", "conversation": conversation, **contest.asked.left_out(contest.turns)}
         finished: dict[int, Completion] = {}
         async for event in answers:
             side = SIDES[event.index]
@@ -109,7 +113,7 @@ class Feedback:
 
     async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:
         shown = [contest.answer(side, completions[side]) for side in range(len(SIDES))]
-        return await run_sync(self._store.record, contest.asked.turns(), shown, conversation)
+        return await run_sync(self._store.record, contest.turns, shown, conversation)
 
     def _identity(self, answer: Answer) -> dict[str, Any]:
         """Who wrote an answer; a model that is no longer served is called by its hash."""

@@ -1,7 +1,7 @@
 """The models that are served, loaded once, and how a dialogue becomes a job for one of them.
 
 In:  model directories by name.
-Out: ``Models``: look one up, encode a dialogue for it, refuse what does not fit its context.
+Out: ``Models``: look one up, encode a dialogue for it, leave out or refuse what does not fit its context.
 Left out: writing the answer (``engine``).
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
+from anyio.to_thread import run_sync
 
 from danlu import device, hub
 from danlu.errors import UserError, nearest
-from danlu.infer import Generator
+from danlu.infer import Generator, fit, reserve
 from danlu.records import Message
 from danlu.serve.engine import Job
 from danlu.serve.problems import Refusal
@@ -52,19 +52,29 @@ class Served:
         """OpenAI's model object."""
         return {"id": self.name, "object": "model", "created": self.loaded, "owned_by": "danlu"}
 
-    async def job(self, asked: Asking, seed: int) -> Job:
-        """A job that answers ``asked``.
+    async def fit(self, asked: Asking, turns: Sequence[Message]) -> Sequence[Message]:
+        """The turns to answer: all of them, or, if the client allows it, the newest that leave room for an answer."""
+        if not asked.may_leave_out():
+            return turns
+        limit = self.context - reserve(self.context, asked.limit())
+        return await run_sync(fit, self.tokenizer, turns, limit)
+
+    async def job(self, asked: Asking, turns: Sequence[Message], seed: int) -> Job:
+        """A job that answers ``turns`` in the way that ``asked`` says.
 
         Raises:
             Refusal: the dialogue, with the answer asked for, is longer than the model's context.
         """
         # Tokenising a long text takes a while: not on the event loop, where everybody else waits.
-        prompt = await anyio.to_thread.run_sync(_encode, self.tokenizer, asked.turns())
+        prompt = await run_sync(chat.encode_prompt, self.tokenizer, turns)
         room = self.context - len(prompt)
-        wanted = asked.limit() or max(room, 1)
+        if asked.may_leave_out():  # turns were left out for the least that an answer needs; it may take all there is
+            wanted, limit = reserve(self.context, asked.limit()), min(asked.limit() or room, room)
+        else:
+            wanted = limit = asked.limit() or max(room, 1)
         if wanted > room:
-            raise _too_long(self, len(prompt), wanted)
-        return Job(self.generator, prompt, asked.sampling(wanted), seed)
+            raise _too_long(self, len(prompt), wanted, asked.may_leave_out())
+        return Job(self.generator, prompt, asked.sampling(limit), seed)
 
 
 class Models:
@@ -117,13 +127,11 @@ def _load(name: str, place: Path) -> Served:
     )
 
 
-def _encode(tokenizer: Tokenizer, turns: Sequence[Message]) -> list[int]:
-    return chat.encode_prompt(tokenizer, turns)
-
-
-def _too_long(served: Served, prompt: int, wanted: int) -> Refusal:
+def _too_long(served: Served, prompt: int, wanted: int, alone: bool) -> Refusal:
+    """``alone``: there are no older turns left that could be dropped."""
+    mend = "say it in fewer words" if alone else "shorten the conversation or ask for a shorter answer"
     message = (
         f"this model's context is {served.context} tokens, and {prompt + wanted} were asked for ({prompt} in the "
-        f"messages, {wanted} for the answer); shorten the conversation or ask for a shorter answer"
+        f"messages, {wanted} for the answer); {mend}"
     )
     return Refusal(400, message, "context_length_exceeded", "messages")

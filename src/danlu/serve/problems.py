@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from danlu.align.preferences import StoreError
 from danlu.errors import UserError
 
 _LOG = logging.getLogger("danlu.serve")
@@ -45,6 +46,8 @@ def envelope(error: Exception) -> dict[str, Any]:
     """The JSON of any error, also used as an event when an answer has already begun."""
     if isinstance(error, Refusal):
         return _envelope(error.status_code, error.detail, error.code, error.param)
+    if isinstance(error, StoreError):
+        return _envelope(503, str(error), "store_unavailable", None)
     if isinstance(error, UserError):
         return _envelope(404, str(error), "not_found", None)
     return _envelope(500, _OURS, "internal_error", None)
@@ -55,6 +58,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UserError, _user)
+    app.add_exception_handler(StoreError, _store)
     app.add_exception_handler(Exception, _fault)
 
 
@@ -84,6 +88,12 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 async def _user(_: Request, error: Exception) -> JSONResponse:
     """The rooms to the left raise ``UserError`` here only for things that were named and are not there."""
     return JSONResponse(envelope(error), 404)
+
+
+async def _store(_: Request, error: Exception) -> JSONResponse:
+    """A full disk is no fault of ours: whoever runs the server can mend it, and then it works again."""
+    _LOG.error("%s", error)
+    return JSONResponse(envelope(error), 503)
 
 
 async def _fault(_: Request, error: Exception) -> JSONResponse:

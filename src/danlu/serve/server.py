@@ -33,7 +33,7 @@ def run_server(
         models: model directories by the name clients use.
         store: the preference store: a file, or a database's URL.
         port: 0 takes any free one.
-        console: where the address is told.
+        console: where the address and the store's place are told.
 
     Raises:
         UserError: the port is taken, a model cannot be served, the store cannot be opened.
@@ -45,7 +45,8 @@ def run_server(
         app = create_app(models, preferences)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
-        console.say(f"serving {', '.join(models)} at http://{ADDRESS}:{listening.getsockname()[1]} (Ctrl-C stops)")
+        address = f"http://{ADDRESS}:{listening.getsockname()[1]}"
+        console.say(f"serving {', '.join(models)} at {address}, votes go to {preferences.place} (Ctrl-C stops)")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False,
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -83,6 +83,8 @@ class Asking(_Body):
     max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     stop: Annotated[list[_Stop], Field(max_length=MAX_STOPS)] = []
     seed: _Seed | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """``"auto"``, a word of OpenAI's Responses API, leaves out the oldest turns of a dialogue that is too long."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -107,6 +109,14 @@ class Asking(_Body):
     def limit(self) -> int | None:
         """How long an answer may get, in tokens, if the client says so; the newer field wins."""
         return self.max_completion_tokens or self.max_tokens
+
+    def may_leave_out(self) -> bool:
+        """Whether the oldest turns may be left out; if not, a dialogue that is too long is refused."""
+        return self.truncation == "auto"
+
+    def left_out(self, turns: Sequence[Message]) -> dict[str, int]:
+        """What the client is told if only ``turns`` are answered: how many messages are not, if it allowed for that."""
+        return {"left_out": len(self.messages) - len(turns)} if self.may_leave_out() else {}
 
     def sampling(self, max_new_tokens: int) -> Sampling:
         """How to draw; what is left out is OpenAI's default, 1."""
@@ -183,10 +193,12 @@ class Reply:
     Attributes:
         model: the name the client asked for.
         fingerprint: hash of the model that answers.
+        further: fields that OpenAI's form does not have; its clients pass them on.
     """
 
     model: str
     fingerprint: str
+    further: Mapping[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -206,6 +218,7 @@ class Reply:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
             "choices": list(choices),
+            **self.further,
         }
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -75,6 +75,17 @@ class _Format:
     system: str | None = None
 
 
+def knows_turns(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has the special tokens of a template that is known here."""
+    names = tokenizer.specials
+    return all(name in names for name in SPECIALS) or ("<|im_start|>" in names and "<|im_end|>" in names)
+
+
+def with_turns(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer that has our special tokens and template too; what it could spell before, it spells as before."""
+    return tokenizer.extended(SPECIALS, TOKENIZER_CONFIG)
+
+
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of a dialogue up to where the assistant's answer begins.
 
@@ -102,6 +113,16 @@ def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> tup
         UserError: the tokenizer has no chat template that is known here.
     """
     return _encode_turns(tokenizer, _format(tokenizer), check_messages(conversation.messages, answered=True))
+
+
+def encode_fitting(
+    tokenizer: Tokenizer, prompts: Iterable[tuple[Message, ...]], longest: int
+) -> Iterator[tuple[tuple[Message, ...], list[int]]]:
+    """Those of some prompts that take at most ``longest`` tokens, each with its ids."""
+    for prompt in prompts:
+        ids = encode_prompt(tokenizer, prompt)
+        if len(ids) <= longest:
+            yield prompt, ids
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

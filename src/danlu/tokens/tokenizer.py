@@ -85,6 +85,17 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for a fault of the file
             raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
 
+    def extended(self, specials: Sequence[str], config: Mapping[str, Any]) -> Tokenizer:
+        """A tokenizer that knows these special tokens too, their ids after all others.
+
+        Args:
+            specials: what is there already keeps its id.
+            config: keys of ``tokenizer_config.json`` that take the place of this one's.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._json)
+        backend.add_special_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in specials])
+        return Tokenizer(backend.to_str(), {**self.config, **config})
+
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json`` into ``folder``."""
         with atomic_write(folder / "tokenizer.json") as handle:

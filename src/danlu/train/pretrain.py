@@ -7,21 +7,23 @@ Left out: the loop (``loop``), the loss (``language``), going on with the pre-tr
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from danlu import hub
 from danlu.errors import UserError, nearest, unknown
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
 from danlu.model.decoder import Decoder
-from danlu.model.presets import PRESETS, preset
+from danlu.model.presets import PRESETS
 from danlu.run import Stage
 from danlu.streams import stream_seed
+from danlu.tokens import chat
 from danlu.tokens.shards import read_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import parallel
@@ -29,12 +31,15 @@ from danlu.train.language import LanguageSettings, Text, continuation, evaluate_
 from danlu.train.loop import run_loop
 
 _PROMPT_TOKENS = 8
+_PRESET = "llama-tang"
+_ANY = 64  # a vocabulary, where only the shape matters
+_CONFIG = TypeAdapter(ModelConfig)  # takes 1e6, which YAML calls a string, for the number that it is
 
 
 class PretrainSettings(LanguageSettings):
     """The section ``pretrain``."""
 
-    model: dict[str, Any] = Field(default_factory=lambda: {"preset": "llama-tang"})
+    model: dict[str, Any] = Field(default_factory=lambda: {"preset": _PRESET}, validate_default=True)
     """The shape: ``preset`` names one to start from, any other key is a field of the model and overrides it."""
     base: str = ""
     """A model directory to adopt instead of training one."""
@@ -43,34 +48,53 @@ class PretrainSettings(LanguageSettings):
         """The base model."""
         return {"base": Path(self.base)} if self.base else {}
 
+    @field_validator("model")
+    @classmethod
+    def _spelled_out(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Every field of the shape: a preset that changes is another model, whatever it is called."""
+        shape = _shape(value, vocab_size=_ANY).to_dict()
+        del shape["vocab_size"]
+        return {"preset": value.get("preset", _PRESET), **shape}
+
     @model_validator(mode="after")
     def _shape_can_be_saved(self) -> PretrainSettings:
         """Refuse at once a shape that could be trained for hours and then not be written."""
         if not self.base:
-            hub.hf_config(self.shape(vocab_size=64), "lm")
+            hub.hf_config(self.shape(_ANY), "lm")
         return self
 
     def shape(self, vocab_size: int) -> ModelConfig:
         """The model's config for a vocabulary of this size.
 
         Raises:
-            UserError: unknown preset or field, or sizes that do not go together.
+            UserError: rows are longer than the model can read.
         """
-        overrides = dict(self.model)
-        name = str(overrides.pop("preset", "llama-tang"))
-        if name not in PRESETS:
-            raise unknown("preset", name, PRESETS, "pretrain.model")
-        valid = {f.name for f in fields(ModelConfig)} - {"vocab_size"}  # the tokenizer decides the vocabulary
-        for key in overrides:
-            if key not in valid:
-                raise UserError(f"unknown key 'pretrain.model.{key}'{nearest(key, valid | {'preset'})}")
-        try:
-            config = preset(name, **{**overrides, "vocab_size": vocab_size})
-        except (ValueError, TypeError) as error:
-            raise UserError(f"pretrain.model: {error}") from None
+        config = _shape(self.model, vocab_size)
         if self.seq_len > config.max_seq_len:
             raise UserError(f"pretrain.seq_len ({self.seq_len}) is more than model.max_seq_len ({config.max_seq_len})")
         return config
+
+
+def _shape(model: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+    """The config that the keys of ``pretrain.model`` describe.
+
+    Raises:
+        UserError: unknown preset or field, a value of another kind, or sizes that do not go together.
+    """
+    overrides = dict(model)
+    name = str(overrides.pop("preset", _PRESET))
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS, "pretrain.model")
+    valid = {f.name for f in fields(ModelConfig)} - {"vocab_size"}  # the tokenizer decides the vocabulary
+    for key in overrides:
+        if key not in valid:
+            raise UserError(f"unknown key 'pretrain.model.{key}'{nearest(key, valid | {'preset'})}")
+    try:
+        return _CONFIG.validate_python({**PRESETS[name], **overrides, "vocab_size": vocab_size})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(("pretrain.model", *map(str, first["loc"])))
+        raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def pretrain(stage: Stage) -> dict[str, Any]:
@@ -109,6 +133,8 @@ def new_model(config: ModelConfig, seed: int) -> Decoder:
 def _adopt(stage: Stage, base: Path) -> dict[str, Any]:
     """Make ``base`` the model of this stage, in the layout that every later stage reads.
 
+    A base model that was never a chat model has no tokens for turns. It gets danlu's, and rows for them.
+
     Raises:
         UserError: ``base`` is no model directory that danlu can read, or not a model to go on training.
     """
@@ -116,8 +142,32 @@ def _adopt(stage: Stage, base: Path) -> dict[str, Any]:
     if model.head_kind != "lm" or model.config.quantization != "none":
         raise UserError(f"pretrain.base {base} is a reward model or compressed; it must be a plain language model")
     stage.console.say(f"{stage.name} adopts {base}")
+    if not chat.knows_turns(tokenizer):
+        tokenizer = chat.with_turns(tokenizer)
+        model = with_vocabulary(model, tokenizer.vocab_size, stream_seed(stage.seed, "turns"))
+        stage.console.say(f"  it knows no turns of a dialogue and gets {len(chat.SPECIALS)} tokens for them")
     save_model(model, tokenizer, stage, {"base": base.name})
     return count(model)
+
+
+def with_vocabulary(model: Decoder, vocab_size: int, seed: int) -> Decoder:
+    """The same model with rows for at least ``vocab_size`` tokens.
+
+    New rows are the mean of the old ones, which no prompt makes likely, and a tenth of their deviation in noise, which
+    tells them apart (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    """
+    if vocab_size <= model.config.vocab_size:
+        return model
+    grown = Decoder(replace(model.config, vocab_size=vocab_size))
+    state = model.state_dict()
+    noise = torch.Generator().manual_seed(seed)
+    for name in ("embed.weight", "head.weight"):
+        if name in state:
+            old = state[name]
+            new = torch.randn(vocab_size - len(old), old.shape[1], generator=noise) * (0.1 * old.std(0)) + old.mean(0)
+            state[name] = torch.cat([old, new.to(old.dtype)])
+    grown.load_state_dict(state, assign=True)
+    return grown
 
 
 def count(model: Decoder) -> dict[str, int]:

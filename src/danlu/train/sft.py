@@ -156,7 +156,11 @@ def _read(stage: Stage, settings: SFTSettings) -> Iterator[tuple[bool, Conversat
 def _write(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> None:
     """Write conversations as JSONL and as token shards with their loss mask; what does not fit a row is left out."""
     for part, conversations in gather(stage, settings, tokenizer).items():
-        encoded = [(chat.encode_conversation(tokenizer, c), c) for c in conversations]
+        encoded = []
+        with stage.console.task(f"encode for {part}", len(conversations), "conversations") as task:
+            for conversation in conversations:
+                encoded.append((chat.encode_conversation(tokenizer, conversation), conversation))
+                task.advance()
         fitting = [(ids_mask, c) for ids_mask, c in encoded if len(ids_mask[0]) <= settings.seq_len + 1]
         if not fitting:
             raise UserError(f"no conversation for {part} fits in sft.seq_len ({settings.seq_len}); raise it")

@@ -1,0 +1,15 @@
+"""Pictures say what they show in the units in which it was measured."""
+
+import re
+
+from danlu.report import pictures
+from danlu.report.page import TRAINED
+
+
+def test_every_panel_of_losses_has_the_unit_of_its_stage(monkeypatch):
+    monkeypatch.setitem(pictures._STYLE, "svg.fonttype", "none")  # words as words, not as outlines
+    rows = [{"step": step, "loss": 1.0 / step, "val_loss": 1.0} for step in (1, 2)]
+    assert "comparison" in TRAINED["reward"]
+    svg = pictures.losses(dict.fromkeys(TRAINED, rows), TRAINED)
+    assert re.findall(r">(nats per [a-z ]+)<", svg) == list(TRAINED.values())
+    assert pictures.losses({"pretrain": [], "sft": rows}, TRAINED).count("nats per") == 1
