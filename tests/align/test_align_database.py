@@ -22,7 +22,12 @@ def test_a_password_is_hidden_in_print_and_left_out_on_disk():
 
 
 @pytest.mark.parametrize(
-    "url", [f"postgresql://keeper:half@{SECRET}@host/votes", f"postgresql://host/votes?password={SECRET}"]
+    "url",
+    [
+        f"postgresql://keeper:half@{SECRET}@host/votes",
+        f"postgresql://keeper:half@part/{SECRET}@host/votes",
+        f"postgresql://host/votes?password={SECRET}",
+    ],
 )
 def test_a_password_that_cannot_be_hidden_is_refused(url):
     for use in (database.shown, database.written, database.connect, PreferenceStore):

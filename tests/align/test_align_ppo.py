@@ -197,7 +197,7 @@ def test_an_update_that_went_too_far_stops_before_its_step(
     trained = learner(make_model, approx_kl_limit=1e-9, mini_batch=4)
     scored = trained.score(collect(), make_model(), beta=0.1)
     first = trained.update(replace(scored, logprobs=scored.logprobs + 0.1), 0, seed=0)
-    assert first == {"steps": 0.0, "stopped": 1.0}
+    assert first == {"steps": 0.0, "stopped": 1.0, "skipped_steps": 0.0}
     fresh = learner(make_model)
     for role in ("policy", "critic"):
         for ours, theirs in zip(getattr(trained, role).parameters(), getattr(fresh, role).parameters(), strict=True):

@@ -20,6 +20,7 @@ from danlu.train import PretrainSettings, pretrain, sft
 from danlu.train.pretrain import new_model, with_vocabulary
 
 WEIGHTS = "model/model.safetensors"
+_WORDS = ["春眠不觉晓。one two three"]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_base_model_is_adopted_as_it_is(tmp_path, base, make_stage):
 
 
 def test_a_base_model_without_turns_gets_tokens_for_them(tmp_path, base, make_stage):
-    backend = train_bpe(["春眠不觉晓。one two three"], 320, han_run=1, min_frequency=2, specials=("<|endoftext|>",))
+    backend = train_bpe(_WORDS, vocab_size=320, han_run=1, min_frequency=2, specials=("<|endoftext|>",))
     plain = Tokenizer(backend, {"eos_token": "<|endoftext|>"})
     assert not chat.knows_turns(plain)
     torch.manual_seed(3)

@@ -80,7 +80,8 @@ def _read(place: str) -> URL:
         url = make_url(place)
     except (ArgumentError, ValueError):  # either may quote what it could not read
         raise _unreadable() from None
-    if "@" in (url.host or "") or any("password" in key.lower() for key in url.query):
+    unclear = url.password is not None and place.count("@") > 1  # where does it end?
+    if unclear or any("password" in key.lower() for key in url.query):
         raise UserError(
             "the password in the preference store's URL cannot be told from the rest of it and would be printed; "
             "set PGPASSWORD or use ~/.pgpass instead, or write '@' as %40"
