@@ -156,7 +156,7 @@ def check_gradients(theirs: Any, ours: Decoder, tokens: Tensor, folder: Path) ->
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None, f"{name} gets no gradient"
         off = (parameter.grad - wanted[name]).norm()
-        assert off <= 1e-4 * wanted[name].norm() + 1e-8, name
+        assert off <= 1e-4 * wanted[name].norm() + 1e-7, name  # a router of one expert has none but rounding
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -26,7 +26,7 @@ def family_of(config: ModelConfig) -> Family:
         UserError: there is none; names the options that keep it out of the nearest one.
     """
     misfits = {name: family.misfits(config) for name, family in FAMILIES.items()}
-    nearest = min(misfits, key=lambda name: len(misfits[name]))
+    nearest = min(FAMILIES, key=lambda name: (len(FAMILIES[name].clashes(config)), len(misfits[name])))
     if misfits[nearest]:
         raise UserError(
             f"no Hugging Face architecture has this shape, so no other program could read it; "

@@ -49,15 +49,19 @@ class Family:
     refuse: Callable[[ModelConfig], str | None]
     ignored: tuple[str, ...] = ()
 
-    def misfits(self, config: ModelConfig) -> list[str]:
-        """Sentences' tails on what keeps ``config`` out of this family; empty if it belongs."""
-        wrong = [
+    def clashes(self, config: ModelConfig) -> list[str]:
+        """Sentences' tails on the fields in which ``config`` is of another kind than this family."""
+        return [
             f"model.{name} '{getattr(config, name)}' (only '{value}')"
             for name, value in self.fixed.items()
             if getattr(config, name) != value
         ]
-        reason = None if wrong else self.refuse(config)
-        return wrong + ([reason] if reason else [])
+
+    def misfits(self, config: ModelConfig) -> list[str]:
+        """The same, and if there are none what else keeps ``config`` out of this family; empty if it belongs."""
+        clashes = self.clashes(config)
+        reason = None if clashes else self.refuse(config)
+        return [reason] if reason else clashes
 
     def entries(self, config: ModelConfig, trunk: str | None = None) -> Iterator[Entry]:
         """Every tensor that a model of this family may have; the model decides which exist.
