@@ -180,6 +180,25 @@ def export(
     typer.echo(str(out))
 
 
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Spell this one out, part by part.")] = None,
+) -> None:
+    """List the model shapes with names, from GPT-1 to DeepSeek-V3, or show where one's parameters are."""
+    from danlu.anatomy import explain, table
+
+    typer.echo(explain(name) if name else table())
+
+
+@app.command()
+def inspect(where: Where, stage: StageName = None) -> None:
+    """Show a model's parts: shapes, counts, size, cache."""
+    from danlu.anatomy import inspect as describe_directory
+    from danlu.pipeline import find_model
+
+    typer.echo(describe_directory(find_model(where, stage)))
+
+
 @feedback.command("export")
 def feedback_export(
     where: Annotated[

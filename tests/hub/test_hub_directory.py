@@ -14,6 +14,7 @@ from danlu.errors import UserError
 from danlu.hub.config import from_hf
 from danlu.hub.layout import PACKED_INT8, PLAIN_INT8
 from danlu.model import PRESETS, Decoder, ModelConfig, preset
+from danlu.model.config import RopeScaling
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.chat import SPECIALS, TOKENIZER_CONFIG
 from danlu.tokens.tokenizer import Tokenizer
@@ -142,7 +143,9 @@ def test_old_spelling_of_rope_is_read(folder):
     edit_config(folder, rope_parameters=..., rope_theta=123.0)
     assert hub.load(folder).config.rope_theta == 123.0
     edit_config(folder, rope_scaling={"type": "linear", "factor": 2.0})
-    with pytest.raises(UserError, match="rope_type is 'linear'"):
+    assert hub.load(folder).config.rope_scaling == RopeScaling(kind="linear", factor=2.0)
+    edit_config(folder, rope_scaling={"type": "dynamic", "factor": 2.0})
+    with pytest.raises(UserError, match="rope_type is 'dynamic'; valid: default, linear, llama3, yarn"):
         hub.load(folder)
 
 
@@ -264,7 +267,7 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_the_old_one(folder, tokeni
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"gpt3-13b"}))  # 40 heads of 128 do not make 5,140
 def test_every_preset_has_a_counterpart(name):
     config = preset(name, **({} if "vocab_size" in PRESETS[name] else {"vocab_size": 320}))
     for head in ("lm", "scalar"):
@@ -289,7 +292,7 @@ SIZES = {
         ({**GPT2, **BIASES, "n_kv_heads": 2}, r"model\.n_kv_heads 2"),
         ({**GPT2, **BIASES, "head_dim": 32}, r"model\.head_dim 32"),
         ({"rope_layout": "interleaved"}, r"model\.rope_layout 'interleaved'"),
-        ({"qkv_bias": True}, r"model\.out_bias False"),
+        ({"out_bias": True}, r"model\.out_bias True"),
         ({"d_model": 66, "head_dim": 16}, r"model\.n_heads 4"),
         ({"n_experts": 4, "top_k": 2, "d_expert": 32}, r"model\.n_experts '4'"),
     ],

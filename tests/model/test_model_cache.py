@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,13 +14,22 @@ from danlu.model.mla import ABSORB_UP_TO, LatentAttention
 from danlu.model.positions import rope_table
 
 VOCAB = 61
-NAMES = ["gpt2-tiny", "llama-tiny", "deepseek-tiny"]
+YARN = {"kind": "yarn", "factor": 4.0, "original_len": 32, "mscale": 0.7, "mscale_all_dim": 0.7}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt1": ("gpt2-tiny", {"norm_placement": "post"}),
+    "gpt2": ("gpt2-tiny", {}),
+    "llama": ("llama-tiny", {}),
+    "windows": ("llama-tiny", {"window": 4, "n_full_layers": 1, "qk_norm": True}),
+    "deepseek": ("deepseek-tiny", {}),
+    "yarn": ("deepseek-tiny", {"rope_scaling": YARN, "router_score": "softmax", "balance": "none"}),
+}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SHAPES)
 def model(request: pytest.FixtureRequest) -> Decoder:
     torch.manual_seed(1)
-    model = Decoder(preset(request.param, vocab_size=VOCAB, init_std=0.2)).eval()
+    name, changes = SHAPES[request.param]
+    model = Decoder(preset(name, vocab_size=VOCAB, init_std=0.2, **changes)).eval()
     return model.requires_grad_(False)
 
 
@@ -90,7 +101,7 @@ def test_absorbed_equals_expanded_with_and_without_int8() -> None:
                 )
         positions = torch.tensor([[4, 5], [9, 10]])
         rope = rope_table(positions, config.rope_dim, config.rope_theta, torch.float32)
-        context = Context(cached_mask(positions, 12, torch.float32), rope, positions)
+        context = Context(cached_mask(positions, 12, torch.float32), None, rope, positions)
         nope, pe = torch.randn(2, 4, 2, config.nope_dim), torch.randn(2, 4, 2, config.rope_dim)
         entries = torch.randn(2, 12, config.kv_rank + config.rope_dim) / 10
         absorbed = layer.attend_absorbed(nope / 50, pe, entries, context)

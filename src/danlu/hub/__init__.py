@@ -6,6 +6,6 @@ Left out: making models, talking to them, fetching them.
 """
 
 from danlu.hub.config import hf_config
-from danlu.hub.directory import export_directory, load, load_pretrained, model_hash, save
+from danlu.hub.directory import export_directory, load, load_pretrained, model_hash, read_config, save
 
-__all__ = ["export_directory", "hf_config", "load", "load_pretrained", "model_hash", "save"]
+__all__ = ["export_directory", "hf_config", "load", "load_pretrained", "model_hash", "read_config", "save"]

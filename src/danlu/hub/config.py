@@ -26,7 +26,7 @@ def family_of(config: ModelConfig) -> Family:
         UserError: there is none; names the options that keep it out of the nearest one.
     """
     misfits = {name: family.misfits(config) for name, family in FAMILIES.items()}
-    nearest = min(misfits, key=lambda name: len(misfits[name]))
+    nearest = min(FAMILIES, key=lambda name: (len(FAMILIES[name].clashes(config)), len(misfits[name])))
     if misfits[nearest]:
         raise UserError(
             f"no Hugging Face architecture has this shape, so no other program could read it; "
@@ -53,7 +53,7 @@ def hf_config(config: ModelConfig, head: str = "lm") -> dict[str, Any]:
     data |= family.extra(config)
     if head == "scalar":
         data |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    if config.n_experts:
+    if config.n_experts and "balance" not in family.fixed:
         data[_OWN] = {"balance": config.balance}
     if config.quantization == "int8":
         data["quantization_config"] = _quantization_block("lm_head" if head == "lm" else "score")
@@ -79,7 +79,7 @@ def from_hf(data: Mapping[str, Any]) -> tuple[ModelConfig, str, Family]:
         raise ValueError(f"key '{missing[0]}' is missing")
     values = {name: known[key] for name, key in family.fields.items()}
     values |= {**family.fixed, **family.complete(known)}
-    values |= {"balance": data.get(_OWN, {}).get("balance", "bias")}
+    values.setdefault("balance", data.get(_OWN, {}).get("balance", "bias"))
     values |= {"quantization": "int8" if quantization_format(data) else "none"}
     return ModelConfig.from_dict(values), _head_of(data, family), family
 

@@ -23,7 +23,7 @@ from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
 from danlu.hub.layout import PACKED_INT8, PLAIN_INT8, SAME, Entry
 from danlu.hub.weights import WEIGHTS, TensorFiles, weight_files
-from danlu.model import Decoder
+from danlu.model import Decoder, ModelConfig
 from danlu.tokens.tokenizer import Tokenizer
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
@@ -49,18 +49,21 @@ def load(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | 
             misshapen; names file and tensor.
     """
     path = Path(path)
-    if not (path / CONFIG).is_file():
-        raise UserError(f"no {CONFIG} in {path}; a model directory in the Hugging Face layout has one")
-    data = read_json(path / CONFIG)
-    try:
-        config, head, family = from_hf(data)
-        storage = quantization_format(data)
-    except (UserError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path / CONFIG}: {error}") from None
+    config, head, family, storage = _read_config(path)
     with torch.device("meta"):
         model = Decoder(config, head)
     model.load_state_dict(_read_state(model, family, storage, TensorFiles(path), dtype), assign=True)
     return model.to(device)
+
+
+def read_config(path: Path) -> tuple[ModelConfig, str]:
+    """Shape and head kind (``"lm"``, ``"scalar"``) of a model directory, without its weights.
+
+    Raises:
+        UserError: there is no model, or its architecture is not known here.
+    """
+    config, head, _, _ = _read_config(Path(path))
+    return config, head
 
 
 def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer]:
@@ -128,6 +131,19 @@ def model_hash(folder: Path) -> str:
     folder = Path(folder)
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     return hash_paths(folder, (CONFIG, "tokenizer.json", "tokenizer_config.json", *weights))
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, str, Family, str | None]:
+    """Shape, head kind, family and storage of the linear layers."""
+    if not (path / CONFIG).is_file():
+        raise UserError(f"no {CONFIG} in {path}; a model directory in the Hugging Face layout has one")
+    data = read_json(path / CONFIG)
+    try:
+        return *from_hf(data), quantization_format(data)
+    except KeyError as error:
+        raise UserError(f"{path / CONFIG}: key {error} is missing") from None
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{path / CONFIG}: {error}") from None
 
 
 def _entries(model: Decoder, family: Family, storage: str | None, trunk: str | None = None) -> Iterator[Entry]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from danlu.model.cache import KVLayer
 from danlu.model.config import ModelConfig
+from danlu.model.norm import RMSNorm
 from danlu.model.positions import Rope, rotate
 from danlu.model.quantized import make_linear
 
@@ -40,11 +41,13 @@ class Context(NamedTuple):
 
     Attributes:
         mask: who may look at whom.
+        window: the same for layers with a window; None where no layer has one.
         rope: angle tables, None with learned positions.
         positions: (B, T) place of every token, read by caches only.
     """
 
     mask: Mask
+    window: Mask | None
     rope: Rope | None
     positions: Tensor
 
@@ -54,7 +57,9 @@ def plain_scores(device: torch.device, n_queries: int, n_keys: int) -> bool:
     return device.type == "cpu" and n_queries * n_keys <= PLAIN_SCORES
 
 
-def causal_mask(length: int, documents: Tensor | None, dtype: torch.dtype, device: torch.device) -> Mask:
+def causal_mask(
+    length: int, documents: Tensor | None, dtype: torch.dtype, device: torch.device, window: int = 0
+) -> Mask:
     """The mask of a forward without cache.
 
     Args:
@@ -63,21 +68,29 @@ def causal_mask(length: int, documents: Tensor | None, dtype: torch.dtype, devic
             one document per row.
         dtype: dtype of the scores.
         device: where the scores are.
+        window: how many tokens a query sees, itself included; 0 for all before it.
     """
     narrow = dtype != torch.float32  # in fp32 SDPA is as fast, and rounds as transformers does
-    if documents is None and not (narrow and plain_scores(device, length, length)):
+    everything = not 0 < window < length
+    if documents is None and everything and not (narrow and plain_scores(device, length, length)):
         return Mask(None)
     allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    if not everything:
+        allowed = allowed.triu(1 - window)
     if documents is not None:
         keys = documents[:, None, None, :]
         allowed = allowed & ((documents[:, None, :, None] == keys) | (keys == SHARED))
     return _mask(allowed, dtype)
 
 
-def cached_mask(positions: Tensor, n_keys: int, dtype: torch.dtype) -> Mask:
-    """The mask of a forward with cache: a query at position p sees slots 0..p. ``positions`` (B, T)."""
-    slots = torch.arange(n_keys, device=positions.device)
-    return _mask(slots <= positions[:, None, :, None], dtype)
+def cached_mask(positions: Tensor, n_keys: int, dtype: torch.dtype, window: int = 0) -> Mask:
+    """The mask of a forward with cache: a query at position p sees slots 0..p, of a window W the last W of them.
+
+    ``positions`` (B, T).
+    """
+    slots, last = torch.arange(n_keys, device=positions.device), positions[:, None, :, None]
+    allowed = slots <= last
+    return _mask(allowed & (slots > last - window) if window else allowed, dtype)
 
 
 def _mask(allowed: Tensor, dtype: torch.dtype) -> Mask:
@@ -132,26 +145,37 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor) -
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention with ``n_kv_heads`` key-value heads (Ainslie et al. 2023); multi-head attention when all have one."""
+    """Attention with ``n_kv_heads`` key-value heads (Ainslie et al. 2023); multi-head attention when all have one.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the model's shape.
+        windowed: whether this layer sees ``config.window`` tokens only.
+    """
+
+    def __init__(self, config: ModelConfig, windowed: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.windowed = config, windowed
         d, dim = config.d_model, config.head_dim
         self.q = make_linear(config, d, config.n_heads * dim, config.qkv_bias)
         self.k = make_linear(config, d, config.n_kv_heads * dim, config.qkv_bias)
         self.v = make_linear(config, d, config.n_kv_heads * dim, config.qkv_bias)
         self.o = make_linear(config, config.n_heads * dim, d, config.out_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(dim, config.norm_eps)
+            self.k_norm = RMSNorm(dim, config.norm_eps)
 
     def forward(self, x: Tensor, context: Context, cache: KVLayer | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, keys and values are written at ``context.positions`` and read back."""
         q, k, v = (_heads(part(x), self.config.head_dim) for part in (self.q, self.k, self.v))  # B, H, T, D
+        if self.config.qk_norm:  # of every head, before its rotation (Qwen3)
+            q, k = self.q_norm(q), self.k_norm(k)
         if context.rope is not None:
             q = rotate(q, context.rope, self.config.rope_layout)
             k = rotate(k, context.rope, self.config.rope_layout)
         if cache is not None:
             k, v = cache.write(context.positions, k, v)
-        mixed = attend(q, k, v, scale=self.config.head_dim**-0.5, mask=context.mask)
+        mask = context.window if self.windowed and context.window is not None else context.mask
+        mixed = attend(q, k, v, scale=self.config.head_dim**-0.5, mask=mask)
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return out
 

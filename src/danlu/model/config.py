@@ -9,19 +9,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 _CHOICES = {
     "norm": ("layer", "rms"),
+    "norm_placement": ("pre", "post"),
     "positions": ("learned", "rope"),
     "rope_layout": ("half", "interleaved"),
     "attention": ("gqa", "mla"),
     "feedforward": ("mlp", "gated"),
     "activation": ("gelu_tanh", "silu"),
     "router_score": ("softmax", "sigmoid"),
+    "group_score": ("max", "top2"),
     "balance": ("none", "bias"),
     "quantization": ("none", "int8"),
 }
+
+_SCALINGS = ("linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary positions reach further than a model was trained; formulas in ``positions``.
+
+    Attributes:
+        kind: ``"linear"`` (all positions divided), ``"llama3"`` (Llama 3.1) or ``"yarn"`` (Peng et al., 2309.00071).
+        factor: how many times further.
+        original_len: tokens that the model was trained on before.
+        low_freq, high_freq: wavelengths between ``original_len`` over these two are blended (llama3).
+        beta_fast, beta_slow: turns within ``original_len`` between which dimensions are blended (yarn).
+        mscale, mscale_all_dim: DeepSeek's two temperatures (yarn); 0 where a model does not set them.
+        attention_factor: factor on cosines and sines (yarn); 0 for the paper's.
+        truncate: round the borders of the blend to whole dimensions (yarn).
+    """
+
+    kind: str
+    factor: float
+    original_len: int = 0
+    low_freq: float = 1.0
+    high_freq: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float = 0.0
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in _SCALINGS:
+            raise ValueError(f"model.rope_scaling.kind is '{self.kind}'; valid: {', '.join(_SCALINGS)}")
+        if self.factor < 1:
+            raise ValueError(f"model.rope_scaling.factor must be at least 1, not {self.factor}")
+        if self.kind != "linear" and self.original_len <= 0:
+            raise ValueError(f"model.rope_scaling '{self.kind}' needs original_len, the tokens trained on before")
+        if self.kind == "llama3" and self.low_freq >= self.high_freq:
+            raise ValueError(f"model.rope_scaling.low_freq {self.low_freq} must be below high_freq {self.high_freq}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +78,22 @@ class ModelConfig:
     # norm
     norm: str = "rms"
     norm_eps: float = 1e-5
+    norm_placement: str = "pre"
     # positions
     positions: str = "rope"
     rope_theta: float = 10000.0
     rope_layout: str = "half"
-    # attention
+    rope_scaling: RopeScaling | None = None
+    # attention; window 0 sees everything before, and the first n_full_layers do so in any case
     attention: str = "gqa"
     n_heads: int = 8
     n_kv_heads: int = 8
     head_dim: int = 64
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False
+    window: int = 0
+    n_full_layers: int = 0
     # multi-head latent attention (DeepSeek-V2, section 2.1); q_rank 0 means no query compression
     q_rank: int = 0
     kv_rank: int = 0
@@ -67,6 +114,7 @@ class ModelConfig:
     router_score: str = "sigmoid"
     router_groups: int = 1
     router_groups_kept: int = 1
+    group_score: str = "top2"
     norm_topk: bool = True
     routed_scale: float = 1.0
     balance: str = "bias"
@@ -86,6 +134,12 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
         if self.attention == "gqa" and self.n_heads % self.n_kv_heads:
             raise ValueError(f"model.n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.attention == "mla" and (self.qk_norm or self.window):
+            raise ValueError("model.attention 'mla' has neither qk_norm nor window")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError("model.rope_scaling needs positions 'rope'")
+        if self.window < 0 or self.n_full_layers < 0:
+            raise ValueError(f"model.window ({self.window}) and n_full_layers ({self.n_full_layers}) must be 0 or more")
         if self.attention == "mla" and 0 in (self.kv_rank, self.nope_dim, self.rope_dim, self.v_dim):
             raise ValueError("model.attention 'mla' needs kv_rank, nope_dim, rope_dim and v_dim")
         if self.n_experts and not (0 < self.top_k <= self.n_experts and self.d_expert > 0):
@@ -102,10 +156,12 @@ class ModelConfig:
     def _check_routing(self) -> None:
         if self.feedforward != "gated" or self.activation != "silu":
             raise ValueError("model.n_experts needs feedforward 'gated' with activation 'silu': experts are SwiGLU")
+        if self.balance == "bias" and self.router_score != "sigmoid":
+            raise ValueError("model.balance 'bias' needs router_score 'sigmoid'; a softmax router has balance 'none'")
         per_group = self.n_experts // self.router_groups
         if not 0 < self.router_groups_kept <= self.router_groups:
             raise ValueError(f"model.router_groups_kept ({self.router_groups_kept}) must be in 1..router_groups")
-        if self.router_groups_kept < self.router_groups and per_group < 2:
+        if self.group_score == "top2" and self.router_groups_kept < self.router_groups and per_group < 2:
             raise ValueError("model.router_groups leaves fewer than 2 experts per group, whose scores are summed")
         if self.top_k > self.router_groups_kept * per_group:
             raise ValueError(f"model.top_k ({self.top_k}) is more than the experts in the groups kept")
@@ -121,8 +177,17 @@ class ModelConfig:
         Raises:
             ValueError: an unknown field.
         """
-        known = {f.name for f in fields(ModelConfig)}
-        extra = set(data) - known
-        if extra:
-            raise ValueError(f"unknown model field '{min(extra)}'")
-        return ModelConfig(**data)
+        scaling = data.get("rope_scaling")
+        if isinstance(scaling, Mapping):
+            data = {**data, "rope_scaling": _build(RopeScaling, scaling, "model.rope_scaling")}
+        return _build(ModelConfig, data, "model")
+
+
+_Shape = TypeVar("_Shape", ModelConfig, RopeScaling)
+
+
+def _build(kind: type[_Shape], data: Mapping[str, Any], what: str) -> _Shape:
+    extra = set(data) - {f.name for f in fields(kind)}
+    if extra:
+        raise ValueError(f"unknown {what} field '{min(extra)}'")
+    return kind(**data)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danlu.model.attention import Context, GroupedQueryAttention, cached_mask, causal_mask
+from danlu.model.attention import Context, GroupedQueryAttention, Mask, cached_mask, causal_mask
 from danlu.model.cache import KVCache, KVLayer, LatentCache, LatentLayer
 from danlu.model.config import ModelConfig
 from danlu.model.feedforward import make_dense
@@ -30,7 +30,7 @@ class Hidden(NamedTuple):
     """What a forward through the body gives.
 
     Attributes:
-        states: (B, T, D) after the final norm, in the compute dtype.
+        states: (B, T, D) after the last norm, in the compute dtype.
         counts: (M, E) tokens per expert in each of the M mixture layers; None in a dense model. They are an output, so
             that micro-batches can be added up and recomputation cannot count twice.
     """
@@ -40,12 +40,18 @@ class Hidden(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each on a normed copy and added to the residual stream (pre-norm)."""
+    """Attention and feed-forward, each added to the residual stream.
 
-    def __init__(self, config: ModelConfig, routed: bool) -> None:
+    Each works on a normed copy of it (``"pre"``, GPT-2 and after), or the sum is normed (``"post"``, GPT-1).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        routed = config.n_experts > 0 and layer >= config.n_dense_layers
+        windowed = config.window > 0 and layer >= config.n_full_layers
+        self.post = config.norm_placement == "post"
         self.norm1 = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.attn = LatentAttention(config) if config.attention == "mla" else GroupedQueryAttention(config)
+        self.attn = LatentAttention(config) if config.attention == "mla" else GroupedQueryAttention(config, windowed)
         self.norm2 = make_norm(config.norm, config.d_model, config.norm_eps)
         self.ffn = MoE(config) if routed else make_dense(config)
 
@@ -53,12 +59,15 @@ class Block(nn.Module):
         self, x: Tensor, context: Context, cache: KVLayer | LatentLayer | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D), and tokens per expert (E,) where the block is a mixture."""
-        x = x + self.attn(self.norm1(x), context, cache)
-        out = self.ffn(self.norm2(x))
+        if self.post:
+            x = self.norm1(x + self.attn(x, context, cache))
+        else:
+            x = x + self.attn(self.norm1(x), context, cache)
+        out = self.ffn(x if self.post else self.norm2(x))
         counts = None
         if isinstance(self.ffn, MoE):
             out, counts = out
-        return x + out, counts
+        return self.norm2(x + out) if self.post else x + out, counts
 
 
 class Decoder(nn.Module):
@@ -81,10 +90,9 @@ class Decoder(nn.Module):
         self.embed = _embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
             self.positions = _embedding(config.max_seq_len, config.d_model)
-        self.blocks = nn.ModuleList(
-            Block(config, routed=config.n_experts > 0 and i >= config.n_dense_layers) for i in range(config.n_layers)
-        )
-        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        last = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.norm = last if config.norm_placement == "pre" else nn.Identity()  # the last block has normed already
         if head == "scalar":
             self.score = ScalarHead(config.d_model)
         elif not config.tie_embeddings:
@@ -147,14 +155,18 @@ class Decoder(nn.Module):
     ) -> Context:
         """Mask and angles: the same in every layer, so built once."""
         config, dtype = self.config, self.compute_dtype
-        if cache is None:
-            mask = causal_mask(tokens.shape[1], documents, dtype, tokens.device)
-        else:
-            mask = cached_mask(positions, cache.reach, dtype)
+
+        def mask(window: int) -> Mask:
+            if cache is None:
+                return causal_mask(tokens.shape[1], documents, dtype, tokens.device, window)
+            return cached_mask(positions, cache.reach, dtype, window)
+
+        whole, window = mask(0), mask(config.window) if config.window else None
         if config.positions != "rope":
-            return Context(mask, None, positions)
+            return Context(whole, window, None, positions)
         dim = config.rope_dim if config.attention == "mla" else config.head_dim
-        return Context(mask, rope_table(positions, dim, config.rope_theta, dtype), positions)
+        rope = rope_table(positions, dim, config.rope_theta, dtype, config.rope_scaling)
+        return Context(whole, window, rope, positions)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) in fp32, or, with a scalar head, each row's value (B,) at its last token.
@@ -193,6 +205,7 @@ class Decoder(nn.Module):
         load = counts.float()
         step = rate * torch.sign(load.mean(-1, keepdim=True) - load)
         for router, change in zip(routers, step, strict=True):
+            assert router.bias is not None, "ModelConfig gives a bias to balance"
             router.bias += change
 
 

@@ -2,7 +2,7 @@
 
 In:  activations (B, T, D) and, when decoding, a cache of latents.
 Out: mixed values (B, T, D).
-Left out: the extra softmax scale of context extension.
+Left out: query-key norms and windows, which no model of this kind has.
 
 The same function is computed in two ways. *Expanded*: the latents are multiplied out into keys and values per head;
 cheapest per score, used for training and long queries. *Absorbed*: the up-projections are moved to the query and to the
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from danlu.model.attention import Context, attend
 from danlu.model.cache import LatentLayer
-from danlu.model.config import ModelConfig
+from danlu.model.config import ModelConfig, RopeScaling
 from danlu.model.norm import RMSNorm
-from danlu.model.positions import Rope, rotate
+from danlu.model.positions import Rope, rotate, temperature
 from danlu.model.quantized import make_linear
 
 ABSORB_UP_TO = 4  # queries per row; speculative decoding included
@@ -34,6 +34,7 @@ class LatentAttention(nn.Module):
         self.config = config
         d, heads = config.d_model, config.n_heads
         self.key_dim = config.nope_dim + config.rope_dim
+        self.scale = self.key_dim**-0.5 * _extension(config.rope_scaling)
         if config.q_rank:
             self.q_a = make_linear(config, d, config.q_rank, config.qkv_bias)
             self.q_norm = RMSNorm(config.q_rank, LATENT_EPS)
@@ -79,7 +80,7 @@ class LatentAttention(nn.Module):
         key_nope, v = _split(kv, config.nope_dim)
         shared = key_pe.unsqueeze(1).expand(-1, config.n_heads, -1, -1)
         q, k = torch.cat([nope, pe], dim=-1), torch.cat([key_nope, shared], dim=-1)
-        return attend(q, k, v, scale=self.key_dim**-0.5, mask=context.mask)
+        return attend(q, k, v, scale=self.scale, mask=context.mask)
 
     def attend_absorbed(self, nope: Tensor, pe: Tensor, entries: Tensor, context: Context) -> Tensor:
         """All heads attend to one: the entries themselves are its keys, their first columns its values (B, H, T, V)."""
@@ -88,8 +89,16 @@ class LatentAttention(nn.Module):
         up_key, up_value = weight[:, : config.nope_dim], weight[:, config.nope_dim :]
         q = torch.cat([nope @ up_key, pe], dim=-1)  # B, H, T, R + P
         keys = entries.unsqueeze(1)  # B, 1, S, R + P
-        mixed = attend(q, keys, keys[..., : config.kv_rank], scale=self.key_dim**-0.5, mask=context.mask)
+        mixed = attend(q, keys, keys[..., : config.kv_rank], scale=self.scale, mask=context.mask)
         return mixed @ up_value.transpose(1, 2)
+
+
+def _extension(scaling: RopeScaling | None) -> float:
+    """Factor on the scores of a model whose context was extended: the part of YaRN's temperature that also reaches the
+    columns without position."""
+    if scaling is None or not scaling.mscale_all_dim:
+        return 1.0
+    return temperature(scaling.factor, scaling.mscale_all_dim) ** 2
 
 
 def _split(x: Tensor, first: int) -> tuple[Tensor, Tensor]:

@@ -24,21 +24,22 @@ class Router(nn.Module):
 
     Attributes:
         bias: (E,) fp32 buffer added to the scores for *choosing* only; stored, moved by ``update_router_bias``,
-            never by an optimizer, and never rounded: ``model.to(bfloat16)`` leaves it alone.
+            never by an optimizer, and never rounded: ``model.to(bfloat16)`` leaves it alone. None where scores are a
+            softmax: those models have none.
     """
 
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.d_model))
-        self.register_buffer("bias", torch.zeros(config.n_experts))
+        self.register_buffer("bias", torch.zeros(config.n_experts) if config.router_score == "sigmoid" else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         exact = self.bias
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.bias.dtype != torch.float32:
+        if exact is not None and self.bias is not None and self.bias.dtype != torch.float32:
             self.bias = exact.to(self.bias.device)
         return self
 
@@ -47,19 +48,24 @@ class Router(nn.Module):
         config = self.config
         logits = F.linear(x.float(), self.weight.float())  # N, E
         scores = logits.sigmoid() if config.router_score == "sigmoid" else logits.softmax(-1)
-        chosen = self._limit_groups(scores.detach() + self.bias).topk(config.top_k, dim=-1, sorted=False).indices
+        ranked = scores.detach() if self.bias is None else scores.detach() + self.bias
+        chosen = self._limit_groups(ranked).topk(config.top_k, dim=-1, sorted=False).indices
         weights = scores.gather(1, chosen)
         if config.norm_topk:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return weights * config.routed_scale, chosen
 
     def _limit_groups(self, scores: Tensor) -> Tensor:
-        """Keep the groups whose two best experts score highest; the rest become -inf: 0 would beat a negative score."""
+        """Keep the groups whose best expert (DeepSeek-V2) or two best together (V3) score highest.
+
+        The rest become -inf: 0 would beat a negative score.
+        """
         groups, kept = self.config.router_groups, self.config.router_groups_kept
         if kept == groups:
             return scores
         grouped = scores.view(scores.shape[0], groups, -1)  # N, G, E/G
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(kept, dim=-1, sorted=False).indices
+        counted = 2 if self.config.group_score == "top2" else 1
+        best = grouped.topk(counted, dim=-1).values.sum(-1).topk(kept, dim=-1, sorted=False).indices
         dropped = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(1, best, False)
         return torch.where(dropped.unsqueeze(-1), -math.inf, grouped).flatten(1)
 

@@ -2,15 +2,18 @@
 
 In:  positions (B or 1, T); queries or keys (B, H, T, D), any strides.
 Out: rotated copies (B, H, T, D), contiguous, in the half-split layout.
-Left out: learned positions, which are one ``nn.Embedding`` in ``decoder``; context extension (Llama-3 scaling, YaRN).
+Left out: learned positions, which are one ``nn.Embedding`` in ``decoder``.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from danlu.model.config import RopeScaling
 
 
 class Rope(NamedTuple):
@@ -20,18 +23,78 @@ class Rope(NamedTuple):
     sin: Tensor
 
 
-def rope_table(positions: Tensor, dim: int, theta: float, dtype: torch.dtype) -> Rope:
-    """Angles ``position * theta^(-2i / dim)`` of every pair i.
+def rope_table(
+    positions: Tensor, dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
+) -> Rope:
+    """Angles ``position * frequency_i`` of every pair i.
 
     Args:
         positions: (B or 1, T) integers.
         dim: rotary width D of a head, even.
         theta: base of the frequencies.
         dtype: of the tables returned; the angles themselves are always fp32.
+        scaling: how positions reach further than trained, if they do.
     """
-    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
-    angles = positions[:, None, :, None].float() * (1.0 / theta**exponents)  # B, 1, T, D/2
-    return Rope(angles.cos().to(dtype), angles.sin().to(dtype))
+    angles = positions[:, None, :, None].float() * frequencies(dim, theta, scaling, positions.device)  # B, 1, T, D/2
+    cos, sin = angles.cos(), angles.sin()
+    factor = 1.0 if scaling is None else attention_factor(scaling)
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
+    return Rope(cos.to(dtype), sin.to(dtype))
+
+
+def frequencies(dim: int, theta: float, scaling: RopeScaling | None, device: torch.device | None = None) -> Tensor:
+    """(D / 2,) fp32 radians a token: ``theta^(-2i / dim)``, scaled.
+
+    - ``linear``: all divided by the factor (position interpolation, arXiv 2306.15595).
+    - ``llama3``: waves longer than ``original_len / low_freq`` tokens divided, those shorter than
+      ``original_len / high_freq`` kept, in between blended by how often they turn (Llama 3.1).
+    - ``yarn``: dimensions that turn less than ``beta_slow`` times in ``original_len`` divided, those that turn more
+      than ``beta_fast`` times kept, in between blended by dimension (arXiv 2309.00071, section 3.2).
+    """
+    exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    kept = 1.0 / theta**exponents
+    if scaling is None:
+        return kept
+    divided = kept / scaling.factor
+    if scaling.kind == "linear":
+        return divided
+    if scaling.kind == "llama3":
+        turns = scaling.original_len / (2 * math.pi / kept)
+        share = ((turns - scaling.low_freq) / (scaling.high_freq - scaling.low_freq)).clamp(0, 1)
+        return (1 - share) * divided + share * kept
+    low, high = _yarn_borders(dim, theta, scaling)
+    share = 1 - ((torch.arange(dim // 2, device=device, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return divided * (1 - share) + kept * share
+
+
+def _yarn_borders(dim: int, theta: float, scaling: RopeScaling) -> tuple[float, float]:
+    """Dimensions at which the blend begins and ends."""
+
+    def turning(times: float) -> float:
+        return dim * math.log(scaling.original_len / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = turning(scaling.beta_fast), turning(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    return low, high + 0.001 if low == high else high
+
+
+def attention_factor(scaling: RopeScaling) -> float:
+    """Factor on cosines and sines: YaRN's temperature of the softmax (section 3.4), split between query and key."""
+    if scaling.kind != "yarn":
+        return 1.0
+    if scaling.attention_factor:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return temperature(scaling.factor, scaling.mscale) / temperature(scaling.factor, scaling.mscale_all_dim)
+    return temperature(scaling.factor, 1.0)
+
+
+def temperature(factor: float, mscale: float) -> float:
+    """``0.1 mscale ln(factor) + 1`` (YaRN, equation 22; DeepSeek-V3, section 4.3)."""
+    return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def rotate_reference(x: Tensor, rope: Rope, layout: str) -> Tensor:

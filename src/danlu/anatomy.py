@@ -1,0 +1,179 @@
+"""Where a model's parameters are: all presets in a table, one shape part by part.
+
+In:  a preset's name, a ``ModelConfig`` or a model directory.
+Out: text.
+Left out: what a run of it costs (``plan``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from danlu.errors import unknown
+from danlu.files import read_json
+from danlu.hub import read_config
+from danlu.model import PRESETS, Decoder, ModelConfig, flops_per_token, kv_bytes, parameters, preset
+
+_BF16 = 2  # bytes
+_ROOM = {"embed": "tables", "positions": "tables", "head": "head", "score": "head", "norm": "norms"}
+_VOCABULARY = 4096  # shown for presets that leave it to the tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Parameters of one name in like layers.
+
+    Attributes:
+        where: ``""`` outside the layers, else which layers, such as ``"layers 3-60"``.
+        room: attention, feed-forward, norms, tables or head.
+        name: within the layer.
+        shape: of one tensor.
+        times: in how many layers.
+    """
+
+    where: str
+    room: str
+    name: str
+    shape: tuple[int, ...]
+    times: int
+
+    @property
+    def numbers(self) -> int:
+        """In all layers together."""
+        return self.times * torch.Size(self.shape).numel()
+
+
+def table() -> str:
+    """Every preset on a line: ``danlu presets``."""
+    lines = [_row("preset", "total", "active", "FLOPs/token", "cache/token", "bf16 size", "context")]
+    for name in PRESETS:
+        config = _named(name)
+        size = parameters(config)
+        counts = [size.total, size.active, flops_per_token(config, config.max_seq_len)]
+        sizes = [kv_bytes(config), size.total * _BF16]
+        cells = [*map(_short, counts), *(_short(number, "B") for number in sizes), f"{config.max_seq_len:,}"]
+        lines.append(_row(name, *cells))
+    lines.append(
+        "FLOPs of forward and backward at full context, no score skipped; cache in bf16; "
+        f"tiny and tang with a vocabulary of {_VOCABULARY:,}"
+    )
+    return "\n".join(lines)
+
+
+def explain(name: str) -> str:
+    """One preset part by part: ``danlu presets NAME``.
+
+    Raises:
+        UserError: there is no such preset, naming the nearest.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return describe(name, _named(name), "lm")
+
+
+def inspect(folder: Path) -> str:
+    """A model directory part by part: ``danlu inspect DIR``.
+
+    Raises:
+        UserError: there is no model in ``folder``, or its architecture is not known here.
+    """
+    config, head = read_config(folder)
+    dtype = str(read_json(folder / "config.json").get("dtype") or "float32")
+    return describe(f"{folder} ({dtype}{', INT8 layers' if config.quantization == 'int8' else ''})", config, head)
+
+
+def describe(title: str, config: ModelConfig, head: str) -> str:
+    """A shape in words, every tensor with its count, and the sums."""
+    found = parts(config, head)
+    size = parameters(config)
+    lines = [f"{title}: {_words(config)}", ""]
+    lines.append(f"{'':<14}{'part':<16}{'shape':>24}{'each':>18}{'layers':>8}{'in all':>20}")
+    before = None
+    for part in found:
+        shown = "" if part.where == before else part.where or "outside"
+        before = part.where
+        shape = " x ".join(f"{n:,}" for n in part.shape)
+        each = torch.Size(part.shape).numel()
+        lines.append(f"{shown:<14}{part.name:<16}{shape:>24}{each:>18,}{part.times:>8}{part.numbers:>20,}")
+    lines.append("")
+    sums = Counter[str]()
+    for part in found:
+        sums[part.room] += part.numbers
+    total = sum(sums.values())
+    for room, numbers in sums.most_common():
+        lines.append(f"{room:<30}{numbers:>20,}{numbers / total:>8.1%}")
+    lines.append(f"{'total':<30}{total:>20,}")
+    if size.active != size.total:
+        lines.append(f"{'active for a token':<30}{size.active:>20,}")
+    if head == "lm" and config.tie_embeddings:
+        lines.append("the head is the embedding, counted once")
+    lines.append(
+        f"{_short(total * _BF16, 'B')} in bf16, {_short(kv_bytes(config), 'B')} of bf16 cache a token "
+        f"({_short(kv_bytes(config) * config.max_seq_len, 'B')} at full context)"
+    )
+    return "\n".join(lines)
+
+
+def parts(config: ModelConfig, head: str = "lm") -> list[Part]:
+    """Every parameter of a shape, like layers together, in the order of the forward pass."""
+    with torch.device("meta"):
+        model = Decoder(dataclasses.replace(config, quantization="none"), head)
+    outside, layers = [], [list[tuple[str, tuple[int, ...]]]() for _ in range(config.n_layers)]
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks."):
+            _, layer, within = name.split(".", 2)
+            layers[int(layer)].append((within, tuple(parameter.shape)))
+        else:
+            room = _ROOM[name.split(".")[0]]
+            outside.append(Part("", room, name.removesuffix(".weight"), tuple(parameter.shape), 1))
+    starts = [i for i in range(config.n_layers) if i == 0 or layers[i] != layers[i - 1]]
+    inside = []
+    for start, end in zip(starts, [*starts[1:], config.n_layers], strict=True):
+        where = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
+        for name, shape in layers[start]:
+            inside.append(Part(where, _room(name), name.removesuffix(".weight"), shape, end - start))
+    first = [part for part in outside if part.room == "tables"]
+    return [*first, *inside, *(part for part in outside if part not in first)]
+
+
+def _room(name: str) -> str:
+    """Of a parameter within a layer; norms inside attention count with the norms."""
+    if "norm" in name:
+        return "norms"
+    return "attention" if name.startswith("attn.") else "feed-forward"
+
+
+def _named(name: str) -> ModelConfig:
+    return preset(name, **({} if "vocab_size" in PRESETS[name] else {"vocab_size": _VOCABULARY}))
+
+
+def _words(config: ModelConfig) -> str:
+    heads = f"{config.n_heads} heads"
+    if config.attention == "mla":
+        heads += f", latents of {config.kv_rank} + {config.rope_dim}"
+    else:
+        kv = "" if config.n_kv_heads == config.n_heads else f", {config.n_kv_heads} for keys and values"
+        heads += f" of {config.head_dim}{kv}"
+    experts = ""
+    if config.n_experts:
+        shared = f" and {config.n_shared_experts} shared" if config.n_shared_experts else ""
+        experts = f", {config.n_experts} experts of {config.d_expert:,}, {config.top_k} a token{shared}"
+    return (
+        f"{config.n_layers} layers, d_model {config.d_model:,}, {heads}, d_ff {config.d_ff:,}{experts}, "
+        f"vocabulary {config.vocab_size:,}, context {config.max_seq_len:,}"
+    )
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<18}" + "".join(f"{cell:>13}" for cell in cells)
+
+
+def _short(value: float, unit: str = "") -> str:
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}" if unit else f"{value / size:.3g}{prefix}"
+    return f"{value:.0f} {unit}".rstrip()
