@@ -68,12 +68,13 @@ _GPT1 = {**_GPT2, "norm_placement": "post", "vocab_size": 40478, "max_seq_len": 
 _GPT3 = {**_GPT2, "vocab_size": 50257, "max_seq_len": 2048}
 _LLAMA2 = {"vocab_size": 32000, "max_seq_len": 4096, "tie_embeddings": False}
 _LLAMA3 = {"vocab_size": 128256, "max_seq_len": 8192, "rope_theta": 5e5, "tie_embeddings": False}
+_FURTHER: dict[str, Any] = {"kind": "llama3", "original_len": 8192, "low_freq": 1.0, "high_freq": 4.0}
 _LLAMA31 = {
     **_LLAMA3,
     "max_seq_len": 131072,
-    "rope_scaling": {"kind": "llama3", "factor": 8.0, "original_len": 8192, "low_freq": 1.0, "high_freq": 4.0},
+    "rope_scaling": {**_FURTHER, "factor": 8.0},
 }
-_LLAMA32 = {**_LLAMA31, "rope_scaling": {**_LLAMA31["rope_scaling"], "factor": 32.0}, "tie_embeddings": True}
+_LLAMA32 = {**_LLAMA31, "rope_scaling": {**_FURTHER, "factor": 32.0}, "tie_embeddings": True}
 _SMOLLM2 = {"vocab_size": 49152, "max_seq_len": 8192, "rope_theta": 1e5}
 _QWEN2 = {"norm_eps": 1e-6, "rope_theta": 1e6, "qkv_bias": True, "vocab_size": 152064, "max_seq_len": 131072}
 _QWEN3 = {"norm_eps": 1e-6, "rope_theta": 1e6, "qk_norm": True, "head_dim": 128, "vocab_size": 151936}

@@ -1,0 +1,58 @@
+"""``danlu presets`` and ``danlu inspect``: every number is there and the sums are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from danlu import anatomy, hub
+from danlu.errors import UserError
+from danlu.model import PRESETS, Decoder, parameters, preset
+
+
+@pytest.mark.parametrize("name", ["gpt1", "qwen3-0.6b", "deepseek-v3", "mixtral-8x7b", "gpt3-175b"])
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+def test_the_parts_are_the_whole(name: str, head: str) -> None:
+    config = preset(name)
+    found = anatomy.parts(config, head)
+    with torch.device("meta"):
+        model = Decoder(config, head)
+    assert sum(part.numbers for part in found) == sum(p.numel() for p in model.parameters())
+    assert found[0].room == "tables"
+
+
+def test_where_175_billion_come_from() -> None:
+    shown = anatomy.explain("gpt3-175b")
+    assert f"{parameters(preset('gpt3-175b')).total:,}" in shown
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if line.startswith(("attention", "feed"))}
+    assert lines["attention"][1] == f"{96 * 4 * (12288 * 12288 + 12288):,}"
+    assert lines["feed-forward"][1] == f"{96 * (2 * 12288 * 49152 + 49152 + 12288):,}"
+    assert "layers 0-95" in shown
+
+
+def test_layers_of_two_kinds_are_told_apart() -> None:
+    shown = anatomy.explain("deepseek-v3")
+    assert "layers 0-2" in shown
+    assert "layers 3-60" in shown
+    assert "active for a token" in shown
+
+
+def test_every_preset_has_a_line() -> None:
+    lines = [line.split()[0] for line in anatomy.table().splitlines()[1:-1]]
+    assert lines == list(PRESETS)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'qwen3-0\.6b'"):
+        anatomy.explain("qwen3-0.6")
+
+
+def test_a_directory_is_inspected(tmp_path: Path) -> None:
+    hub.save(Decoder(preset("llama-tiny", vocab_size=64)), tmp_path / "model", None, card={"title": "t"})
+    shown = anatomy.inspect(tmp_path / "model")
+    assert "(float32)" in shown
+    assert f"{parameters(preset('llama-tiny', vocab_size=64)).total:,}" in shown
+    with pytest.raises(UserError, match=r"no config\.json"):
+        anatomy.inspect(tmp_path)
