@@ -12,8 +12,7 @@ from danlu.errors import UserError
 from danlu.model import PRESETS, Decoder, parameters, preset
 
 
-@pytest.mark.parametrize("name", ["gpt1", "qwen3-0.6b", "deepseek-v3", "mixtral-8x7b", "gpt3-175b"])
-@pytest.mark.parametrize("head", ["lm", "scalar"])
+@pytest.mark.parametrize(("name", "head"), [("gpt1", "lm"), ("qwen3-0.6b", "scalar"), ("deepseek-v2-lite", "lm")])
 def test_the_parts_are_the_whole(name: str, head: str) -> None:
     config = preset(name)
     found = anatomy.parts(config, head)
