@@ -8,6 +8,7 @@ Left out: what a machine makes of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class Parameters(NamedTuple):
     matmul: int
 
 
+@functools.lru_cache(maxsize=256)
 def parameters(config: ModelConfig) -> Parameters:
     """Count by building the model without memory (the ``meta`` device)."""
     with torch.device("meta"):
