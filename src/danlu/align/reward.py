@@ -23,7 +23,7 @@ from torch import Tensor
 from danlu import device, hub
 from danlu.align import losses, quality, scoring
 from danlu.align.comparisons import RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
-from danlu.align.rollout import Cursor, Prompt, Rollouts
+from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.files import read_json, write_json
@@ -32,7 +32,6 @@ from danlu.model.decoder import Decoder
 from danlu.records import Preference, read_preferences
 from danlu.run import Stage
 from danlu.streams import stream_seed
-from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, Task
@@ -160,7 +159,7 @@ def _scale(
     preferences = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
     longest = sft.config.max_seq_len - settings.max_new_tokens
     turns = dict.fromkeys(p.prompt for p in preferences)
-    fitting = (Prompt(t, t[-1].content, tuple(ids)) for t, ids in chat.encode_fitting(tokenizer, turns, longest))
+    fitting = fitting_prompts(turns, tokenizer, longest)
     prompts = list(islice(cycle(islice(fitting, settings.scale_prompts)), settings.scale_prompts))
     if not prompts:
         raise UserError(f"{stage.name}: no ranked prompt has at most {longest} tokens; lower reward.max_new_tokens")

@@ -10,7 +10,7 @@ before, so a resumed run makes the same experience.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,13 @@ def gather_prompts(
 ) -> list[Prompt]:
     """The different prompts of some conversations that a judge accepts and that fit ``longest`` tokens, in order."""
     turns = dict.fromkeys(c.messages[:-1] for c in conversations if accepts(c.messages[-2].content))
-    return [Prompt(t, t[-1].content, tuple(ids)) for t, ids in chat.encode_fitting(tokenizer, turns, longest)]
+    return list(fitting_prompts(turns, tokenizer, longest))
+
+
+def fitting_prompts(turns: Iterable[tuple[Message, ...]], tokenizer: Tokenizer, longest: int) -> Iterator[Prompt]:
+    """Those of some prompts that fit ``longest`` tokens, in order."""
+    for messages, ids in chat.encode_fitting(tokenizer, turns, longest):
+        yield Prompt(messages, messages[-1].content, tuple(ids))
 
 
 class Cursor:

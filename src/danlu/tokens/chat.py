@@ -29,6 +29,7 @@ from danlu.tokens.tokenizer import Tokenizer
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 _TURN = {role: f"<|{role}|>" for role in ROLES}
 SPECIALS = (BOS, *_TURN.values(), END, PAD)
+_CHATML = ("<|im_start|>", "<|im_end|>")
 
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}"
@@ -77,8 +78,7 @@ class _Format:
 
 def knows_turns(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer has the special tokens of a template that is known here."""
-    names = tokenizer.specials
-    return all(name in names for name in SPECIALS) or ("<|im_start|>" in names and "<|im_end|>" in names)
+    return _has(tokenizer, SPECIALS) or _has(tokenizer, _CHATML)
 
 
 def with_turns(tokenizer: Tokenizer) -> Tokenizer:
@@ -147,12 +147,16 @@ def _encode_turns(tokenizer: Tokenizer, form: _Format, messages: Sequence[Messag
     return ids, mask
 
 
+def _has(tokenizer: Tokenizer, tokens: Sequence[str]) -> bool:
+    return all(token in tokenizer.specials for token in tokens)
+
+
 @functools.lru_cache(maxsize=16)
 def _format(tokenizer: Tokenizer) -> _Format:
     names = tokenizer.specials
-    if all(name in names for name in SPECIALS):
+    if _has(tokenizer, SPECIALS):
         return _Format((names[BOS],), {role: (names[token],) for role, token in _TURN.items()}, names[END])
-    if "<|im_start|>" in names and "<|im_end|>" in names:
+    if _has(tokenizer, _CHATML):
         opening = {role: (names["<|im_start|>"], *tokenizer.encode(role + "\n")) for role in ROLES}
         system = _chatml_system(tokenizer.config.get("chat_template"))
         return _Format((), opening, names["<|im_end|>"], tuple(tokenizer.encode("\n")), system)
