@@ -10,9 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.hub.families.family import Family, only
-from danlu.hub.families.llama import BUFFERS, DEFAULTS, FFN, FIELDS, GATED, NORMS, OUTER, common_complete, common_extra
-from danlu.hub.layout import EXPERT_PAIRS, EXPERTS, Row, modules
+from danlu.hub.families.family import only
+from danlu.hub.families.llama import (
+    DEFAULTS,
+    FFN,
+    FIELDS,
+    GATED,
+    MIXTURE,
+    NORMS,
+    common_complete,
+    common_extra,
+    kin,
+    whole_mixture,
+)
+from danlu.hub.layout import Row, modules
 from danlu.model.config import ModelConfig
 
 _MLA = {
@@ -23,10 +34,8 @@ _INNER = (
     *NORMS,
     *modules({f"attn.{ours}": f"self_attn.{theirs}" for ours, theirs in _MLA.items()}),
     *FFN,
-    Row(("ffn.router.weight",), ("mlp.gate.weight",)),
+    *MIXTURE,
     Row(("ffn.router.bias",), ("mlp.gate.e_score_correction_bias",)),
-    Row(("ffn.gate_up",), tuple(f"mlp.experts.{{e}}.{p}_proj.weight" for p in ("gate", "up")), EXPERT_PAIRS),
-    Row(("ffn.down",), ("mlp.experts.{e}.down_proj.weight",), EXPERTS),
     *modules({f"ffn.shared.{p}": f"mlp.shared_experts.{p}_proj" for p in ("gate", "up", "down")}),
 )
 _FIXED = {**GATED, "attention": "mla", "qkv_bias": False, "out_bias": False, "ffn_bias": False}
@@ -65,8 +74,8 @@ def _complete(data: Mapping[str, Any], n_dense: int) -> dict[str, Any]:
 def _refuse(config: ModelConfig) -> str | None:
     if not config.n_experts:
         return None
-    if config.quantization != "none":  # transformers wants all experts quantized or nothing
-        return f"model.quantization '{config.quantization}' (only 'none' with n_experts)"
+    if reason := whole_mixture(config):
+        return reason
     if not config.n_shared_experts:
         return "model.n_shared_experts 0 (only 1 or more)"
     if config.n_dense_layers >= config.n_layers:
@@ -96,12 +105,9 @@ def _v2_complete(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**groups, **_complete(data, n_dense=0)}
 
 
-DEEPSEEK_V2 = Family(
-    model_type="deepseek_v2",
-    architectures={"lm": "DeepseekV2ForCausalLM", "scalar": "DeepseekV2ForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+DEEPSEEK_V2 = kin(
+    "deepseek_v2",
+    "DeepseekV2",
     inner=_INNER,
     # transformers never renormalises the weights of V2's experts, whatever norm_topk_prob says.
     fixed={
@@ -113,7 +119,6 @@ DEEPSEEK_V2 = Family(
     extra=_v2_extra,
     complete=_v2_complete,
     refuse=_refuse,
-    ignored=BUFFERS,
 )  # fmt: skip
 
 
@@ -139,12 +144,9 @@ def _v3_refuse(config: ModelConfig) -> str | None:
     return _refuse(config)
 
 
-DEEPSEEK_V3 = Family(
-    model_type="deepseek_v3",
-    architectures={"lm": "DeepseekV3ForCausalLM", "scalar": "DeepseekV3ForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+DEEPSEEK_V3 = kin(
+    "deepseek_v3",
+    "DeepseekV3",
     inner=_INNER,
     fixed={**_FIXED, "router_score": "sigmoid", "group_score": "top2"},
     fields={**_FIELDS, "router_groups": "n_group", "router_groups_kept": "topk_group", "norm_topk": "norm_topk_prob"},
@@ -154,5 +156,4 @@ DEEPSEEK_V3 = Family(
     extra=_v3_extra,
     complete=_v3_complete,
     refuse=_v3_refuse,
-    ignored=BUFFERS,
 )  # fmt: skip

@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.hub.families.family import Family, only
+from danlu.hub.families.family import only
 from danlu.hub.families.llama import (
     ATTENTION,
-    BUFFERS,
     DEFAULTS,
     FFN,
     FIELDS,
     HALF_GQA,
+    MIXTURE,
     NORMS,
-    OUTER,
     QK_NORMS,
     heads_complete,
     heads_extra,
+    kin,
     one_bias,
     one_bias_refuse,
+    whole_mixture,
 )
 from danlu.hub.layout import EXPERT_PAIRS, EXPERTS, Row
 from danlu.model.config import ModelConfig
@@ -38,9 +39,7 @@ _ROUTER = {
 def _no_mixture(config: ModelConfig) -> str | None:
     if not config.n_experts:
         return "model.n_experts 0 (only 1 or more)"
-    if config.quantization != "none":  # transformers wants all experts quantized or nothing
-        return f"model.quantization '{config.quantization}' (only 'none' with n_experts)"
-    return None
+    return whole_mixture(config)
 
 
 def _window(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,12 +60,9 @@ def _mixtral_refuse(config: ModelConfig) -> str | None:
     return _no_mixture(config)
 
 
-MIXTRAL = Family(
-    model_type="mixtral",
-    architectures={"lm": "MixtralForCausalLM", "scalar": "MixtralForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+MIXTRAL = kin(
+    "mixtral",
+    "Mixtral",
     inner=(
         *NORMS,
         *ATTENTION,
@@ -83,7 +79,6 @@ MIXTRAL = Family(
     extra=_mixtral_extra,
     complete=_mixtral_complete,
     refuse=_mixtral_refuse,
-    ignored=BUFFERS,
 )  # fmt: skip
 
 
@@ -111,20 +106,15 @@ def _qwen3_moe_complete(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"n_experts": n_experts, "n_dense_layers": len(dense), **window, **one_bias(data), **heads_complete(data)}
 
 
-QWEN3_MOE = Family(
-    model_type="qwen3_moe",
-    architectures={"lm": "Qwen3MoeForCausalLM", "scalar": "Qwen3MoeForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+QWEN3_MOE = kin(
+    "qwen3_moe",
+    "Qwen3Moe",
     inner=(
         *NORMS,
         *ATTENTION,
         *QK_NORMS,
         *FFN,
-        Row(("ffn.router.weight",), ("mlp.gate.weight",)),
-        Row(("ffn.gate_up",), tuple(f"mlp.experts.{{e}}.{p}_proj.weight" for p in ("gate", "up")), EXPERT_PAIRS),
-        Row(("ffn.down",), ("mlp.experts.{e}.down_proj.weight",), EXPERTS),
+        *MIXTURE,
     ),
     fixed={**HALF_GQA, **_ROUTER, "qk_norm": True, "n_full_layers": 0},
     fields={
@@ -134,5 +124,4 @@ QWEN3_MOE = Family(
     extra=_qwen3_moe_extra,
     complete=_qwen3_moe_complete,
     refuse=lambda config: _no_mixture(config) or one_bias_refuse(config),
-    ignored=BUFFERS,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 
 from danlu.hub.families.family import Family, only
 from danlu.hub.families.rope import read_rope, rope_keys
-from danlu.hub.layout import modules
+from danlu.hub.layout import EXPERT_PAIRS, EXPERTS, Row, modules
 from danlu.model.config import ModelConfig
 
 DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "tie_word_embeddings": False}
@@ -21,6 +21,11 @@ NORMS = modules({"norm1": "input_layernorm", "norm2": "post_attention_layernorm"
 ATTENTION = modules({f"attn.{p}": f"self_attn.{p}_proj" for p in "qkvo"})
 QK_NORMS = modules({f"attn.{p}_norm": f"self_attn.{p}_norm" for p in "qk"})
 FFN = modules({f"ffn.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")})
+MIXTURE = (
+    Row(("ffn.router.weight",), ("mlp.gate.weight",)),
+    Row(("ffn.gate_up",), tuple(f"mlp.experts.{{e}}.{p}_proj.weight" for p in ("gate", "up")), EXPERT_PAIRS),
+    Row(("ffn.down",), ("mlp.experts.{e}.down_proj.weight",), EXPERTS),
+)
 FIELDS = {
     "vocab_size": "vocab_size", "n_layers": "num_hidden_layers", "d_model": "hidden_size",
     "max_seq_len": "max_position_embeddings", "n_heads": "num_attention_heads", "d_ff": "intermediate_size",
@@ -29,6 +34,34 @@ FIELDS = {
 GATED = {"norm": "rms", "norm_placement": "pre", "positions": "rope", "feedforward": "gated", "activation": "silu"}
 HALF_GQA = {**GATED, "rope_layout": "half", "attention": "gqa"}
 BUFFERS = ("self_attn.rotary_emb.inv_freq",)  # that old files keep
+
+
+def kin(model_type: str, name: str, **own: Any) -> Family:
+    """A family whose files are laid out as Llama's are.
+
+    Args:
+        model_type: as in config.json.
+        name: what its classes begin with.
+        own: the other fields of the family.
+    """
+    return Family(
+        model_type=model_type,
+        architectures={"lm": f"{name}ForCausalLM", "scalar": f"{name}ForSequenceClassification"},
+        trunk="model.",
+        layers="layers.{i}.",
+        outer=OUTER,
+        ignored=BUFFERS,
+        **own,
+    )
+
+
+def whole_mixture(config: ModelConfig) -> str | None:
+    """Why a mixture's weights cannot be stored as ``config`` has them: transformers quantizes all experts or none."""
+    return (
+        f"model.quantization '{config.quantization}' (only 'none' with n_experts)"
+        if config.quantization != "none"
+        else None
+    )
 
 
 def common_extra(config: ModelConfig) -> dict[str, Any]:
@@ -84,12 +117,9 @@ def _llama_refuse(config: ModelConfig) -> str | None:
     return one_bias_refuse(config)
 
 
-LLAMA = Family(
-    model_type="llama",
-    architectures={"lm": "LlamaForCausalLM", "scalar": "LlamaForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+LLAMA = kin(
+    "llama",
+    "Llama",
     inner=(*NORMS, *ATTENTION, *FFN),
     fixed={**HALF_GQA, "n_experts": 0, "qk_norm": False, "window": 0},
     fields=FIELDS,
@@ -97,7 +127,6 @@ LLAMA = Family(
     extra=_llama_extra,
     complete=_llama_complete,
     refuse=_llama_refuse,
-    ignored=BUFFERS,
 )
 
 
@@ -125,12 +154,9 @@ def _qwen2_refuse(config: ModelConfig) -> str | None:
     return None
 
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architectures={"lm": "Qwen2ForCausalLM", "scalar": "Qwen2ForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+QWEN2 = kin(
+    "qwen2",
+    "Qwen2",
     inner=(*NORMS, *ATTENTION, *FFN),
     fixed={**HALF_GQA, "n_experts": 0, "qk_norm": False, "qkv_bias": True, "out_bias": False, "ffn_bias": False},
     fields=FIELDS,
@@ -138,14 +164,10 @@ QWEN2 = Family(
     extra=lambda config: {**heads_extra(config), **_window_extra(config)},
     complete=lambda data: {**heads_complete(data), **_window_complete(data)},
     refuse=_qwen2_refuse,
-    ignored=BUFFERS,
 )
-QWEN3 = Family(
-    model_type="qwen3",
-    architectures={"lm": "Qwen3ForCausalLM", "scalar": "Qwen3ForSequenceClassification"},
-    trunk="model.",
-    layers="layers.{i}.",
-    outer=OUTER,
+QWEN3 = kin(
+    "qwen3",
+    "Qwen3",
     inner=(*NORMS, *ATTENTION, *QK_NORMS, *FFN),
     fixed={**HALF_GQA, "n_experts": 0, "qk_norm": True, "ffn_bias": False},
     fields=FIELDS,
@@ -153,5 +175,4 @@ QWEN3 = Family(
     extra=lambda config: {"attention_bias": config.qkv_bias, **heads_extra(config), **_window_extra(config)},
     complete=lambda data: {**one_bias(data), **heads_complete(data), **_window_complete(data)},
     refuse=one_bias_refuse,
-    ignored=BUFFERS,
 )
