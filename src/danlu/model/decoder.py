@@ -97,7 +97,8 @@ class Decoder(nn.Module):
             self.score = ScalarHead(config.d_model)
         elif not config.tie_embeddings:
             self.head = Linear(config.d_model, config.vocab_size, bias=False)
-        initialise(self)
+        if not self.embed.weight.is_meta:  # counted or about to be loaded: there are no values to give
+            initialise(self)
 
     @property
     def output_weight(self) -> nn.Parameter:
