@@ -119,7 +119,7 @@ def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
             heights = [row.get(life, 0.0) for row in shown.values()]
             spots = [group + place * width for group in range(len(shown))]
             drawn = axes.bar(spots, heights, width * 0.92, color=colours[place % 4], label=life)
-            axes.bar_label(drawn, fmt="%.2f", fontsize=8)
+            axes.bar_label(drawn, fmt="%.2f", fontsize=6)
         names = [name.replace(" ", "\n") for name in shown]  # side by side they would run into each other
         axes.set_xticks([group + 0.4 - width / 2 for group in range(len(shown))], names)
         axes.set_ylabel(unit)
