@@ -13,13 +13,17 @@ from pathlib import Path
 
 import torch
 
-from danlu.errors import unknown
+from danlu.errors import UserError, unknown
 from danlu.files import read_json
 from danlu.hub import read_config
-from danlu.model import PRESETS, Decoder, ModelConfig, flops_per_token, kv_bytes, parameters, preset
+from danlu.model import PRESETS, ModelConfig, build, flops_per_token, kv_bytes, parameters, preset
+from danlu.model.count import activation_bytes, state_bytes
 
 _BF16 = 2  # bytes
-_ROOM = {"embed": "tables", "positions": "tables", "head": "head", "score": "head", "norm": "norms"}
+_ROOM = {
+    "embed": "tables", "positions": "tables", "segments": "tables", "head": "head", "score": "head", "masked": "head",
+    "classes": "head", "norm": "norms",
+}  # fmt: skip
 _VOCABULARY = 4096  # shown for presets that leave it to the tokenizer
 
 
@@ -72,18 +76,25 @@ def explain(name: str) -> str:
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    return describe(name, _named(name), "lm")
+    config = _named(name)
+    return describe(name, config, "lm" if config.causal else "mlm")
 
 
-def inspect(folder: Path) -> str:
+def inspect(folder: Path, load: tuple[int, int] | None = None) -> str:
     """A model directory part by part: ``danlu inspect DIR``.
+
+    Args:
+        folder: the directory.
+        load: rows and tokens a row for which memory shall be estimated too.
 
     Raises:
         UserError: there is no model in ``folder``, or its architecture is not known here.
     """
     config, head = read_config(folder)
     dtype = str(read_json(folder / "config.json").get("dtype") or "float32")
-    return describe(f"{folder} ({dtype}{', INT8 layers' if config.quantization == 'int8' else ''})", config, head)
+    title = f"{folder} ({dtype}{', INT8 layers' if config.quantization == 'int8' else ''})"
+    shown = describe(title, config, head)
+    return shown if load is None else "\n".join([shown, "", *_cost(config, *load)])
 
 
 def describe(title: str, config: ModelConfig, head: str) -> str:
@@ -109,7 +120,7 @@ def describe(title: str, config: ModelConfig, head: str) -> str:
     lines.append(f"{'total':<30}{total:>20,}")
     if size.active != size.total:
         lines.append(f"{'active for a token':<30}{size.active:>20,}")
-    if head == "lm" and config.tie_embeddings:
+    if head in ("lm", "mlm") and config.tie_embeddings:
         lines.append("the head is the embedding, counted once")
     lines.append(
         f"{_short(total * _BF16, 'B')} in bf16, {_short(kv_bytes(config), 'B')} of bf16 cache a token "
@@ -118,10 +129,32 @@ def describe(title: str, config: ModelConfig, head: str) -> str:
     return "\n".join(lines)
 
 
+def _cost(config: ModelConfig, rows: int, length: int) -> list[str]:
+    """Memory for answering and for training at a load, in bf16 and in fp32.
+
+    Raises:
+        UserError: rows are longer than the model's context.
+    """
+    if length > config.max_seq_len:
+        raise UserError(f"--context {length} is more than the model's {config.max_seq_len}")
+    total, cache = parameters(config).total, kv_bytes(config, 1) * rows * length
+    lines = [f"memory at {rows} rows of {length:,} tokens", f"{'':<12}{'weights':>14}{'cache':>14}{'together':>14}"]
+    for name, width in (("in bf16", 2), ("in fp32", 4)):
+        numbers = (total * width, cache * width, (total + cache) * width)
+        lines.append(f"{name:<12}" + "".join(f"{_short(number, 'B'):>14}" for number in numbers))
+    lines.append(f"{'':<12}{'state':>14}{'activations':>14}{'together':>14}")
+    state = state_bytes(config)
+    for name, width in (("train bf16", 2), ("train fp32", 4)):
+        kept = activation_bytes(config, rows, length, width)
+        lines.append(f"{name:<12}" + "".join(f"{_short(number, 'B'):>14}" for number in (state, kept, state + kept)))
+    lines.append("state: weights, gradients and two moments in fp32; activations are an estimate, nothing recomputed")
+    return lines
+
+
 def parts(config: ModelConfig, head: str = "lm") -> list[Part]:
     """Every parameter of a shape, like layers together, in the order of the forward pass."""
     with torch.device("meta"):
-        model = Decoder(dataclasses.replace(config, quantization="none"), head)
+        model = build(dataclasses.replace(config, quantization="none"), head)
     outside, layers = [], [list[tuple[str, tuple[int, ...]]]() for _ in range(config.n_layers)]
     for name, parameter in model.named_parameters():
         if name.startswith("blocks."):

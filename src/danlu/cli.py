@@ -38,7 +38,9 @@ _OF_THE_MACHINE = frozenset((
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
-Where = Annotated[Path, typer.Argument(help="A run directory, or a model directory.")]
+Where = Annotated[
+    Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
+]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
 
 
@@ -166,17 +168,48 @@ def eval_verb(
     typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
 
 
+@app.command("import")
+def import_verb(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face directory, a GGUF file, hf:ORG/NAME or smollm2.")],
+    out: Annotated[Path, typer.Argument(help="A model directory to make.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; as stored if not given, float16 for blocks.")
+    ] = None,
+) -> None:
+    """Make a model directory of a model from elsewhere; nothing in it is ever run."""
+    from danlu.hub import import_model, is_remote, obtain
+
+    import_model(obtain(source, Console()) if is_remote(source) else source, out, dtype)
+    typer.echo(str(out))
+
+
 @app.command()
 def export(
     where: Where,
-    out: Annotated[Path, typer.Argument(help="A directory to make.")],
+    out: Annotated[Path, typer.Argument(help="A directory to make, or with --to gguf a file.")],
     stage: StageName = None,
+    to: Annotated[
+        str, typer.Option(help="hf: a directory that transformers loads; gguf: a file for llama.cpp.")
+    ] = "hf",
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="Of the matrices, with --to gguf: F16 (default), BF16, F32, Q8_0, Q4_0."),
+    ] = None,
 ) -> None:
-    """Copy a model out of a run as a Hugging Face directory that transformers loads."""
-    from danlu.hub import export_directory
+    """Copy a model out of a run for other programs."""
+    from danlu.errors import unknown
+    from danlu.hub import export_directory, export_gguf
     from danlu.pipeline import find_model
 
-    export_directory(find_model(where, stage), out)
+    if to not in ("hf", "gguf"):
+        raise unknown("form", to, ("hf", "gguf"), "--to")
+    if kind is not None and to != "gguf":
+        raise UserError("--type goes with --to gguf; a directory keeps the weights as they are")
+    model = find_model(where, stage)
+    if to == "gguf":
+        export_gguf(model, out, kind or "F16")
+    else:
+        export_directory(model, out)
     typer.echo(str(out))
 
 
@@ -191,12 +224,21 @@ def presets(
 
 
 @app.command()
-def inspect(where: Where, stage: StageName = None) -> None:
+def inspect(
+    where: Where,
+    stage: StageName = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Also the memory for serving and for training.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Rows, for --cost.")] = 1,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens a row, for --cost; all if not given.")] = None,
+) -> None:
     """Show a model's parts: shapes, counts, size, cache."""
     from danlu.anatomy import inspect as describe_directory
+    from danlu.hub import read_config
     from danlu.pipeline import find_model
 
-    typer.echo(describe_directory(find_model(where, stage)))
+    model = find_model(where, stage)
+    load = (batch, context or read_config(model)[0].max_seq_len) if cost else None
+    typer.echo(describe_directory(model, load))
 
 
 @feedback.command("export")

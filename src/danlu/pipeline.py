@@ -8,17 +8,18 @@ Left out: what happens inside a stage (the rooms), and what a person types (``cl
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from danlu import __version__, align, compress, corpus, evals, tokens, train
+from danlu import __version__, align, compress, corpus, evals, hub, tokens, train
 from danlu.align import database
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
-from danlu.errors import UserError, beside, unknown
+from danlu.errors import UserError, beside, nearest, unknown
 from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
@@ -298,11 +299,16 @@ def votes_path(run_dir: Path) -> Path:
 
 
 def votes_of(place: Path) -> Path:
-    """Where votes on what is served at ``place``, a run or a model directory, are kept unless another store is named.
+    """Where votes on what is served at ``place``, a run or a model, are kept unless another store is named.
 
     Never in a model directory: one inside a run is moved away when its stage is made again, and one that is published
-    would publish people's words. The former's votes go to its run, the latter's into a folder beside it.
+    would publish people's words. The former's votes go to its run, the latter's into a folder beside it; those of a
+    model that is known by name only, among the runs.
     """
+    if hub.is_remote(place):
+        return runs_root() / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', str(place))}.feedback" / _STORE
+    if hub.is_named(place):
+        return place.with_name(f"{place.stem}.feedback") / _STORE
     if not (place / "config.json").is_file():
         return votes_path(place)
     model = place.resolve()
@@ -313,10 +319,11 @@ def votes_of(place: Path) -> Path:
 
 
 def find_model(path: Path, stage: str | None = None) -> Path:
-    """The model directory meant by ``path``: a model directory itself, or a run and one of its stages.
+    """The model directory meant by ``path``: a model directory itself, a run and one of its stages, or a model's name.
 
     Args:
-        path: a model directory or a run directory.
+        path: a model directory or a run directory; or ``smollm2``, ``hf:ORG/NAME`` or a GGUF file, which are fetched
+            and imported once and kept in the cache.
         stage: which model of the run; the last finished one of its life if None.
 
     Raises:
@@ -324,8 +331,11 @@ def find_model(path: Path, stage: str | None = None) -> Path:
     """
     if (path / "config.json").is_file():
         return path
+    if hub.is_named(path):
+        return hub.obtain(path, Console())
     if not path.exists():
-        raise UserError(f"{path} does not exist; make a run first: danlu run tang")
+        hint = nearest(str(path), hub.PACKAGED)
+        raise UserError(f"{path} does not exist{hint if 'mean' in hint else '; make a run first: danlu run tang'}")
     run = Run(path)
     finished = [name for name in MODEL_STAGES if run.finished(name)]
     if stage is not None:
@@ -346,6 +356,8 @@ def servable_models(path: Path) -> dict[str, Path]:
     newest = find_model(path)
     if newest == path:
         return {path.resolve().name: path}
+    if hub.is_named(path):
+        return {path.stem: newest}
     run = Run(path)
     names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
     talkers = [name for name in names if name != "pretrain"] or names
@@ -354,7 +366,12 @@ def servable_models(path: Path) -> dict[str, Path]:
 
 def default_out(recipe: Recipe) -> Path:
     """``runs/NAME`` below the working directory, or below DANLU_RUNS if that is set."""
-    return Path(os.environ.get("DANLU_RUNS", "runs")) / recipe.name
+    return runs_root() / recipe.name
+
+
+def runs_root() -> Path:
+    """Where runs are, unless told otherwise: ``runs`` below the working directory, or DANLU_RUNS."""
+    return Path(os.environ.get("DANLU_RUNS", "runs"))
 
 
 def _short(value: Any) -> str:

@@ -15,17 +15,13 @@ from typing import cast
 from danlu import device
 from danlu.align import PPOSettings
 from danlu.model.config import ModelConfig
-from danlu.model.count import flops_per_token, kv_bytes, parameters
+from danlu.model.count import activation_bytes, flops_per_token, kv_bytes, parameters, state_bytes
 from danlu.pipeline import StageSpec, shape_of, stages_of
 from danlu.recipe import Recipe
 from danlu.train import PretrainSettings, SFTSettings
 
 # Share of the matrix-product ceiling that training of the recipe tang reached on two AVX2 cores (7,200 tokens/s).
 _EFFICIENCY = 0.6
-# Bytes of training state a parameter: weights, gradient and two Adam moments, fp32 each.
-_STATE_BYTES = 16
-# fp32 numbers kept for the backward pass, per token, layer and unit of width (measured on the tang shapes).
-_ACTIVATIONS = 34
 
 
 @dataclass(frozen=True)
@@ -121,9 +117,7 @@ def _ppo(settings: PPOSettings, config: ModelConfig) -> Estimate:
 
 def _memory(config: ModelConfig, rows: int, length: int, trained: int) -> float:
     """Bytes: state of the trained models, and the activations of one of them."""
-    return trained * _STATE_BYTES * parameters(config).total + (
-        4 * _ACTIVATIONS * rows * length * config.d_model * config.n_layers
-    )
+    return trained * state_bytes(config) + activation_bytes(config, rows, length)
 
 
 def _count(value: float | None) -> str:

@@ -20,6 +20,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2-tiny", {}),
     "llama": ("llama-tiny", {}),
     "windows": ("llama-tiny", {"window": 4, "n_full_layers": 1, "qk_norm": True}),
+    "sandwich": ("llama-tiny", {"norm_placement": "sandwich", "attn_softcap": 5.0, "embed_scale": 3.0}),
     "deepseek": ("deepseek-tiny", {}),
     "yarn": ("deepseek-tiny", {"rope_scaling": YARN, "router_score": "softmax", "balance": "none"}),
 }

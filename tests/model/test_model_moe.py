@@ -20,7 +20,8 @@ ROUTINGS = {
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("backend", ["grouped", "gather"])
-def test_back_ends_equal_the_loop(routing: str, backend: str) -> None:
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_back_ends_equal_the_loop(routing: str, backend: str, activation: str) -> None:
     torch.manual_seed(0)
     chosen = ROUTINGS[routing]()
     leaves = [torch.randn(chosen.shape[0], D), torch.rand(chosen.shape), torch.randn(E, 2 * I, D), torch.randn(E, D, I)]
@@ -28,7 +29,7 @@ def test_back_ends_equal_the_loop(routing: str, backend: str) -> None:
     results: list[list[Tensor]] = []
     for name in ("loop", backend):
         x, weights, gate_up, down = (leaf.clone().requires_grad_() for leaf in leaves)
-        out = expert_ffn(x, chosen, weights, gate_up, down, backend=name)
+        out = expert_ffn(x, chosen, weights, gate_up, down, backend=name, activation=activation)
         results.append([out, *torch.autograd.grad(out, (x, weights, gate_up, down), direction)])
     for expected, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)

@@ -67,13 +67,17 @@ def test_rotated_products_depend_on_distance_only(layout: str) -> None:
 @pytest.mark.parametrize(("length", "value_dim"), [(16, 16), (16, 12), (600, 16), (600, 12)])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("documents", [False, True])
-def test_attend_equals_reference(length: int, value_dim: int, kv_heads: int, documents: bool) -> None:
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_attend_equals_reference(
+    length: int, value_dim: int, kv_heads: int, documents: bool, softcap: float
+) -> None:  # fmt: skip
     q, k = torch.randn(2, 4, length, 16, requires_grad=True), torch.randn(2, kv_heads, length, 16, requires_grad=True)
     v = torch.randn(2, kv_heads, length, value_dim, requires_grad=True)
     ids = torch.arange(length).div(7, rounding_mode="floor").expand(2, -1) if documents else None
     mask = causal_mask(length, ids, torch.float32, q.device)
     assert (mask.bias is None) == (not documents)
-    ours, reference = attend(q, k, v, scale=0.3, mask=mask), attend_reference(q, k, v, scale=0.3, mask=mask)
+    options = {"scale": 0.3, "mask": mask, "softcap": softcap}
+    ours, reference = attend(q, k, v, **options), attend_reference(q, k, v, **options)
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
     direction = torch.randn_like(ours)
     pairs = zip(*(torch.autograd.grad(out, (q, k, v), direction) for out in (ours, reference)), strict=True)
@@ -82,6 +86,7 @@ def test_attend_equals_reference(length: int, value_dim: int, kv_heads: int, doc
 
 
 def test_attend_in_bf16_keeps_soft_max_in_fp32() -> None:
+    torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 64, 32).bfloat16()
     bias = torch.full((64, 64), -math.inf).triu(1).bfloat16()[None, None]
     out = attend(q, k, v, scale=1.0, mask=Mask(bias))

@@ -9,6 +9,8 @@ from danlu.model import PRESETS, kv_bytes, parameters, preset
 # Summed from published shapes, and equal to the published totals where those are exact.
 TOTALS = {
     "gpt1": 116_534_784,
+    "bert-base": 109_514_298,  # with the head for masked tokens
+    "bert-large": 335_174_458,
     "gpt2-124m": 124_439_808,
     "gpt2-355m": 354_823_168,
     "gpt2-774m": 774_030_080,
@@ -30,8 +32,9 @@ NAMED = {  # billions that the names promise
     "smollm2-360m": 0.362, "smollm2-1.7b": 1.711, "qwen2-1.5b": 1.54, "qwen2-7b": 7.62, "qwen2-72b": 72.7,
     "qwen3-1.7b": 1.72, "qwen3-4b": 4.02, "qwen3-8b": 8.19, "qwen3-14b": 14.8, "qwen3-32b": 32.8,
     "qwen3-30b-a3b": 30.5, "qwen3-235b-a22b": 235.1, "mixtral-8x22b": 140.6,
+    "grok-1": 315.7,  # announced as 314
 }  # fmt: skip
-ACTIVE = {"mixtral-8x7b": 12.88, "deepseek-v2": 21.4, "deepseek-v3": 37.6, "qwen3-30b-a3b": 3.35}
+ACTIVE = {"grok-1": 83.8, "mixtral-8x7b": 12.88, "deepseek-v2": 21.4, "deepseek-v3": 37.6, "qwen3-30b-a3b": 3.35}
 
 
 @pytest.mark.parametrize("name", TOTALS)

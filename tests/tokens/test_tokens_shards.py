@@ -42,7 +42,7 @@ def test_bytes_are_the_texts(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 
 def test_large_vocabularies_take_four_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    spec = json.loads(tokenizer._json)
+    spec = json.loads(tokenizer.spec)
     spec["model"]["vocab"]["ÃÃÃ"] = 70_000
     large = Tokenizer(json.dumps(spec), tokenizer.config)
     write_shards(tmp_path / "s", [([70_000, 1], None)], large)

@@ -90,7 +90,7 @@ def test_han_does_not_swallow_neighbours(tokenizer: Tokenizer) -> None:
     cuts = [(a, b) for _, (a, b) in rule("他say你好吗hello，二〇1234")]
     text = "他say你好吗hello，二〇1234"
     assert [text[a:b] for a, b in cuts] == ["他", "say", "你好", "吗", "hello", "，", "二〇", "12", "34"]
-    assert split_pattern(2) in tokenizer._json.replace("\\\\", "\\")
+    assert split_pattern(2) in tokenizer.spec.replace("\\\\", "\\")
 
 
 @pytest.mark.parametrize("asked", [320, 512, 513, 100_000])
@@ -106,7 +106,7 @@ def test_vocabulary_size(texts: tuple[str, ...], asked: int) -> None:
 def test_training_repeats_itself(tokenizer: Tokenizer, texts: tuple[str, ...]) -> None:
     """The texts in another order, and another process with other hash seeds, give the same bytes."""
     asked = {"vocab_size": 512, "han_run": 2, "min_frequency": 2, "specials": chat.SPECIALS}
-    assert train_bpe(texts[::-1], **asked) == tokenizer._json
+    assert train_bpe(texts[::-1], **asked) == tokenizer.spec
     program = (
         "import sys, json; from danlu.tokens.bpe import train_bpe\n"
         "texts, asked = json.load(sys.stdin)\n"
@@ -114,7 +114,7 @@ def test_training_repeats_itself(tokenizer: Tokenizer, texts: tuple[str, ...]) -
     )
     sent = json.dumps([texts, asked])
     done = subprocess.run([sys.executable, "-c", program], input=sent, capture_output=True, text=True)
-    assert done.stdout == tokenizer._json, done.stderr
+    assert done.stdout == tokenizer.spec, done.stderr
 
 
 def test_save_and_load(tokenizer: Tokenizer, saved: Path, tmp_path: Path) -> None:

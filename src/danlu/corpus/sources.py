@@ -199,21 +199,38 @@ def _pip(package: str, beside: Path, console: Console) -> None:
         raise _unreachable("pypi", package, lines[-1] if lines else "pip said nothing more")
 
 
-def _fetch_hf(name: str, include: Sequence[str], console: Console) -> tuple[Path, str]:
-    """The wanted files of a dataset, and the commit they are from: a branch moves, what was fetched once does not."""
+def fetch_model(name: str, include: Sequence[str], console: Console) -> Path:
+    """Bring a model from the hub onto this disk, once.
+
+    Args:
+        name: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        include: globs of the files wanted.
+        console: told before anything is fetched.
+
+    Returns:
+        The folder, which is named after the commit.
+
+    Raises:
+        UserError: there is no such model, or the hub cannot be reached.
+    """
+    return _fetch_hf(name, include, console, "model")[0]
+
+
+def _fetch_hf(name: str, include: Sequence[str], console: Console, kind: str = "dataset") -> tuple[Path, str]:
+    """The wanted files of a repository, and the commit they are from: a branch moves, what was fetched does not."""
     match = _parse("hf", name)
-    place = cache_root() / "hf" / match["name"]
-    commit = _hf_commit(place, match, console)
+    place = cache_root() / ("hf" if kind == "dataset" else "hf-models") / match["name"]
+    commit = _hf_commit(place, match, console, kind)
 
     def fill(beside: Path) -> None:
         console.say(f"fetching hf:{match['name']}@{commit}, once")
-        _hf_snapshot(match, commit, [*include, "README.md"] if include else None, local_dir=beside)
+        _hf_snapshot(match, commit, [*include, "README.md"] if include else None, kind, local_dir=beside)
         shutil.rmtree(beside / ".cache", ignore_errors=True)
 
     return cached(place / commit / hash_value(sorted(include)), fill), commit
 
 
-def _hf_commit(place: Path, match: re.Match[str], console: Console) -> str:
+def _hf_commit(place: Path, match: re.Match[str], console: Console, kind: str) -> str:
     """The commit that a branch, a tag or no revision meant when it was first asked for."""
     revision = match["version"] or "main"
     if re.fullmatch("[0-9a-f]{40}", revision):
@@ -222,23 +239,23 @@ def _hf_commit(place: Path, match: re.Match[str], console: Console) -> str:
     def fill(beside: Path) -> None:
         console.say(f"asking for the commit of hf:{match['name']}@{revision}, once")
         with tempfile.TemporaryDirectory() as scratch:  # the folder of a snapshot is named after its commit
-            commit = _hf_snapshot(match, revision, ["README.md"], cache_dir=Path(scratch)).name
+            commit = _hf_snapshot(match, revision, ["README.md"], kind, cache_dir=Path(scratch)).name
         (beside / "commit").write_text(commit, encoding="utf-8")
 
     return (cached(place / "revisions" / hash_value(revision), fill) / "commit").read_text(encoding="utf-8")
 
 
 def _hf_snapshot(
-    match: re.Match[str], revision: str, wanted: list[str] | None, cache_dir: Path | None = None,
+    match: re.Match[str], revision: str, wanted: list[str] | None, kind: str, cache_dir: Path | None = None,
     local_dir: Path | None = None,
 ) -> Path:  # fmt: skip
-    """The folder into which huggingface_hub has put the wanted files of a dataset; its errors in our words."""
+    """The folder into which huggingface_hub has put the wanted files of a repository; its errors in our words."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(huggingface_hub.snapshot_download(
-            match["name"], repo_type="dataset", revision=revision, allow_patterns=wanted, cache_dir=cache_dir,
+            match["name"], repo_type=kind, revision=revision, allow_patterns=wanted, cache_dir=cache_dir,
             local_dir=local_dir,
         ))  # fmt: skip
     except (HfHubHTTPError, HFValidationError, OSError) as error:

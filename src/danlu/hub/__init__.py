@@ -1,11 +1,16 @@
-"""Models on disk: Hugging Face directories, read and written, nothing in them ever run.
+"""Models on disk: Hugging Face directories and GGUF files, read and written, nothing in them ever run.
 
-In:  a model and where to put it, or a directory.
-Out: a directory that transformers loads, or a model.
-Left out: making models, talking to them, fetching them.
+In:  a model and where to put it; a directory, a file or a name.
+Out: a directory that transformers loads, a file that llama.cpp runs, or a model.
+Left out: making models, talking to them.
 """
 
-from danlu.hub.config import hf_config
-from danlu.hub.directory import export_directory, load, load_pretrained, model_hash, read_config, save
+from danlu.hub.config import check_counterpart, hf_config
+from danlu.hub.convert import export_gguf, import_model
+from danlu.hub.directory import export_directory, load, load_encoder, load_pretrained, model_hash, read_config, save
+from danlu.hub.shelf import PACKAGED, is_named, is_remote, obtain
 
-__all__ = ["export_directory", "hf_config", "load", "load_pretrained", "model_hash", "read_config", "save"]
+__all__ = [
+    "PACKAGED", "check_counterpart", "export_directory", "export_gguf", "hf_config", "import_model", "is_named",
+    "is_remote", "load", "load_encoder", "load_pretrained", "model_hash", "obtain", "read_config", "save",
+]  # fmt: skip

@@ -17,6 +17,8 @@ from danlu.model.config import ModelConfig
 
 _WHAT = {
     "lm": ("text-generation", "A language model: it continues text, token by token."),
+    "mlm": ("fill-mask", "An encoder: it tells which token is behind a mask."),
+    "classes": ("text-classification", "An encoder: it says to which class a text belongs."),
     "scalar": ("text-classification", "A reward model: it gives an answer one number, the higher the better."),
 }
 _MATTER = {"license": "licence", "language": "language", "base_model": "base_model"}
@@ -27,7 +29,7 @@ def model_card(config: ModelConfig, head: str, family: Family, n_parameters: int
 
     Args:
         config: the shape.
-        head: ``"lm"`` or ``"scalar"``.
+        head: ``"lm"``, ``"scalar"``, ``"mlm"`` or ``"classes"``.
         family: the Hugging Face architecture it is stored as.
         n_parameters: how many numbers.
         facts: provenance in the order to be shown (stage, data, parent, seed, figures ...); ``title``, ``licence`` and

@@ -14,8 +14,9 @@ from danlu.errors import UserError, unknown
 from danlu.hub.families import FAMILIES, Family
 from danlu.model.config import ModelConfig
 
-HEADS = ("lm", "scalar")
+HEADS = ("lm", "scalar", "mlm", "classes")
 _INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+_INT8_FORMATS = ("pack-quantized", "int-quantized")
 _OWN = "danlu"  # the block of config.json for what only training needs to know and no Hugging Face key says
 
 
@@ -35,12 +36,26 @@ def family_of(config: ModelConfig) -> Family:
     return FAMILIES[nearest]
 
 
+def check_counterpart(config: ModelConfig) -> None:
+    """The check at recipe time that a language model of this shape can be written for other programs.
+
+    Raises:
+        UserError: no Hugging Face architecture has the shape, or transformers has no class for it.
+    """
+    hf_config(config, "lm")
+    family = family_of(config)
+    if family.foreign:
+        raise UserError(
+            f"transformers has no class for '{family.model_type}', so no other program could read the model"
+        )
+
+
 def hf_config(config: ModelConfig, head: str = "lm") -> dict[str, Any]:
-    """The keys of config.json for a model; also the check at recipe time that there is such a thing.
+    """The keys of config.json for a model.
 
     Args:
         config: the shape.
-        head: ``"lm"`` or ``"scalar"``.
+        head: ``"lm"`` or ``"scalar"``; of an encoder ``"mlm"`` or ``"classes"``.
 
     Raises:
         UserError: the shape or the head has no Hugging Face counterpart, naming the option.
@@ -48,6 +63,8 @@ def hf_config(config: ModelConfig, head: str = "lm") -> dict[str, Any]:
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     family = family_of(config)
+    if head not in family.architectures:
+        raise unknown(f"head of '{family.model_type}'", head, family.architectures)
     data: dict[str, Any] = {"architectures": [family.architectures[head]], "model_type": family.model_type}
     data |= {key: getattr(config, name) for name, key in family.fields.items()}
     data |= family.extra(config)
@@ -80,12 +97,12 @@ def from_hf(data: Mapping[str, Any]) -> tuple[ModelConfig, str, Family]:
     values = {name: known[key] for name, key in family.fields.items()}
     values |= {**family.fixed, **family.complete(known)}
     values.setdefault("balance", data.get(_OWN, {}).get("balance", "bias"))
-    values |= {"quantization": "int8" if quantization_format(data) else "none"}
+    values |= {"quantization": "int8" if quantization_format(data) in _INT8_FORMATS else "none"}
     return ModelConfig.from_dict(values), _head_of(data, family), family
 
 
 def quantization_format(data: Mapping[str, Any]) -> str | None:
-    """How a config.json says its linear layers are stored: None, ``"pack-quantized"`` or ``"int-quantized"``.
+    """How a config.json says its linear layers are stored: None, ``"pack-quantized"``, ``"int-quantized"``, ``"fp8"``.
 
     Raises:
         ValueError: any other way.
@@ -93,28 +110,47 @@ def quantization_format(data: Mapping[str, Any]) -> str | None:
     block = data.get("quantization_config")
     if block is None:
         return None
+    if block.get("quant_method") == "fp8":
+        fp8_block(data)
+        return "fp8"
     groups = list((block.get("config_groups") or {}).values())
     weights = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
     plain = groups and not groups[0].get("input_activations") and not weights.get("actorder")
     if not plain or any(weights.get(key, False) != value for key, value in _INT8.items()):
         raise ValueError("quantization_config is not INT8 weights with one scale per channel (W8A16)")
-    if block.get("quant_method") != "compressed-tensors" or block["format"] not in ("pack-quantized", "int-quantized"):
+    if block.get("quant_method") != "compressed-tensors" or block["format"] not in _INT8_FORMATS:
         raise ValueError(f"quantization format '{block.get('format')}' is neither pack-quantized nor int-quantized")
     return str(block["format"])
 
 
+def fp8_block(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of an FP8 weight that share a factor, or None if no weight is FP8.
+
+    Raises:
+        ValueError: another kind of FP8 than DeepSeek-V3's.
+    """
+    block = data.get("quantization_config") or {}
+    if block.get("quant_method") != "fp8":
+        return None
+    size = block.get("weight_block_size")
+    if block.get("fmt", "e4m3") != "e4m3" or not (isinstance(size, list) and len(size) == 2 and min(size) > 0):
+        raise ValueError("quantization_config is FP8, but not e4m3 with one factor per block (weight_block_size)")
+    return int(size[0]), int(size[1])
+
+
 def _head_of(data: Mapping[str, Any], family: Family) -> str:
     """Head kind from ``architectures``; a trunk alone or no name at all is a language model."""
-    name = (data.get("architectures") or [family.architectures["lm"]])[0]
-    if name == family.architectures["scalar"]:
-        labels = data.get("num_labels", len(data.get("id2label") or (0, 1)))
-        if labels != 1:
-            raise ValueError(f"num_labels is {labels} and only 1 (a reward) is known here")
-        return "scalar"
-    trunk = family.architectures["scalar"].removesuffix("ForSequenceClassification") + "Model"
-    if name not in (family.architectures["lm"], trunk):
-        raise ValueError(f"architecture '{name}' is not known here; valid: {', '.join(family.architectures.values())}")
-    return "lm"
+    kinds = {name: head for head, name in family.architectures.items()}
+    first = next(iter(kinds))
+    name = (data.get("architectures") or [first])[0]
+    if name == first.partition("For")[0].removesuffix("LMHeadModel") + "Model":
+        name = first
+    if name not in kinds:
+        raise ValueError(f"architecture '{name}' is not known here; valid: {', '.join(kinds)}")
+    labels = data.get("num_labels", len(data.get("id2label") or (0, 1)))
+    if kinds[name] == "scalar" and labels != 1:
+        raise ValueError(f"num_labels is {labels} and only 1 (a reward) is known here")
+    return kinds[name]
 
 
 def _quantization_block(dense: str) -> dict[str, Any]:

@@ -1,29 +1,29 @@
 """The model directory, one of the five records: written whole or not at all, read without running anything in it.
 
-In:  a ``Decoder`` and a ``Tokenizer``, or a Hugging Face directory of GPT-2, Llama or DeepSeek-V3.
+In:  a ``Decoder`` and a ``Tokenizer``, or a Hugging Face directory of a family in ``families``.
 Out: the other of the two.
-Left out: GGUF, downloads, FP8 weights, multi-token prediction layers.
+Left out: GGUF (``gguf``), downloads (``shelf``), multi-token prediction layers.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.errors import UserError
 from danlu.files import atomic_directory, atomic_write, free_space, hash_paths, read_json, write_json
 from danlu.hub.card import model_card
-from danlu.hub.config import family_of, from_hf, hf_config, quantization_format
+from danlu.hub.config import family_of, fp8_block, from_hf, hf_config, quantization_format
 from danlu.hub.families import Family
-from danlu.hub.layout import PACKED_INT8, PLAIN_INT8, SAME, Entry
-from danlu.hub.weights import WEIGHTS, TensorFiles, weight_files
-from danlu.model import Decoder, ModelConfig
+from danlu.hub.state import PACKED, LazyState, entries_of, theirs
+from danlu.hub.weights import TensorFiles, weight_files, write_weights
+from danlu.model import Decoder, Encoder, ModelConfig, build
 from danlu.tokens.tokenizer import Tokenizer
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
@@ -32,8 +32,24 @@ _MODEL_FILES = (
     CONFIG, GENERATION, CARD, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
-_PACKED = "pack-quantized"
-_TIED = "lm_head.weight"
+
+
+class Described(NamedTuple):
+    """What a model directory's config.json says.
+
+    Attributes:
+        config: the shape.
+        head: ``"lm"`` or ``"scalar"``; of an encoder ``"mlm"`` or ``"classes"``.
+        family: the architecture.
+        storage: of the linear layers, see ``config.quantization_format``.
+        block: rows and columns that share a factor, if weights are in FP8.
+    """
+
+    config: ModelConfig
+    head: str
+    family: Family
+    storage: str | None
+    block: tuple[int, int] | None
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
@@ -48,22 +64,68 @@ def load(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | 
         UserError: there is no model, its architecture is not known here, or a tensor is missing, superfluous or
             misshapen; names file and tensor.
     """
-    path = Path(path)
-    config, head, family, storage = _read_config(path)
-    with torch.device("meta"):
-        model = Decoder(config, head)
-    model.load_state_dict(_read_state(model, family, storage, TensorFiles(path), dtype), assign=True)
+    model = _load(Path(path), dtype)
+    if not isinstance(model, Decoder):
+        raise UserError(f"{path} is an encoder, which reads and cannot write; load it with danlu.hub.load_encoder")
     return model.to(device)
 
 
+def load_encoder(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Encoder:
+    """Read an encoder (BERT) with its head for masked tokens or for classes; otherwise as ``load``.
+
+    Raises:
+        UserError: as ``load``; or the directory holds a decoder.
+    """
+    model = _load(Path(path), dtype)
+    if not isinstance(model, Encoder):
+        raise UserError(f"{path} is a decoder; load it with danlu.hub.load")
+    return model.to(device)
+
+
+def _load(path: Path, dtype: torch.dtype) -> Decoder | Encoder:
+    model, state = open_directory(path, dtype)
+    model.load_state_dict(dict(state), assign=True)
+    return model
+
+
+def open_directory(path: Path, dtype: torch.dtype | None = None) -> tuple[Decoder | Encoder, LazyState]:
+    """A model without memory, and its parameters, each read when it is asked for.
+
+    Args:
+        path: the directory.
+        dtype: of the parameters; as they are stored if None.
+
+    Raises:
+        UserError: as ``load``; tensors that are missing or misshapen are found when they are read.
+    """
+    said = _read_config(path)
+    files = TensorFiles(path, said.block)
+    if not _foresees(said, files):
+        said = said._replace(config=replace(said.config, n_mtp=0))
+    with torch.device("meta"):
+        model = build(said.config, said.head)
+    alone = not any(name.startswith(said.family.trunk) for name in files.where)
+    entries = list(entries_of(model, said.family, said.storage, "" if alone else None))
+    state = LazyState(model, entries, files, dtype or files.dtype(entries[0].theirs[0]))
+    ignored = said.family.superfluous(said.config, files.where)
+    tied = said.family.tied
+    if said.config.tie_embeddings and tied in files.where:
+        same = torch.equal(files.read(tied).float(), state["embed.weight"].float())
+        ignored += [tied] if same else []
+    state.refuse_rest(ignored)
+    return model, state
+
+
 def read_config(path: Path) -> tuple[ModelConfig, str]:
-    """Shape and head kind (``"lm"``, ``"scalar"``) of a model directory, without its weights.
+    """Shape and head kind (``"lm"``, ``"scalar"``, ``"mlm"``, ``"classes"``) of a model directory, without its weights.
 
     Raises:
         UserError: there is no model, or its architecture is not known here.
     """
-    config, head, _, _ = _read_config(Path(path))
-    return config, head
+    said = _read_config(Path(path))
+    if said.config.n_mtp and not _foresees(said, TensorFiles(Path(path), said.block)):
+        return replace(said.config, n_mtp=0), said.head
+    return said.config, said.head
 
 
 def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer]:
@@ -79,7 +141,7 @@ def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Dec
     return model, tokenizer
 
 
-def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Mapping[str, Any]) -> None:
+def save(model: Decoder | Encoder, folder: Path, tokenizer: Tokenizer | None, *, card: Mapping[str, Any]) -> None:
     """Write a directory that ``load`` and transformers read, replacing what was there once everything is written.
 
     Args:
@@ -91,17 +153,35 @@ def save(model: Decoder, folder: Path, tokenizer: Tokenizer | None, *, card: Map
     Raises:
         UserError: the shape has no Hugging Face counterpart, naming the option; or the disk is too full for it.
     """
+    write_directory(model, model.state_dict(), model.embed.weight.dtype, folder, tokenizer, card=card)
+
+
+def write_directory(
+    model: Decoder | Encoder, state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path,
+    tokenizer: Tokenizer | None, *, card: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """``save`` for parameters that may still lie elsewhere and are read one after another.
+
+    Args:
+        model: says the shape; may be without memory.
+        state: its parameters.
+        dtype: of the parameters.
+        folder: as for ``save``, like the rest.
+        tokenizer: the model's.
+        card: provenance.
+    """
     config, head = model.config, model.head_kind
     family = family_of(config)
-    tensors = _write_state(model, family)
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
-    n_parameters = sum(t.numel() for name, t in model.state_dict().items() if not name.endswith(".scale"))
-    free_space(Path(folder), sum(tensor.nbytes for tensor in tensors.values()))
+    named = str(dtype).removeprefix("torch.")
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items() if not name.endswith(".scale")}
+    n_parameters = sum(sizes.values())
+    width = 1 if config.quantization == "int8" else dtype.itemsize
+    free_space(Path(folder), n_parameters * width)
     with atomic_directory(Path(folder)) as beside:
-        write_json(beside / CONFIG, {**hf_config(config, head), **ids, "dtype": dtype, "torch_dtype": dtype})
+        write_json(beside / CONFIG, {**hf_config(config, head), **ids, "dtype": named, "torch_dtype": named})
         write_json(beside / GENERATION, ids)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+        write_weights(beside, theirs(state, entries_of(model, family, PACKED)))
         if tokenizer is not None:
             tokenizer.save(beside)
         with atomic_write(beside / CARD) as handle:
@@ -119,7 +199,7 @@ def export_directory(source: Path, out: Path) -> None:
     source, out = Path(source), Path(out)
     if out.exists():
         raise UserError(f"{out} exists; name a directory that does not")
-    load(source)
+    _load(source, torch.float32)
     free_space(out, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
     with atomic_directory(out) as beside:
         for file in (*weight_files(source), *(f for name in _MODEL_FILES for f in source.glob(name) if f.is_file())):
@@ -133,69 +213,19 @@ def model_hash(folder: Path) -> str:
     return hash_paths(folder, (CONFIG, "tokenizer.json", "tokenizer_config.json", *weights))
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, str, Family, str | None]:
-    """Shape, head kind, family and storage of the linear layers."""
+def _foresees(said: Described, files: TensorFiles) -> bool:
+    """Whether the layers for multi-token prediction are in the files: transformers counts them and leaves them out."""
+    first = said.family.layers.format(i=said.config.n_layers)
+    return any(f"{first}eh_proj" in name for name in files.where)
+
+
+def _read_config(path: Path) -> Described:
     if not (path / CONFIG).is_file():
         raise UserError(f"no {CONFIG} in {path}; a model directory in the Hugging Face layout has one")
     data = read_json(path / CONFIG)
     try:
-        return *from_hf(data), quantization_format(data)
+        return Described(*from_hf(data), quantization_format(data), fp8_block(data))
     except KeyError as error:
         raise UserError(f"{path / CONFIG}: key {error} is missing") from None
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path / CONFIG}: {error}") from None
-
-
-def _entries(model: Decoder, family: Family, storage: str | None, trunk: str | None = None) -> Iterator[Entry]:
-    """The entries of the tensors that this very model has, in the storage of its linear layers."""
-    names = model.state_dict().keys()
-    for entry in family.entries(model.config, trunk):
-        if entry.ours[0] in names:
-            scale = entry.ours[0].removesuffix(".weight") + ".scale"
-            yield _int8(entry, scale, storage) if scale in names else entry
-
-
-def _int8(entry: Entry, scale: str, storage: str | None) -> Entry:
-    """A quantized weight's entry: integers and scales in the compressed-tensors spelling."""
-    assert entry.layout is SAME, "only plain linear layers are quantized"
-    ours, name = (entry.ours[0], scale), entry.theirs[0]
-    if storage == _PACKED:
-        return Entry(ours, (f"{name}_packed", f"{name}_scale", f"{name}_shape"), PACKED_INT8)
-    return Entry(ours, (name, f"{name}_scale"), PLAIN_INT8)
-
-
-def _read_state(
-    model: Decoder, family: Family, storage: str | None, files: TensorFiles, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Our state dict from their files; every tensor accounted for."""
-    wanted = model.state_dict()
-    dtypes = {name: t.dtype for name, t in wanted.items()} | {name: dtype for name, _ in model.named_parameters()}
-    alone = not any(name.startswith(family.trunk) for name in files.where)
-    state: dict[str, Tensor] = {}
-    unused = {name for name in files.where if not name.endswith(family.ignored)}
-    for entry in _entries(model, family, storage, "" if alone else None):
-        shapes = [part.shape for part in entry.layout.write([wanted[name] for name in entry.ours])]
-        parts = [files.read(name, shape) for name, shape in zip(entry.theirs, shapes, strict=True)]
-        for name, part in zip(entry.ours, entry.layout.read(parts), strict=True):
-            state[name] = part.to(dtypes[name], memory_format=torch.contiguous_format, copy=True)
-        unused -= set(entry.theirs)
-    if _TIED in unused and model.config.tie_embeddings:
-        tied = files.read(_TIED, state["embed.weight"].shape).to(dtype)
-        unused -= {_TIED} if torch.equal(tied, state["embed.weight"]) else set()
-    if unused:
-        name = min(unused)
-        raise UserError(f"tensor '{name}' in {files.where[name]} belongs to nothing that config.json describes")
-    return state
-
-
-def _write_state(model: Decoder, family: Family) -> dict[str, Tensor]:
-    """Their tensors from our state dict."""
-    state = model.state_dict()
-    tensors: dict[str, Tensor] = {}
-    for entry in _entries(model, family, _PACKED):
-        parts = entry.layout.write([state.pop(name).cpu() for name in entry.ours])
-        if entry.layout is not SAME:  # rearranged tensors may share memory, which the format refuses
-            parts = [part.clone() for part in parts]
-        tensors |= zip(entry.theirs, (part.contiguous() for part in parts), strict=True)
-    assert not state, f"no name on disk for {min(state)}"
-    return tensors

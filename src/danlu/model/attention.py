@@ -98,18 +98,21 @@ def _mask(allowed: Tensor, dtype: torch.dtype) -> Mask:
     return Mask(bias.masked_fill_(~allowed, -math.inf))
 
 
-def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask) -> Tensor:
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask, softcap: float = 0.0) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1) as the formula says it, in fp32."""
     groups = q.shape[1] // k.shape[1]
     k, v = (x.float().repeat_interleave(groups, dim=1) for x in (k, v))
     bias = mask.bias
     if bias is None:
         bias = torch.full((q.shape[2], k.shape[2]), -math.inf, device=q.device).triu(1)
-    scores = q.float() @ k.transpose(-1, -2) * scale + bias
+    scores = q.float() @ k.transpose(-1, -2) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + bias
     return (scores.softmax(-1) @ v).to(q.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask, softcap: float = 0.0) -> Tensor:
     """Scaled dot-product attention; key head j serves query heads j G .. (j + 1) G - 1.
 
     Args:
@@ -118,10 +121,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask) -> Tens
         v: (B, H / G, S, V); V may differ from D.
         scale: factor on the scores.
         mask: who may look at whom.
+        softcap: scores become ``cap * tanh(score / cap)`` before the mask (Gemma 2, Grok-1), which no kernel of torch
+            does: the whole square of scores is computed. 0 leaves them.
 
     Returns:
         (B, H, T, V).
     """
+    if softcap:
+        return _attend_plain(q, k, v, scale, _written_out(mask, q, k), softcap)
     if mask.bias is not None and plain_scores(q.device, q.shape[2], k.shape[2]):
         return _attend_plain(q, k, v, scale, mask.bias)
     width = v.shape[-1]
@@ -133,12 +140,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask) -> Tens
     return out[..., :width]
 
 
-def _attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor) -> Tensor:
+def _written_out(mask: Mask, q: Tensor, k: Tensor) -> Tensor:
+    """A mask's bias, also of the mask that kernels know by themselves."""
+    if mask.bias is not None:
+        return mask.bias
+    return torch.full((1, 1, q.shape[2], k.shape[2]), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+
+
+def _attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor, softcap: float = 0.0) -> Tensor:
     """Two batched products around a softmax; the query heads of a group are stacked, so keys are never repeated."""
     batch, heads, length, dim = q.shape
     groups = heads // k.shape[1]
     stacked = (q * scale).reshape(batch, k.shape[1], groups * length, dim)
     scores = stacked @ k.transpose(-1, -2)  # B, H/G, G*T, S
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     scores.add_(bias if groups == 1 else bias.repeat(1, 1, groups, 1))
     weights = scores.softmax(-1)  # computed in fp32 inside, rounded once
     return (weights @ v).view(batch, heads, length, v.shape[-1])
@@ -175,7 +191,8 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             k, v = cache.write(context.positions, k, v)
         mask = context.window if self.windowed and context.window is not None else context.mask
-        mixed = attend(q, k, v, scale=self.config.head_dim**-0.5, mask=mask)
+        config = self.config
+        mixed = attend(q, k, v, scale=config.head_dim**-0.5, mask=mask, softcap=config.attn_softcap)
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 _CHOICES = {
     "norm": ("layer", "rms"),
-    "norm_placement": ("pre", "post"),
+    "norm_placement": ("pre", "post", "sandwich"),
     "positions": ("learned", "rope"),
     "rope_layout": ("half", "interleaved"),
     "attention": ("gqa", "mla"),
     "feedforward": ("mlp", "gated"),
-    "activation": ("gelu_tanh", "silu"),
+    "activation": ("gelu_tanh", "gelu", "silu"),
     "router_score": ("softmax", "sigmoid"),
     "group_score": ("max", "top2"),
     "balance": ("none", "bias"),
@@ -75,6 +75,10 @@ class ModelConfig:
     n_layers: int
     d_model: int
     max_seq_len: int
+    # an encoder (BERT) sees both ways, tells segments apart and may have a head of classes
+    causal: bool = True
+    n_segments: int = 0
+    n_classes: int = 0
     # norm
     norm: str = "rms"
     norm_eps: float = 1e-5
@@ -92,6 +96,7 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    attn_softcap: float = 0.0  # scores become cap * tanh(score / cap); 0 leaves them
     window: int = 0
     n_full_layers: int = 0
     # multi-head latent attention (DeepSeek-V2, section 2.1); q_rank 0 means no query compression
@@ -118,8 +123,12 @@ class ModelConfig:
     norm_topk: bool = True
     routed_scale: float = 1.0
     balance: str = "bias"
-    # output
+    # multi-token prediction (DeepSeek-V3, section 2.2): how many tokens beyond the next are foreseen in training
+    n_mtp: int = 0
+    # ends of the network: factors on what the table gives and on the logits
     tie_embeddings: bool = True
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
     init_std: float = 0.02
     # storage of the weights of the linear layers
     quantization: str = "none"
@@ -134,8 +143,14 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
         if self.attention == "gqa" and self.n_heads % self.n_kv_heads:
             raise ValueError(f"model.n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
-        if self.attention == "mla" and (self.qk_norm or self.window):
-            raise ValueError("model.attention 'mla' has neither qk_norm nor window")
+        if not self.causal:
+            self._check_encoder()
+        elif self.n_segments or self.n_classes:
+            raise ValueError("model.n_segments and n_classes belong to an encoder, whose model.causal is false")
+        if self.n_mtp and (self.quantization != "none" or self.norm_placement != "pre" or self.positions != "rope"):
+            raise ValueError("model.n_mtp needs positions 'rope', norm_placement 'pre' and quantization 'none'")
+        if self.attention == "mla" and (self.qk_norm or self.window or self.attn_softcap):
+            raise ValueError("model.attention 'mla' has neither qk_norm nor window nor attn_softcap")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError("model.rope_scaling needs positions 'rope'")
         if self.window < 0 or self.n_full_layers < 0:
@@ -153,9 +168,19 @@ class ModelConfig:
         if self.n_experts:
             self._check_routing()
 
+    def _check_encoder(self) -> None:
+        if self.positions != "learned" or self.n_segments < 1 or self.n_experts or self.window:
+            raise ValueError(
+                "model.causal false (BERT) needs positions 'learned' and n_segments, no experts, no window"
+            )
+        if self.attention != "gqa" or self.norm_placement != "post" or not self.tie_embeddings:
+            raise ValueError(
+                "model.causal false (BERT) needs attention 'gqa', norm_placement 'post' and tied embeddings"
+            )
+
     def _check_routing(self) -> None:
-        if self.feedforward != "gated" or self.activation != "silu":
-            raise ValueError("model.n_experts needs feedforward 'gated' with activation 'silu': experts are SwiGLU")
+        if self.feedforward != "gated":
+            raise ValueError("model.n_experts needs feedforward 'gated': experts are gated networks")
         if self.balance == "bias" and self.router_score != "sigmoid":
             raise ValueError("model.balance 'bias' needs router_score 'sigmoid'; a softmax router has balance 'none'")
         per_group = self.n_experts // self.router_groups

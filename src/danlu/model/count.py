@@ -1,4 +1,4 @@
-"""Counts that follow from a shape: parameters, FLOPs a token, bytes of cache a token.
+"""Counts that follow from a shape: parameters, FLOPs a token, bytes of cache a token, memory of training.
 
 In:  a ``ModelConfig``.
 Out: exact integers, without allocating anything.
@@ -14,7 +14,12 @@ from typing import NamedTuple
 import torch
 
 from danlu.model.config import ModelConfig
-from danlu.model.decoder import Decoder
+from danlu.model.encoder import build
+
+# Bytes of training state a parameter: weights, gradient and two Adam moments, fp32 each.
+_STATE_BYTES = 16
+# Numbers kept for the backward pass, per token, layer and unit of width (measured on the tang shapes).
+_ACTIVATIONS = 34
 
 
 class Parameters(NamedTuple):
@@ -35,12 +40,13 @@ class Parameters(NamedTuple):
 def parameters(config: ModelConfig) -> Parameters:
     """Count by building the model without memory (the ``meta`` device)."""
     with torch.device("meta"):
-        model = Decoder(dataclasses.replace(config, quantization="none"))
+        model = build(dataclasses.replace(config, quantization="none"), "lm" if config.causal else "mlm")
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     routed = sum(p.numel() for p in model.parameters() if p.ndim == 3)
     idle = routed * (config.n_experts - config.top_k) // config.n_experts if config.n_experts else 0
-    tables = ["positions.weight"] if config.tie_embeddings else ["positions.weight", "embed.weight"]
+    looked_up = ["positions.weight", "segments.weight"]
+    tables = looked_up if config.tie_embeddings else [*looked_up, "embed.weight"]
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1) - sum(sizes.get(name, 0) for name in tables)
     return Parameters(total, total - idle, matrices - idle)
 
@@ -63,3 +69,13 @@ def kv_bytes(config: ModelConfig, bytes_per_number: int = 2) -> int:
     if config.attention == "mla":
         return config.n_layers * (config.kv_rank + config.rope_dim) * bytes_per_number
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_number
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """Bytes of weights, gradients and two moments in fp32."""
+    return _STATE_BYTES * parameters(config).total
+
+
+def activation_bytes(config: ModelConfig, rows: int, length: int, bytes_per_number: int = 4) -> int:
+    """Bytes kept for the backward pass of ``rows`` rows of ``length`` tokens, nothing recomputed; an estimate."""
+    return bytes_per_number * _ACTIVATIONS * rows * length * config.d_model * config.n_layers

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danlu.model.attention import Context, GroupedQueryAttention, Mask, cached_mask, causal_mask
-from danlu.model.cache import KVCache, KVLayer, LatentCache, LatentLayer
+from danlu.model.attention import Context, Mask, cached_mask, causal_mask
+from danlu.model.block import Block
+from danlu.model.cache import KVCache, LatentCache
 from danlu.model.config import ModelConfig
-from danlu.model.feedforward import make_dense
 from danlu.model.heads import ScalarHead, last_values
 from danlu.model.linear import Linear
-from danlu.model.mla import LatentAttention
 from danlu.model.moe import MoE, Router
+from danlu.model.mtp import Foresight
 from danlu.model.norm import make_norm
 from danlu.model.positions import rope_table
 from danlu.model.quantized import QuantLinear
@@ -39,37 +39,6 @@ class Hidden(NamedTuple):
     counts: Tensor | None
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each added to the residual stream.
-
-    Each works on a normed copy of it (``"pre"``, GPT-2 and after), or the sum is normed (``"post"``, GPT-1).
-    """
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        routed = config.n_experts > 0 and layer >= config.n_dense_layers
-        windowed = config.window > 0 and layer >= config.n_full_layers
-        self.post = config.norm_placement == "post"
-        self.norm1 = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.attn = LatentAttention(config) if config.attention == "mla" else GroupedQueryAttention(config, windowed)
-        self.norm2 = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.ffn = MoE(config) if routed else make_dense(config)
-
-    def forward(
-        self, x: Tensor, context: Context, cache: KVLayer | LatentLayer | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D), and tokens per expert (E,) where the block is a mixture."""
-        if self.post:
-            x = self.norm1(x + self.attn(x, context, cache))
-        else:
-            x = x + self.attn(self.norm1(x), context, cache)
-        out = self.ffn(x if self.post else self.norm2(x))
-        counts = None
-        if isinstance(self.ffn, MoE):
-            out, counts = out
-        return self.norm2(x + out) if self.post else x + out, counts
-
-
 class Decoder(nn.Module):
     """A decoder-only transformer.
 
@@ -85,18 +54,22 @@ class Decoder(nn.Module):
         super().__init__()
         if head not in ("lm", "scalar"):
             raise ValueError(f"head is '{head}'; valid: lm, scalar")
+        if not config.causal:
+            raise ValueError("model.causal is false: a decoder does not see what is to come; see Encoder")
         self.config, self.head_kind = config, head
         self.compute_dtype = torch.float32
-        self.embed = _embedding(config.vocab_size, config.d_model)
+        self.embed = embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
-            self.positions = _embedding(config.max_seq_len, config.d_model)
+            self.positions = embedding(config.max_seq_len, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         last = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.norm = last if config.norm_placement == "pre" else nn.Identity()  # the last block has normed already
+        self.norm = nn.Identity() if config.norm_placement == "post" else last  # a last block that normed is enough
         if head == "scalar":
             self.score = ScalarHead(config.d_model)
         elif not config.tie_embeddings:
             self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        if head == "lm" and config.n_mtp:
+            self.mtp = nn.ModuleList(Foresight(config, config.n_layers + depth) for depth in range(config.n_mtp))
         if not self.embed.weight.is_meta:  # counted or about to be loaded: there are no values to give
             initialise(self)
 
@@ -140,7 +113,7 @@ class Decoder(nn.Module):
             raise ValueError("documents and a cache cannot be used together: a cached row is one document")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        x = F.embedding(tokens, self.embed.weight).to(self.compute_dtype)  # B, T, D
+        x = self._embedded(tokens)  # B, T, D
         if self.config.positions == "learned":
             x = x + F.embedding(positions, self.positions.weight).to(self.compute_dtype)
         context = self._context(tokens, positions, documents, cache)
@@ -149,7 +122,47 @@ class Decoder(nn.Module):
             x, count = block(x, context, None if cache is None else cache.layer(i))
             if count is not None:
                 counts.append(count)
-        return Hidden(self.norm(x), torch.stack(counts) if counts else None)
+        states = self.norm(x)
+        if self.config.logit_scale != 1.0:  # here, so that no reader of the output weight has to know
+            states = states * self.config.logit_scale
+        return Hidden(states, torch.stack(counts) if counts else None)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, D) in the compute dtype."""
+        x = F.embedding(tokens, self.embed.weight).to(self.compute_dtype)
+        return x if self.config.embed_scale == 1.0 else x * self.config.embed_scale
+
+    def foresee(
+        self, states: Tensor, tokens: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
+    ) -> list[Hidden]:
+        """States that foresee tokens further ahead, one depth after another.
+
+        At depth k (from 1) place i joins what is known of tokens up to i + k - 1 with token i + k, and its logits are
+        of token i + k + 1. The k last places of a row have no such token and are left out; those of a document have
+        one of the next, so their targets must not be learnt, and nobody else sees them.
+
+        Args:
+            states: (B, T, D) of ``hidden``.
+            tokens: (B, T) as given to ``hidden``, like the rest.
+            positions: (B, T).
+            documents: (B, T).
+
+        Returns:
+            For k = 1 .. n_mtp, but not beyond T - 1: states (B, T - k, D) after the depth's norm, and tokens per expert
+            (1, E) or None.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        found = []
+        for depth in self.mtp:
+            if tokens.shape[1] < 2:
+                break
+            tokens, positions, states = tokens[:, 1:], positions[:, 1:], states[:, :-1]
+            documents = None if documents is None else documents[:, :-1]
+            context = self._context(tokens, positions, documents, None)
+            states, counts = depth(self._embedded(tokens), states, context)
+            found.append(Hidden(states, None if counts is None else counts.unsqueeze(0)))
+        return found
 
     def _context(
         self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | LatentCache | None
@@ -197,7 +210,8 @@ class Decoder(nn.Module):
         Call once per optimizer step. Does nothing when ``config.balance`` is ``"none"``.
 
         Args:
-            counts: (M, E) tokens per expert, summed over micro-batches and ranks.
+            counts: (M, E) tokens per expert, summed over micro-batches and ranks; layers of ``mtp`` come last, and
+                may be left out.
             rate: size of the step; DeepSeek-V3 took 0.001.
         """
         if self.config.balance == "none":
@@ -205,18 +219,18 @@ class Decoder(nn.Module):
         routers = [module for module in self.modules() if isinstance(module, Router)]
         load = counts.float()
         step = rate * torch.sign(load.mean(-1, keepdim=True) - load)
-        for router, change in zip(routers, step, strict=True):
+        for router, change in zip(routers[: len(step)], step, strict=True):
             assert router.bias is not None, "ModelConfig gives a bias to balance"
             router.bias += change
 
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
+def embedding(rows: int, width: int) -> nn.Embedding:
     """A table without values yet; ``initialise`` gives them."""
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 @torch.no_grad()
-def initialise(model: Decoder, generator: torch.Generator | None = None) -> None:
+def initialise(model: nn.Module, generator: torch.Generator | None = None) -> None:
     """Give every parameter its first value, the one place that does.
 
     Matrices and tables are normal with ``init_std``; those that write into the residual stream are divided by
@@ -226,7 +240,7 @@ def initialise(model: Decoder, generator: torch.Generator | None = None) -> None
         model: any model; 8-bit weights stay as they are, there is nothing to train in them.
         generator: source of randomness; the global one by default.
     """
-    config = model.config
+    config: ModelConfig = model.config  # type: ignore[assignment]
     residual = config.init_std / (2 * config.n_layers) ** 0.5
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")

@@ -15,8 +15,10 @@ from danlu.model.quantized import make_linear
 
 
 def activate(kind: str, x: Tensor) -> Tensor:
-    """``"silu"``, or ``"gelu_tanh"``: the tanh form of GELU, which is GPT-2's; the exact one is visibly different."""
-    return F.silu(x) if kind == "silu" else F.gelu(x, approximate="tanh")
+    """``"silu"``; ``"gelu"``, which is BERT's; or its tanh form ``"gelu_tanh"``, GPT-2's and visibly different."""
+    if kind == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 class MLP(nn.Module):

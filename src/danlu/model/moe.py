@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.model.config import ModelConfig
-from danlu.model.feedforward import GatedMLP
+from danlu.model.feedforward import GatedMLP, activate
 
 
 class Router(nn.Module):
@@ -77,6 +77,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.activation = config.activation
         self.router = Router(config)
         self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.d_expert, config.d_model))
         self.down = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_expert))
@@ -87,7 +88,8 @@ class MoE(nn.Module):
         flat = x.flatten(0, 1)  # N, D
         weights, chosen = self.router(flat)
         dtype = self.compute_dtype
-        out = expert_ffn(flat.to(dtype), chosen, weights, self.gate_up.to(dtype), self.down.to(dtype)).view(x.shape)
+        matrices = self.gate_up.to(dtype), self.down.to(dtype)
+        out = expert_ffn(flat.to(dtype), chosen, weights, *matrices, activation=self.activation).view(x.shape)
         if self.shared is not None:
             out = out + self.shared(x)
         return out, expert_counts(chosen, self.gate_up.shape[0])
@@ -100,9 +102,10 @@ def expert_counts(chosen: Tensor, n_experts: int) -> Tensor:
 
 
 def expert_ffn(
-    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, backend: str | None = None
-) -> Tensor:
-    """Each token through its experts: ``sum_k weights[n, k] * down_e(silu(gate_e x) * up_e x)``, e = chosen[n, k].
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, backend: str | None = None,
+    activation: str = "silu",
+) -> Tensor:  # fmt: skip
+    """Each token through its experts: ``sum_k weights[n, k] * down_e(act(gate_e x) * up_e x)``, e = chosen[n, k].
 
     Args:
         x: (N, D) tokens.
@@ -112,11 +115,12 @@ def expert_ffn(
         down: (E, D, I).
         backend: ``"loop"`` (the reference), ``"grouped"`` (sort by expert, grouped products), ``"gather"`` (fetch the
             experts of every token: decoding). None chooses by shapes, dtype and device, never by data.
+        activation: of the gates, see ``feedforward.activate``.
 
     Returns:
         (N, D).
     """
-    return _BACKENDS[backend or _choose(x, chosen, gate_up)](x, chosen, weights, gate_up, down)
+    return _BACKENDS[backend or _choose(x, chosen, gate_up)](x, chosen, weights, gate_up, down, activation)
 
 
 def _choose(x: Tensor, chosen: Tensor, gate_up: Tensor) -> str:
@@ -127,9 +131,9 @@ def _choose(x: Tensor, chosen: Tensor, gate_up: Tensor) -> str:
     return "grouped" if x.dtype == torch.bfloat16 or eager_cpu else "loop"
 
 
-def _gated(hidden: Tensor) -> Tensor:
+def _gated(hidden: Tensor, activation: str) -> Tensor:
     gate, up = hidden.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return activate(activation, gate) * up
 
 
 def _mix(parts: Tensor, weights: Tensor) -> Tensor:
@@ -137,16 +141,20 @@ def _mix(parts: Tensor, weights: Tensor) -> Tensor:
     return (weights.to(parts.dtype).unsqueeze(1) @ parts).squeeze(1)
 
 
-def _loop(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _loop(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:  # fmt: skip
     out = torch.zeros_like(x)
     for expert in range(gate_up.shape[0]):
         token, place = torch.where(chosen == expert)
-        hidden = F.linear(_gated(F.linear(x[token], gate_up[expert])), down[expert])
+        hidden = F.linear(_gated(F.linear(x[token], gate_up[expert]), activation), down[expert])
         out = out.index_add(0, token, hidden * weights[token, place, None].to(x.dtype))
     return out
 
 
-def _grouped(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _grouped(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:  # fmt: skip
     """The dropless way of training: rows sorted by expert, one product per matrix, rows put back.
 
     Shapes do not depend on the routing, only the group ends do, and those stay on the device.
@@ -156,14 +164,16 @@ def _grouped(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: 
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=order.device))
     ends = expert_counts(chosen, gate_up.shape[0]).cumsum(0).to(torch.int32)
     rows = _permute(x.unsqueeze(1).expand(-1, k, -1).reshape(n * k, -1), order, inverse)
-    hidden = _gated(F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends))
+    hidden = _gated(F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends), activation)
     parts = _permute(F.grouped_mm(hidden, down.transpose(1, 2), offs=ends), inverse, order)
     return _mix(parts.view(n, k, -1), weights)
 
 
-def _gather(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _gather(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:  # fmt: skip
     """Reads only the experts asked for; copies them, so for a few tokens only."""
-    hidden = _gated((gate_up[chosen] @ x[:, None, :, None]).squeeze(-1))  # N, K, I
+    hidden = _gated((gate_up[chosen] @ x[:, None, :, None]).squeeze(-1), activation)  # N, K, I
     return _mix((down[chosen] @ hidden.unsqueeze(-1)).squeeze(-1), weights)
 
 

@@ -65,6 +65,13 @@ _SMALL: dict[str, dict[str, Any]] = {
 
 # The published ones, as their papers and config.json files have them.
 _GPT1 = {**_GPT2, "norm_placement": "post", "vocab_size": 40478, "max_seq_len": 512}
+_BERT = {**_GPT2, "causal": False, "n_segments": 2, "norm_placement": "post", "norm_eps": 1e-12, "activation": "gelu"}
+_BERT |= {"vocab_size": 30522, "max_seq_len": 512}
+_GROK = {
+    "norm_placement": "sandwich", "attn_softcap": 30.0, "embed_scale": 78.38367176906169,
+    "logit_scale": 0.5773502691896257, "activation": "gelu_tanh", "n_experts": 8, "top_k": 2, "d_expert": 32768,
+    "router_score": "softmax", "norm_topk": False, "balance": "none", "vocab_size": 131072, "max_seq_len": 8192,
+}  # fmt: skip
 _GPT3 = {**_GPT2, "vocab_size": 50257, "max_seq_len": 2048}
 _LLAMA2 = {"vocab_size": 32000, "max_seq_len": 4096, "tie_embeddings": False}
 _LLAMA3 = {"vocab_size": 128256, "max_seq_len": 8192, "rope_theta": 5e5, "tie_embeddings": False}
@@ -112,6 +119,8 @@ _SIZE = "n_layers d_model n_heads n_kv_heads d_ff"
 PRESETS: dict[str, dict[str, Any]] = {
     **_SMALL,
     **_sizes(_GPT1, _GPT_SIZE, gpt1=(12, 768, 12, 3072)),
+    **_sizes(_GROK, _SIZE + " head_dim", grok_1=(64, 6144, 48, 8, 32768, 128)),
+    **_sizes(_BERT, _GPT_SIZE, bert_base=(12, 768, 12, 3072), bert_large=(24, 1024, 16, 4096)),
     **_sizes(
         {**_GPT2, "vocab_size": 50257, "max_seq_len": 1024},
         _GPT_SIZE,

@@ -30,6 +30,7 @@ class Tokenizer:
     """A byte-level BPE vocabulary in which special tokens come from ids only, never from text.
 
     Attributes:
+        spec: the text of its ``tokenizer.json``.
         vocab_size: ids go from 0 to ``vocab_size - 1``; a multiple of 64 for vocabularies trained here.
         bos: begins a document.
         eos: ends a document and an assistant's turn.
@@ -44,17 +45,17 @@ class Tokenizer:
         Raises:
             UserError: the vocabulary is not byte-level, text can produce a special token, or no token ends a text.
         """
-        self._json = backend
+        self.spec = backend
         self.config = dict(config)
         self._backend = tokenizers.Tokenizer.from_str(backend)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True  # "<|end|>" in a text is seven characters, not a command
-        spec = json.loads(backend)
-        if "ByteLevel" not in json.dumps(spec["decoder"]):
+        parts = json.loads(backend)
+        if "ByteLevel" not in json.dumps(parts["decoder"]):
             raise UserError("this tokenizer is not byte-level BPE, so its text does not survive a round trip; use one")
-        self._added = {row["content"] for row in spec["added_tokens"]}
-        self.specials: dict[str, int] = {row["content"]: row["id"] for row in spec["added_tokens"] if row["special"]}
+        self._added = {row["content"] for row in parts["added_tokens"]}
+        self.specials: dict[str, int] = {row["content"]: row["id"] for row in parts["added_tokens"] if row["special"]}
         self._vocab: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocab.values()) + 1
         self._find_roles()
@@ -92,14 +93,14 @@ class Tokenizer:
             specials: what is there already keeps its id.
             config: keys of ``tokenizer_config.json`` that take the place of this one's.
         """
-        backend = tokenizers.Tokenizer.from_str(self._json)
+        backend = tokenizers.Tokenizer.from_str(self.spec)
         backend.add_special_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in specials])
         return Tokenizer(backend.to_str(), {**self.config, **config})
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json`` into ``folder``."""
         with atomic_write(folder / "tokenizer.json") as handle:
-            handle.write(self._json)
+            handle.write(self.spec)
         write_json(folder / "tokenizer_config.json", self.config)
         roles = {role: _content(self.config[role]) for role in _ROLES if self.config.get(role)}
         write_json(folder / "special_tokens_map.json", roles)
@@ -107,7 +108,7 @@ class Tokenizer:
     @functools.cached_property
     def hash(self) -> str:
         """Identity of the vocabulary, its splitting rule and its roles; token shards are bound to it."""
-        return hash_value([self._json, self.bos, self.eos, self.pad])
+        return hash_value([self.spec, self.bos, self.eos, self.pad])
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added before or after, never a special token."""

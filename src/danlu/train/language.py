@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
@@ -42,6 +43,8 @@ class LanguageSettings(LoopSettings):
     """bestfit keeps documents whole where they fit, stream cuts them wherever a row ends."""
     emphasis: Emphasis = Emphasis()
     """What counts more than once in the training loss, and in what is logged of it; held-out loss is plain."""
+    mtp_weight: float = Field(default=0.3, ge=0)
+    """Weight of the loss of tokens beyond the next, in a model that foresees some (n_mtp); held-out loss is plain."""
     eval_batches: int = Field(default=8, ge=0)
     """Held-out batches read at an evaluation during training; 0 reads all, as the one after the last step does."""
 
@@ -64,7 +67,7 @@ class Text:
         return Text(shards, pack(shards, settings.seq_len, settings.packing, stream_seed(seed, "pack")))
 
 
-def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None) -> LossOutput:
+def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None, mtp_weight: float = 0.0) -> LossOutput:
     """Cross entropy in nats, summed over the batch's targets; the logits as a whole never exist.
 
     Only positions with a target reach the head, which for a chat is the assistant's part.
@@ -73,18 +76,37 @@ def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None) ->
         model: the model.
         batch: what it reads.
         count: tells how many times each target counts; once by default.
+        mtp_weight: of the mean loss of the depths that foresee further tokens (DeepSeek-V3, equation 25), of a model
+            that has such; their part is also told as ``mtp_loss``.
     """
     weight = model.output_weight  # V, D
-    learnt = (batch.targets != IGNORE).flatten().nonzero().squeeze(1)  # N
     tokens, positions, documents = (x.to(weight.device) for x in (batch.tokens, batch.positions, batch.documents))
     hidden = model.hidden(tokens, positions, documents)
-    states = hidden.states.flatten(0, 1)  # B*T, D
-    if len(learnt) < len(states):
-        states = states.index_select(0, learnt.to(weight.device))  # N, D
-    targets = batch.targets.flatten()[learnt].to(weight.device)
-    times = torch.ones_like(learnt) if count is None else count(batch.targets).flatten()[learnt]  # N
-    loss_sum, _ = linear_cross_entropy(states, weight, targets, counts=times.to(weight.device))
-    return LossOutput(loss_sum, int(times.sum()), batch.n_tokens, hidden.counts)
+    loss_sum, n = _summed_loss(hidden.states, weight, batch.targets, count)
+    if not mtp_weight or not model.config.n_mtp:
+        return LossOutput(loss_sum, n, batch.n_tokens, hidden.counts)
+    further, counts = loss_sum.new_zeros(()), [hidden.counts]
+    for depth, foreseen in enumerate(model.foresee(hidden.states, tokens, positions, documents), 1):
+        crossing = batch.documents[:, depth:] != batch.documents[:, :-depth]
+        targets = batch.targets[:, depth:].masked_fill(crossing, IGNORE)
+        further = further + _summed_loss(foreseen.states, weight, targets, count)[0]
+        counts.append(foreseen.counts)
+    further = further / model.config.n_mtp
+    routed = [c for c in counts if c is not None]
+    told = {"mtp_loss": float(further.detach())}
+    return LossOutput(loss_sum + mtp_weight * further, n, batch.n_tokens, torch.cat(routed) if routed else None, told)
+
+
+def _summed_loss(states: Tensor, weight: Tensor, targets: Tensor, count: Count | None) -> tuple[Tensor, int]:
+    """Loss of the states (B, T, D) of those places that have a target, and how many these are, each ``count`` times."""
+    learnt = (targets != IGNORE).flatten().nonzero().squeeze(1)  # N
+    flat = states.flatten(0, 1)  # B*T, D
+    if len(learnt) < len(flat):
+        flat = flat.index_select(0, learnt.to(weight.device))  # N, D
+    times = torch.ones_like(learnt) if count is None else count(targets).flatten()[learnt]  # N
+    wanted = targets.flatten()[learnt].to(weight.device)
+    loss_sum, _ = linear_cross_entropy(flat, weight, wanted, counts=times.to(weight.device))
+    return loss_sum, int(times.sum())
 
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:
@@ -129,7 +151,9 @@ def language_task(
     rows = settings.micro_batch or settings.batch_size
     return Task(
         batches=lambda step: split_rows(loader.batch(step), settings.micro_batch),
-        loss=functools.partial(next_token_loss, count=counter(settings.emphasis, tokenizer)),
+        loss=functools.partial(
+            next_token_loss, count=counter(settings.emphasis, tokenizer), mtp_weight=settings.mtp_weight
+        ),
         evaluate=lambda model: evaluate_text(model, val, rows, settings.eval_batches),
         sample=sample,
         flops_per_token=flops_per_token(model.config, settings.seq_len),

@@ -74,7 +74,9 @@ def build_optimizer(model: Decoder, settings: LoopSettings) -> Optimizer:
     matrices = {name: p for name, p in params.items() if p.ndim >= 2 and p not in tables}
     hidden: dict[str, nn.Parameter] = {}
     if settings.optimizer == "muon":
-        hidden = {name: p for name, p in matrices.items() if name.startswith("blocks.") and "router" not in name}
+        hidden = {
+            name: p for name, p in matrices.items() if name.startswith(("blocks.", "mtp.")) and "router" not in name
+        }
     decayed = [p for name, p in matrices.items() if name not in hidden]
     plain = [p for name, p in params.items() if name not in matrices]
     groups: list[dict[str, Any]] = [

@@ -42,11 +42,11 @@ class PretrainSettings(LanguageSettings):
     model: dict[str, Any] = Field(default_factory=lambda: {"preset": _PRESET}, validate_default=True)
     """The shape: ``preset`` names one to start from, any other key is a field of the model and overrides it."""
     base: str = ""
-    """A model directory to adopt instead of training one."""
+    """A model to adopt instead of training one: a directory, a GGUF file, or a name such as smollm2."""
 
     def reads(self) -> dict[str, Path]:
-        """The base model."""
-        return {"base": Path(self.base)} if self.base else {}
+        """The base model, if it is on this disk."""
+        return {"base": Path(self.base)} if self.base and not hub.is_remote(Path(self.base)) else {}
 
     @field_validator("model")
     @classmethod
@@ -60,7 +60,7 @@ class PretrainSettings(LanguageSettings):
     def _shape_can_be_saved(self) -> PretrainSettings:
         """Refuse at once a shape that could be trained for hours and then not be written."""
         if not self.base:
-            hub.hf_config(self.shape(_ANY), "lm")
+            hub.check_counterpart(self.shape(_ANY))
         return self
 
     def shape(self, vocab_size: int) -> ModelConfig:
@@ -138,7 +138,8 @@ def _adopt(stage: Stage, base: Path) -> dict[str, Any]:
     Raises:
         UserError: ``base`` is no model directory that danlu can read, or not a model to go on training.
     """
-    model, tokenizer = hub.load_pretrained(base)
+    folder = hub.obtain(base, stage.console) if hub.is_named(base) else base
+    model, tokenizer = hub.load_pretrained(folder)
     if model.head_kind != "lm" or model.config.quantization != "none":
         raise UserError(f"pretrain.base {base} is a reward model or compressed; it must be a plain language model")
     stage.console.say(f"{stage.name} adopts {base}")

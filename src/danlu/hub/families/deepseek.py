@@ -1,8 +1,8 @@
-"""DeepSeek-V2 and V3 (R1): latent attention, fine-grained experts beside shared ones.
+"""DeepSeek-V2 and V3 (R1): latent attention, fine-grained experts beside shared ones, multi-token prediction.
 
 In:  the tables' own facts.
 Out: ``DEEPSEEK_V2``, ``DEEPSEEK_V3``.
-Left out: multi-token prediction layers; FP8 weights; biases of attention, which no released model has.
+Left out: biases of attention, which no released model has.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ DEEPSEEK_V2 = kin(
     # transformers never renormalises the weights of V2's experts, whatever norm_topk_prob says.
     fixed={
         **_FIXED, "rope_layout": "interleaved", "router_score": "softmax", "group_score": "max", "norm_topk": False,
-        "balance": "none",
+        "balance": "none", "n_mtp": 0,
     },
     fields=_FIELDS,
     defaults={**DEFAULTS, "routed_scaling_factor": 1.0, "n_shared_experts": 2},
@@ -125,7 +125,7 @@ DEEPSEEK_V2 = kin(
 def _v3_extra(config: ModelConfig) -> dict[str, Any]:
     return {
         "rope_interleave": config.rope_layout == "interleaved",
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": config.n_mtp,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
         **_extra(config),
@@ -135,7 +135,8 @@ def _v3_extra(config: ModelConfig) -> dict[str, Any]:
 def _v3_complete(data: Mapping[str, Any]) -> dict[str, Any]:
     only(data, "scoring_func", "sigmoid")
     layout = "interleaved" if data.get("rope_interleave", True) else "half"
-    return {"rope_layout": layout, **_complete(data, n_dense=3)}
+    n_mtp = data.get("num_nextn_predict_layers") or data.get("num_mtp_layers") or 0
+    return {"rope_layout": layout, "n_mtp": n_mtp, **_complete(data, n_dense=3)}
 
 
 def _v3_refuse(config: ModelConfig) -> str | None:
@@ -156,4 +157,7 @@ DEEPSEEK_V3 = kin(
     extra=_v3_extra,
     complete=_v3_complete,
     refuse=_v3_refuse,
+    foresight=modules({
+        "norm_embed": "enorm", "norm_state": "hnorm", "merge": "eh_proj", "norm": "shared_head.norm",
+    }),
 )  # fmt: skip

@@ -7,12 +7,15 @@ Left out: the families themselves, beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from danlu.hub.layout import Entry, Row
 from danlu.model.config import ModelConfig
+
+_SHARED = ("embed_tokens.weight", "shared_head.head.weight")  # copies of the model's own in layers that foresee
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Family:
         complete: further fields from a config.json; ValueError for a variant that we do not compute.
         refuse: why a configuration whose ``fixed`` fields fit still has no counterpart, or None.
         ignored: endings of names on disk that hold no weights (buffers that old files keep).
+        heads: rows outside the trunk.
+        tied: a second name for the table of tokens where the head is the table.
+        foresight: rows of a layer for multi-token prediction besides those of ``inner``; such layers come after the
+            last. Empty where there are none.
+        foreign: transformers has no class for it. danlu reads and writes its files, and trains none from nothing.
     """
 
     model_type: str
@@ -48,6 +56,10 @@ class Family:
     complete: Callable[[Mapping[str, Any]], dict[str, Any]]
     refuse: Callable[[ModelConfig], str | None]
     ignored: tuple[str, ...] = ()
+    heads: tuple[Row, ...] = (Row(("head.weight",), ("lm_head.weight",)), Row(("score.weight",), ("score.weight",)))
+    tied: str = "lm_head.weight"
+    foresight: tuple[Row, ...] = ()
+    foreign: bool = False
 
     def clashes(self, config: ModelConfig) -> list[str]:
         """Sentences' tails on the fields in which ``config`` is of another kind than this family."""
@@ -63,6 +75,17 @@ class Family:
         reason = None if clashes else self.refuse(config)
         return [reason] if reason else clashes
 
+    def superfluous(self, config: ModelConfig, names: Iterable[str]) -> list[str]:
+        """Those names of tensors on disk that a model of this shape has no use for."""
+        layer = re.compile(re.escape(self.trunk + self.layers).replace(re.escape("{i}"), r"(\d+)"))
+        found = []
+        for name in names:
+            place = layer.match(name)
+            beyond = bool(self.foresight) and place is not None and int(place[1]) >= config.n_layers
+            if name.endswith(self.ignored) or (beyond and (not config.n_mtp or name.endswith(_SHARED))):
+                found.append(name)
+        return found
+
     def entries(self, config: ModelConfig, trunk: str | None = None) -> Iterator[Entry]:
         """Every tensor that a model of this family may have; the model decides which exist.
 
@@ -76,8 +99,14 @@ class Family:
         for i in range(config.n_layers):
             for row in self.inner:
                 yield row.entry(f"blocks.{i}.", trunk + self.layers.format(i=i), config.n_experts)
-        yield Entry(("head.weight",), ("lm_head.weight",))
-        yield Entry(("score.weight",), ("score.weight",))
+        for k in range(config.n_mtp):
+            theirs = trunk + self.layers.format(i=config.n_layers + k)
+            for row in self.inner:
+                yield row.entry(f"mtp.{k}.block.", theirs, config.n_experts)
+            for row in self.foresight:
+                yield row.entry(f"mtp.{k}.", theirs, 0)
+        for row in self.heads:
+            yield row.entry("", "", 0)
 
 
 def only(data: Mapping[str, Any], key: str, *valid: Any) -> None:

@@ -21,8 +21,9 @@ _INNER = (
     *modules({"attn.o": "attn.c_proj", "ffn.up": "mlp.c_fc", "ffn.down": "mlp.c_proj"}, CONV1D),
 )
 _FIXED = {
-    "norm": "layer", "positions": "learned", "attention": "gqa", "feedforward": "mlp", "activation": "gelu_tanh",
-    "qkv_bias": True, "out_bias": True, "ffn_bias": True, "n_experts": 0, "qk_norm": False, "window": 0,
+    "causal": True, "norm": "layer", "positions": "learned", "attention": "gqa", "feedforward": "mlp",
+    "activation": "gelu_tanh", "qkv_bias": True, "out_bias": True, "ffn_bias": True, "n_experts": 0, "qk_norm": False,
+    "window": 0, "n_mtp": 0, "attn_softcap": 0.0, "embed_scale": 1.0, "logit_scale": 1.0,
 }  # fmt: skip
 _FIELDS = {
     "vocab_size": "vocab_size", "n_layers": "n_layer", "d_model": "n_embd", "max_seq_len": "n_positions",

@@ -31,8 +31,11 @@ FIELDS = {
     "max_seq_len": "max_position_embeddings", "n_heads": "num_attention_heads", "d_ff": "intermediate_size",
     "norm_eps": "rms_norm_eps", "init_std": "initializer_range", "tie_embeddings": "tie_word_embeddings",
 }  # fmt: skip
-GATED = {"norm": "rms", "norm_placement": "pre", "positions": "rope", "feedforward": "gated", "activation": "silu"}
-HALF_GQA = {**GATED, "rope_layout": "half", "attention": "gqa"}
+GATED = {
+    "causal": True, "norm": "rms", "norm_placement": "pre", "positions": "rope", "feedforward": "gated",
+    "activation": "silu", "attn_softcap": 0.0, "embed_scale": 1.0, "logit_scale": 1.0,
+}  # fmt: skip
+HALF_GQA = {**GATED, "rope_layout": "half", "attention": "gqa", "n_mtp": 0}
 BUFFERS = ("self_attn.rotary_emb.inv_freq",)  # that old files keep
 
 

@@ -1,0 +1,83 @@
+"""From one format to another: any model that danlu can read to a directory of ours, or to a GGUF file.
+
+In:  a Hugging Face directory or a GGUF file.
+Out: a model directory, or a GGUF file.
+Left out: where models come from (``shelf``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from danlu.errors import UserError, unknown
+from danlu.files import atomic_write
+from danlu.hub.directory import load_pretrained, open_directory, write_directory
+from danlu.tokens.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def import_model(source: Path, out: Path, dtype: str | None = None) -> None:
+    """Write a model as danlu writes them: canonical names, dense weights, one dtype, a tokenizer that is understood.
+
+    Tensors are read and written one after another; not more than one file of 5 GB is in memory.
+
+    Args:
+        source: a Hugging Face directory, or a GGUF file.
+        out: a directory that does not exist yet.
+        dtype: name of a dtype; as stored if None, and float16 for weights in blocks.
+
+    Raises:
+        UserError: ``out`` exists, or the model cannot be read; nothing is left of it then.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; name a directory that does not")
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    wanted = DTYPES[dtype] if dtype else None
+    if source.is_dir():
+        model, state = open_directory(source, wanted)
+        tokenizer, facts = Tokenizer.load(source), {"title": out.name, "imported from": source.name}
+        kept = wanted or state["embed.weight"].dtype
+        write_directory(model, state, kept, out, tokenizer, card=facts)
+        return
+    from danlu.hub.gguf import open_gguf  # the package gguf takes a moment to import
+
+    opened = open_gguf(source, wanted)
+    write_directory(opened.model, opened.state, opened.dtype, out, opened.tokenizer, card=opened.facts)
+
+
+def export_gguf(source: Path, out: Path, kind: str) -> None:
+    """Write a language model's directory as a GGUF file.
+
+    Args:
+        source: the directory.
+        out: a file that does not exist yet.
+        kind: of its matrices, one of ``gguf.TYPES``.
+
+    Raises:
+        UserError: ``out`` exists, or llama.cpp could not run the model; names what it lacks.
+    """
+    from danlu.hub.gguf import write_gguf
+
+    if out.exists():
+        raise UserError(f"{out} exists; name a file that does not")
+    model, tokenizer = load_pretrained(source)
+    with atomic_write(out, "wb") as handle:
+        write_gguf(model, dict(_dense(model.state_dict())), tokenizer, Path(handle.name), kind, source.resolve().name)
+
+
+def _dense(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters with the scales of 8-bit weights multiplied out, without layers that only foresee."""
+    for name, tensor in state.items():
+        if name.startswith("mtp."):
+            continue
+        scale = state.get(name.removesuffix(".weight") + ".scale")
+        if scale is not None and tensor.dtype == torch.int8:
+            yield name, tensor.float() * scale[:, None]
+        elif not name.endswith(".scale"):
+            yield name, tensor
