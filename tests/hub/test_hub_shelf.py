@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import torch
 
 from danlu import hub
 from danlu.console import Console
@@ -61,3 +64,33 @@ def test_smollm2_knows_the_capital_of_france() -> None:
     assert told.returncode == 0, told.stderr
     assert "Paris" in told.stdout
     assert time.monotonic() - started < 120
+
+
+def test_a_model_of_the_hub_is_fetched_and_imported(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is played by a folder; everything after its answer is real."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(
+        name: str,
+        *,
+        repo_type: str,
+        allow_patterns: list[str],
+        cache_dir: Path | None,
+        local_dir: Path | None,
+        **_: str,
+    ) -> str:
+        asked.append((repo_type, allow_patterns))
+        place = local_dir or Path(cache_dir or "", name, "snapshots", "a" * 40)
+        shutil.copytree(tmp_path / "model", place, dirs_exist_ok=True)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = find_model(Path("hf:me/model"))
+    assert torch.equal(hub.load(found).embed.weight, hub.load(tmp_path / "model").embed.weight)
+    assert {kind for kind, _ in asked} == {"model"}
+    assert not any(pattern.endswith((".py", ".bin")) for _, patterns in asked for pattern in patterns)
+    times = len(asked)
+    assert find_model(Path("hf:me/model")) == found
+    assert len(asked) == times

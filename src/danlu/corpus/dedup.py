@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from danlu.console import Console
 from danlu.corpus import minhash
@@ -135,8 +133,7 @@ class Finder:
         pairs, similarity, limit = self._near(~result.exact, console)
         relatives = pairs.ravel()  # least similar first: the most similar pair of a document is written last
         result.similarity[relatives], result.limit[relatives] = np.repeat(similarity, 2), np.repeat(limit, 2)
-        graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-        result.of = _best_of_groups(connected_components(graph, directed=False)[1].astype(np.int64)[first], rank)
+        result.of = _best_of_groups(_components(pairs, n)[first], rank)
         return result
 
     def _near(self, alone: NDArray[np.bool_], console: Console) -> tuple[I64, NDArray[np.float64], NDArray[np.float64]]:
@@ -166,6 +163,16 @@ def _rows(values: U64, ends: I64, chosen: I64) -> tuple[U64, I64]:
     mask = np.zeros(len(ends), np.bool_)
     mask[chosen] = True
     return values[np.repeat(mask, sizes)], np.cumsum(sizes[chosen])
+
+
+def _components(pairs: I64, n: int) -> I64:
+    """(n,) the group of relatives that each document belongs to, by way of others or directly."""
+    from scipy.sparse import coo_array  # a third of a second, and most verbs have no copies to find
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    groups: I64 = connected_components(graph, directed=False)[1].astype(np.int64)
+    return groups
 
 
 def _best_of_groups(groups: I64, rank: I64) -> I64:

@@ -11,9 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from pypinyin import Style, pinyin
-from pypinyin.contrib.tone_convert import to_finals
-
 # 中华新韵 (1941), eighteen groups. Finals as pypinyin spells them, v for ü. "-i" is the vowel of zhi chi shi ri zi ci
 # si, which pinyin writes like the i of qi and which does not rhyme with it.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -43,6 +40,8 @@ _BUZZING = ("zh", "ch", "sh", "r", "z", "c", "s")
 @functools.cache
 def rhyme_groups(character: str) -> frozenset[str]:
     """The groups a character belongs to, one per reading; empty for what is not a Chinese character."""
+    from pypinyin import Style, pinyin  # its table of phrases takes half a second, and few verbs ask for rhyme
+
     readings = pinyin(character, style=Style.NORMAL, heteronym=True, errors="ignore")
     finals = {_final(syllable) for syllable in (readings[0] if readings else ())}
     return frozenset(_GROUP_OF[final] for final in finals if final in _GROUP_OF)
@@ -61,5 +60,7 @@ def rhymes(characters: Sequence[str]) -> bool:
 
 def _final(syllable: str) -> str:
     """The final of a toneless syllable, with the buzzing i told apart."""
+    from pypinyin.contrib.tone_convert import to_finals
+
     final: str = to_finals(syllable, strict=True)
     return "-i" if final == "i" and syllable.startswith(_BUZZING) else final
