@@ -151,3 +151,15 @@ def test_int8_survives_the_disk(tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(tokens), small(tokens))
         assert (loaded(tokens) - model(tokens)).abs().max() < 0.05 * model(tokens).abs().max()
+
+
+def test_layers_that_only_foresee_are_left_out() -> None:
+    torch.manual_seed(0)
+    dense = {"n_experts": 0, "top_k": 0, "n_shared_experts": 0, "n_dense_layers": 0}
+    model = Decoder(preset("deepseek-tiny", vocab_size=128, n_mtp=1, **dense))
+    small = quantize(model)
+    assert small.config.n_mtp == 0
+    assert not any(name.startswith("mtp.") for name in small.state_dict())
+    with torch.no_grad():
+        difference = (small(batch().tokens) - model(batch().tokens)).abs().max()
+    assert difference < 0.05 * model(batch().tokens).abs().max()

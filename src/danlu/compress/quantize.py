@@ -3,7 +3,7 @@
 In:  a model.
 Out: the same model with ``QuantLinear`` for every linear layer of its blocks.
 Left out: activations (they stay in the compute dtype), calibration (8 bits do not need it), embeddings, head, norms,
-router and expert tensors (they stay as they are).
+router and expert tensors (they stay as they are); layers for multi-token prediction, which answering does not need.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def quantize(model: Decoder) -> Decoder:
 
     Each weight is off by at most half its channel's scale, which is the channel's largest weight over 127.
     """
-    state = model.state_dict()
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("mtp.")}
     for name, module in model.blocks.named_modules(prefix="blocks"):
         if isinstance(module, Linear):
             stored = QuantLinear.from_linear(module).state_dict(prefix=f"{name}.")
             state |= stored
-    result = Decoder(replace(model.config, quantization="int8"), model.head_kind)
+    result = Decoder(replace(model.config, quantization="int8", n_mtp=0), model.head_kind)
     result.load_state_dict(state)
     return result.to(model.embed.weight.device).compute_in(model.compute_dtype)

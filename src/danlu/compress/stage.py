@@ -94,7 +94,7 @@ def compress(stage: Stage) -> dict[str, Any]:
 def _int8_refusal(model: Decoder) -> str | None:
     """Why this architecture has no INT8 form on disk, or None."""
     try:
-        hub.hf_config(replace(model.config, quantization="int8"), model.head_kind)
+        hub.hf_config(replace(model.config, quantization="int8", n_mtp=0), model.head_kind)
     except UserError as refusal:
         return str(refusal)
     return None
