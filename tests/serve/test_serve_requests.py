@@ -63,10 +63,32 @@ def test_values_out_of_range(http, change, param):
     assert error["param"] == param
 
 
-@pytest.mark.parametrize("name", ["tools", "logprobs", "presence_penalty", "logit_bias", "response_format"])
+@pytest.mark.parametrize("name", ["tools", "logprobs", "response_format"])
 def test_what_would_be_ignored_silently_is_refused(http, name):
-    value = {"logit_bias": {"5": 1}, "response_format": {"type": "json_object"}, "tools": [{}]}.get(name, 1)
+    value = {"response_format": {"type": "json_object"}, "tools": [{}]}.get(name, 1)
     assert name in refused(http.post("/v1/chat/completions", json=GOOD | {name: value}), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [({"presence_penalty": 3}, "presence_penalty"), ({"frequency_penalty": "much"}, "frequency_penalty"),
+     ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {"5": 101}}, "logit_bias"),
+     ({"logit_bias": {"999999999": 1}}, "logit_bias"), ({"repetition_penalty": 0}, "repetition_penalty")],
+    ids=str,
+)  # fmt: skip
+def test_penalties_out_of_range(http, change, param):
+    assert refused(http.post("/v1/chat/completions", json=GOOD | change), 400)["param"].startswith(param)
+
+
+def test_a_bias_bans_and_commands(http):
+    def answer(**change):
+        reply = http.post("/v1/chat/completions", json=GOOD | {"temperature": 0, "max_tokens": 4} | change)
+        assert reply.status_code == 200, reply.text
+        return reply.json()["choices"][0]["message"]["content"]
+
+    ids = {str(id): -100 for id in range(256)}  # every byte
+    assert answer(logit_bias={"97": 100}) != answer()
+    assert answer(logit_bias=ids, presence_penalty=1.5, frequency_penalty=-0.5, repetition_penalty=1.1) != answer()
 
 
 def test_unknown_and_neutral_fields_are_accepted(http):

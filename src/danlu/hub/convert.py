@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def import_model(source: Path, out: Path, dtype: str | None = None) -> None:
-    """Write a model as danlu writes them: canonical names, dense weights, one dtype, a tokenizer that is understood.
+    """Write a model as danlu writes them: its names, blocks and FP8 multiplied out, one dtype, a tokenizer understood.
 
     Tensors are read and written one after another; not more than one file of 5 GB is in memory.
 

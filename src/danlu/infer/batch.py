@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from danlu.infer.detokenize import Detokenizer
-from danlu.infer.sampler import Options, Sampling, draw, uniforms
+from danlu.infer.penalties import Penalties
+from danlu.infer.sampler import Options, Sampling, draw, logprobs_of, uniforms
 from danlu.model import Decoder, KVCache, LatentCache
 from danlu.tokens.tokenizer import Tokenizer
 
@@ -85,6 +86,9 @@ class Batch:
         self._rows = torch.arange(n, device=device)
         self._alive = torch.ones(n, dtype=torch.bool, device=device)
         self._options = Options.of(samplings, device)
+        vocabulary = engine.output_weight.shape[0]
+        wanted = Penalties.wanted(samplings)
+        self._penalties = Penalties(samplings, prompts, engine.tokenizer, vocabulary, device) if wanted else None
         self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self._stop_ids = torch.tensor(engine.stop_ids, device=device)
         self._cache, self._logits = self._read(prompts, capacity=int((self._positions + self._limits).max()))
@@ -93,7 +97,7 @@ class Batch:
     def step(self) -> Tensor:
         """Draw one token for every row; returns them, (R,), a row that has ended meaning nothing."""
         rows, step = self._rows, self._step
-        tokens, logprobs = draw(self._logits, self._options, self._uniforms[rows, step])
+        tokens, logprobs = self._draw(rows, self._uniforms[rows, step])
         self._tokens[rows, step], self._logprobs[rows, step] = tokens, logprobs
         self._step += 1
         self._end(tokens)
@@ -101,6 +105,14 @@ class Batch:
         if not self.done:
             self._logits = self._forward(self._tokens[self._rows, step])
         return tokens
+
+    def _draw(self, rows: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (R,), and their log-probabilities under the model, which penalties do not change."""
+        if self._penalties is None:
+            return draw(self._logits, self._options, uniform)
+        tokens, _ = draw(self._penalties.apply(self._logits, rows), self._options, uniform)
+        self._penalties.note(tokens, rows)
+        return tokens, logprobs_of(self._logits, self._options, tokens)
 
     def completions(self) -> list[Completion]:
         """The answers, once ``done``, in the order of the prompts."""

@@ -98,7 +98,8 @@ class Generator:
             Completions in the order of the prompts.
 
         Raises:
-            UserError: a prompt is empty, or with ``max_new_tokens`` exceeds the context; names both numbers.
+            UserError: a prompt is empty, or with ``max_new_tokens`` exceeds the context; names both numbers. Or a
+                bias is on a token that does not exist.
         """
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         if not len(prompts) == len(samplings) == len(seeds):
@@ -150,6 +151,9 @@ class Generator:
         need, context = len(prompt) + sampling.max_new_tokens, self.model.config.max_seq_len
         if not prompt:
             raise UserError("a prompt has no tokens; begin it with the tokenizer's bos")
+        beyond = [id for id, _ in sampling.logit_bias if id >= self.tokenizer.vocab_size]
+        if beyond:
+            raise UserError(f"logit_bias names token {beyond[0]}, and the vocabulary has {self.tokenizer.vocab_size}")
         if need > context:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens and max_new_tokens {sampling.max_new_tokens} need {need} positions, "

@@ -2,7 +2,7 @@
 
 In:  logits (B, V) of the next token, every row's sampling options, one uniform number per row.
 Out: token ids (B,) and their log-probabilities (B,).
-Left out: when to stop (``generate``) and what the tokens say (``detokenize``).
+Left out: when to stop (``generate``), what the tokens say (``detokenize``), penalties on logits (``penalties``).
 
 The log-probability is that of the distribution at the row's temperature *before* truncation, computed in fp32 from raw
 logits: what ``model.losses.linear_logprobs`` gives for the same states, so that PPO compares like with like. A greedy
@@ -38,6 +38,11 @@ class Sampling:
         min_p: of those, keep tokens at least this share of the likeliest one's probability.
         max_new_tokens: how long an answer may get, in tokens.
         stop: strings that end the answer and are not part of it.
+        repetition_penalty: logits of tokens that prompt or answer have said are divided by this if positive,
+            multiplied if negative; 1 is off.
+        presence_penalty: taken from the logit of a token that the answer has said.
+        frequency_penalty: the same, as many times as it was said.
+        logit_bias: (token, what is added to its logit) pairs.
     """
 
     temperature: float = 1.0
@@ -46,6 +51,10 @@ class Sampling:
     min_p: float = 0.0
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -55,6 +64,10 @@ class Sampling:
             "min_p": (0.0 <= self.min_p <= 1.0, "between 0 and 1"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "stop": (all(self.stop), "strings with at least one character"),
+            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0; 1 is off"),
+            "presence_penalty": (abs(self.presence_penalty) < float("inf"), "a number"),
+            "frequency_penalty": (abs(self.frequency_penalty) < float("inf"), "a number"),
+            "logit_bias": (all(id >= 0 for id, _ in self.logit_bias), "pairs of a token's id and a number"),
         }
         for name, (good, valid) in checks.items():
             if not good:
@@ -139,6 +152,13 @@ def draw(logits: Tensor, options: Options, uniform: Tensor) -> tuple[Tensor, Ten
             tokens = torch.where(options.temperature > 0, tokens, scaled.argmax(dim=-1))
     chosen = (scaled.gather(1, tokens[:, None]) - top)[:, 0]
     return tokens, chosen - weights.sum(dim=-1).log()
+
+
+def logprobs_of(logits: Tensor, options: Options, tokens: Tensor) -> Tensor:
+    """Log-probabilities (B,) of tokens (B,) as ``draw`` gives them, whoever chose the tokens."""
+    temperature = torch.where(options.temperature > 0, options.temperature, 1.0)
+    logp = (logits.float() / temperature[:, None]).log_softmax(-1)
+    return logp.gather(1, tokens[:, None])[:, 0]
 
 
 def _draw_truncated(weights: Tensor, options: Options, uniform: Tensor) -> Tensor:

@@ -63,8 +63,13 @@ class Served:
         """A job that answers ``turns`` in the way that ``asked`` says.
 
         Raises:
-            Refusal: the dialogue, with the answer asked for, is longer than the model's context.
+            Refusal: the dialogue, with the answer asked for, is longer than the model's context; or a bias is on a
+                token that does not exist.
         """
+        beyond = [id for id in asked.logit_bias or () if int(id) >= self.tokenizer.vocab_size]
+        if beyond:
+            message = f"there is no token {beyond[0]}: the vocabulary has {self.tokenizer.vocab_size}"
+            raise Refusal(400, message, "invalid_value", "logit_bias")
         # Tokenising a long text takes a while: not on the event loop, where everybody else waits.
         prompt = await run_sync(chat.encode_prompt, self.tokenizer, turns)
         room = self.context - len(prompt)

@@ -26,6 +26,7 @@ MAX_MESSAGES = 256
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64
+MAX_BIASES = 300  # as OpenAI's server
 MAX_SEED = 2**53 - 1  # what a browser can hold exactly
 _DRAWN_SEED = 2**31  # short enough to be read out
 
@@ -42,6 +43,8 @@ def _is_text(value: str) -> str:
 _Text = Annotated[str, AfterValidator(_is_text)]
 _Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _Stop = Annotated[_Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+_Id = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # JSON has no numbers as keys
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 _Name = Annotated[_Text, Field(min_length=1, max_length=200)]
 _Rater = Annotated[_Text, Field(max_length=64)]
 
@@ -82,6 +85,10 @@ class Asking(_Body):
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     stop: Annotated[list[_Stop], Field(max_length=MAX_STOPS)] = []
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[_Id, _Bias], Field(max_length=MAX_BIASES)] | None = None
     seed: _Seed | None = None
     truncation: Literal["auto", "disabled"] | None = None
     """``"auto"``, a word of OpenAI's Responses API, leaves out the oldest turns of a dialogue that is too long."""
@@ -127,6 +134,10 @@ class Asking(_Body):
             min_p=self.min_p,
             max_new_tokens=max_new_tokens,
             stop=tuple(self.stop),
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple((int(id), bias) for id, bias in sorted((self.logit_bias or {}).items())),
         )
 
 
@@ -160,9 +171,6 @@ class ChatRequest(Asking):
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
     "logprobs": (None, False),
     "tools": (None, []),
     "functions": (None, []),
