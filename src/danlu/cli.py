@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from danlu import __version__
 from danlu.console import Console
 from danlu.errors import UserError
 
@@ -35,6 +36,8 @@ _OF_THE_MACHINE = frozenset((
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
 ))  # fmt: skip
 
+_INTERRUPTED = 130  # as a shell says of a program that was stopped by Ctrl-C
+
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
@@ -42,6 +45,16 @@ Where = Annotated[
     Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
 ]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
+
+
+@app.callback()
+def danlu(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
+) -> None:
+    """Raw text in, your own ChatGPT out."""
+    if version:
+        typer.echo(f"danlu {__version__}")
+        raise typer.Exit
 
 
 @app.command("run")
@@ -60,8 +73,9 @@ def run_verb(
     place = out or default_out(resolved)
     run = execute(resolved, place, Console(quiet=quiet), until)
     report = write_report(run)
-    typer.echo(summary(figures(run)))
-    typer.echo(f"report: {report}")
+    if not quiet:
+        typer.echo(summary(figures(run)))
+        typer.echo(f"report: {report}")
 
 
 @app.command()
@@ -97,7 +111,7 @@ def chat(
     typer.echo(f"talking to {model}; an empty line ends", err=True)
     while True:
         try:
-            said = input("> ")
+            said = input("> " if sys.stdin.isatty() else "")
         except (EOFError, KeyboardInterrupt):
             return
         if not said.strip():
@@ -125,10 +139,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
-    from danlu.pipeline import servable_models, votes_of
+    from danlu.pipeline import servable_models, starters_of, votes_of
     from danlu.serve import run_server
 
-    run_server(servable_models(where), store or votes_of(where), port)
+    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where))
 
 
 @app.command()
@@ -283,11 +297,11 @@ def main() -> None:
     try:
         code: Any = app(standalone_mode=False)
     except typer.Exit as leave:
-        code = leave.exit_code
+        code = _stopped() if leave.exit_code == _INTERRUPTED else leave.exit_code
     except UserError as error:
         code = _complain(str(error), 2)
     except KeyboardInterrupt:
-        code = _complain("interrupted; run the same command again to go on", 130)
+        code = _stopped()
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
@@ -307,6 +321,11 @@ def _usage(error: Exception) -> int:
     return _complain(message(), 2)
 
 
+def _stopped() -> int:
+    """What Ctrl-C says, whether it reached us or typer first."""
+    return _complain("interrupted; run the same command again to go on", _INTERRUPTED)
+
+
 def _complain(sentence: str, code: int) -> int:
     typer.echo(f"danlu: {sentence}", err=True)
     return code
@@ -317,6 +336,8 @@ def _read_text(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no text file at {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give a file with some text") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text") from None
     if not text.strip():

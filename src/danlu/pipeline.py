@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from danlu import __version__, align, compress, corpus, evals, hub, tokens, train
 from danlu.align import database
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, nearest, unknown
-from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
+from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, read_json, write_json
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
@@ -114,6 +116,7 @@ SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.se
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
 PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes")
+_STARTERS = 4  # as many as the page shows
 # The models of a run in the order of its life; the last that is finished is the one to talk to.
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 
@@ -167,6 +170,8 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
 
 def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> None:
     """Refuse before the first stage what a later one would not find hours after, or would find itself in."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out, which names a directory")
     for section in ("run", *(spec.name for spec in specs)):
         for option, path in recipe.sections[section].reads().items():
             if not path.exists():
@@ -178,8 +183,8 @@ def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> Non
 def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:
     """Bring one stage up to date."""
     outside = _outside(run, spec, recipe)
-    wanted = _identity(run, spec, recipe, outside)
     manifest = run.manifest(spec.name)
+    wanted = _as_then(manifest, _identity(run, spec, recipe, outside), recipe.sections[spec.name])
     reason = why(manifest, wanted)
     if reason is None:
         console.say(f"{spec.name:<10} up to date")
@@ -271,6 +276,36 @@ def _identity(run: Run, spec: StageSpec, recipe: Recipe, outside: Mapping[str, P
     return {**parts, "fingerprint": hash_value(parts)}
 
 
+def _as_then(
+    manifest: Mapping[str, Any] | None, wanted: dict[str, Any], section: Settings
+) -> dict[str, Any]:  # fmt: skip
+    """An identity without settings that did not exist when the stage was made, where they are at their defaults.
+
+    A later version of danlu has more settings; a default must mean what was done before there was a choice, and does
+    not make anybody's finished work unfinished.
+    """
+    if manifest is None or manifest.get("fingerprint") == wanted["fingerprint"]:
+        return wanted
+    try:
+        usual = type(section)().model_dump(mode="json")
+    except ValidationError:  # a section that has to be told something
+        return wanted
+    parts = {key: value for key, value in wanted.items() if key != "fingerprint"}
+    parts["settings"] = _known_then(wanted["settings"], manifest["settings"], usual)
+    return {**parts, "fingerprint": hash_value(parts)}
+
+
+def _known_then(now: Any, then: Any, usual: Any) -> Any:
+    """``now`` without keys that ``then`` does not have and that are as ``usual``, at any depth."""
+    if not (isinstance(now, Mapping) and isinstance(then, Mapping) and isinstance(usual, Mapping)):
+        return now
+    return {
+        key: _known_then(value, then.get(key), usual.get(key))
+        for key, value in now.items()
+        if key in then or key not in usual or value != usual[key]
+    }
+
+
 def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
     outside = dict(recipe.sections[spec.name].reads())
@@ -344,6 +379,10 @@ def find_model(path: Path, stage: str | None = None) -> Path:
             raise unknown("finished stage", stage, valid, str(path))
         return path / stage / "model"
     if not finished:
+        older = [name for name in MODEL_STAGES if (path / name / "model" / "config.json").is_file()]
+        if older:
+            again = f"{path} is being made again and has no finished model; run danlu run to finish it"
+            raise UserError(f"{again}, or use an older model: {path / older[-1] / 'model'}")
         raise UserError(f"{path} is neither a model directory nor a run with a finished model")
     return path / finished[-1] / "model"
 
@@ -362,6 +401,15 @@ def servable_models(path: Path) -> dict[str, Path]:
     names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
     talkers = [name for name in names if name != "pretrain"] or names
     return {name: path / name / "model" for name in talkers}
+
+
+def starters_of(place: Path) -> list[str]:
+    """Things to try with the models of a run, or with one of its models: what its evaluation shows; else nothing."""
+    for folder in (place, *place.resolve().parents):
+        if (folder / RESOLVED).is_file():
+            shown: list[str] = read_json(folder / RESOLVED).get("sections", {}).get("eval", {}).get("showcase", [])
+            return shown[:_STARTERS]
+    return []
 
 
 def default_out(recipe: Recipe) -> Path:

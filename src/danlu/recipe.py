@@ -217,6 +217,13 @@ def _validate(section: str, cls: type[Settings], data: Any, recipe: str) -> Sett
         raise UserError(f"recipe '{recipe}': {problems}") from None
 
 
+_WANTED = {  # in fewer words than pydantic's
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
+    "bool_type": "true or false", "string_type": "a text", "list_type": "a list", "dict_type": "a mapping",
+}  # fmt: skip
+
+
 def _explain(section: str, cls: type[Settings], problem: Any) -> str:
     """One pydantic problem as a sentence with the dotted key."""
     path = [str(part) for part in problem["loc"]]
@@ -228,4 +235,7 @@ def _explain(section: str, cls: type[Settings], problem: Any) -> str:
             owner = field.annotation if field is not None else owner
         valid = getattr(owner, "model_fields", {})
         return f"unknown key '{dotted}'{nearest(path[-1], valid)}"
+    wanted = _WANTED.get(problem["type"])
+    if wanted:
+        return f"{dotted} must be {wanted}, not {problem['input']!r}"
     return f"{dotted}: {problem['msg']} (got {problem['input']!r})"

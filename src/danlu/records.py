@@ -145,7 +145,11 @@ def read_conversations(path: Path) -> tuple[list[Conversation], list[str]]:
                 continue
             try:  # with or without a byte order mark; bytes in another encoding are a bad line and not taught
                 good.append(parse_conversation(json.loads(line.decode("utf-8-sig")), str(path)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except json.JSONDecodeError as error:
+                bad.append(f"{path}:{number}: not JSON ({error})")
+            except KeyError as error:
+                bad.append(f"{path}:{number}: a turn has no {error}")
+            except (ValueError, TypeError, AttributeError) as error:
                 bad.append(f"{path}:{number}: {error}")
     if not good:
         why = f"; first problem: {bad[0]}" if bad else ""

@@ -136,7 +136,7 @@ def test_folders_of_text(make: Callable, tmp_path: Path) -> None:
     ("files", "told"),
     [
         ({}, "holds no file to read"),
-        ({"a.png": b"\0\1\2", "b.bin": b"\0"}, r"nothing of .* survives \(2 files: 2 not text\); see quarantine.jsonl"),
+        ({"a.png": b"\0\1\2", "b.bin": b"\0"}, r"nothing of .* survives \(2 files: 2 not text\); give files of text"),
         ({"a.txt": b"tiny", "b.txt": b""}, r"survives \(2 files: 1 empty, 1 too short\)|1 too short, 1 empty"),
         ({"a.jsonl": b"not json\n"}, "1 not JSON"),
         ({"a.jsonl": b'{"txt": "a text that is long enough"}\n'}, "unknown field 'text'.*did you mean 'txt'"),

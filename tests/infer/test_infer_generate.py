@@ -95,23 +95,27 @@ def test_stop_strings_end_an_answer_before_them(llama, tokenizer, prompts):
         (cut,) = generator.generate([prompt], sampling, [seed])
         assert cut.text == completion.text[: completion.text.index(stop)]
         assert (cut.finish_reason, cut.tokens) == ("stop", completion.tokens[: len(cut.tokens)])
-        assert "".join(generator.stream(prompt, sampling, seed)) == cut.text
+        assert "".join(piece for piece, _ in generator.stream(prompt, sampling, seed)) == cut.text
 
 
 def test_stream_says_what_generate_says_and_can_be_closed(model, tokenizer, prompts):
     generator = Generator(model, tokenizer)
-    pieces, result = [], None
+    pieces, tokens, result = [], [], None
     stream = generator.stream(prompts[2], WARM, 3)
     while result is None:
         try:
-            pieces.append(next(stream))
+            piece, token = next(stream)
+            pieces.append(piece)
+            tokens.append(token)
         except StopIteration as end:
             result = end.value
     assert result == generator.generate([prompts[2]], WARM, [3])[0]
     assert "".join(pieces) == result.text
+    assert [token.id for token in tokens] == list(result.tokens)
+    assert [token.logprob for token in tokens] == list(result.logprobs)
     assert len(pieces) > 1
     cancelled = generator.stream(prompts[2], WARM, 3)
-    assert next(cancelled) == pieces[0]
+    assert next(cancelled) == (pieces[0], tokens[0])
     cancelled.close()
 
 
@@ -119,7 +123,7 @@ def test_a_stream_gives_a_piece_per_token_though_it_may_say_nothing_yet(llama, t
     generator = Generator(llama, tokenizer)
     (free,) = generator.generate([prompts[0]], WARM, [0])
     sampling = Sampling(temperature=0.9, max_new_tokens=20, stop=(free.text + "never said",))  # holds everything back
-    pieces = list(generator.stream(prompts[0], sampling, 0))
+    pieces = [piece for piece, _ in generator.stream(prompts[0], sampling, 0)]
     assert len(pieces) == len(free.tokens)
     assert not any(pieces[:-1])
     assert pieces[-1] == free.text
@@ -160,3 +164,20 @@ def test_padding_of_the_vocabulary_is_never_drawn(tokenizer, prompts, build):
     assert max(max(completion.tokens) for completion in done) < tokenizer.vocab_size
     with pytest.raises(UserError, match="not a pair"):
         Generator(build("llama", 64), tokenizer)
+
+
+def test_the_likeliest_tokens_are_the_models_and_only_for_those_who_ask(llama, tokenizer, prompts):
+    generator = Generator(llama, tokenizer)
+    asks = Sampling(temperature=0.9, max_new_tokens=12, top_logprobs=4)
+    plain = Sampling(temperature=0.9, max_new_tokens=20)
+    told, silent = generator.generate([prompts[1]] * 2, [asks, plain], [3, 4])
+    assert silent.top == ()
+    assert len(told.top) == len(told.tokens)
+    with torch.no_grad():
+        logits = llama(torch.tensor([[*prompts[1], *told.tokens]]))[0, len(prompts[1]) - 1 : -1, : tokenizer.vocab_size]
+    values, ids = (logits / 0.9).log_softmax(-1).topk(4)
+    assert [[id for id, _ in top] for top in told.top] == ids.tolist()
+    torch.testing.assert_close(torch.tensor([[p for _, p in top] for top in told.top]), values, atol=1e-4, rtol=1e-4)
+    streamed = [token for _, token in generator.stream(prompts[1], asks, 3)]
+    assert [token.id for token in streamed] == list(told.tokens)
+    assert all([id for id, _ in token.top] == row for token, row in zip(streamed, ids.tolist(), strict=True))

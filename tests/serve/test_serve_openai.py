@@ -53,6 +53,18 @@ def test_stream_has_the_role_first_and_adds_up_to_the_plain_answer(client):
     assert all(chunk.usage is None for chunk in chunks)
 
 
+def test_log_probabilities_whole_and_streamed(client):
+    plain = ask(client, GREET, logprobs=True, top_logprobs=2).choices[0]
+    content = plain.logprobs.content
+    assert bytes(byte for one in content for byte in one.bytes).decode() == ANSWER
+    assert all(len(one.top_logprobs) == 2 for one in content)
+    assert [one.top_logprobs[0].logprob for one in content] == pytest.approx([one.logprob for one in content], abs=1e-5)
+    chunks = list(ask(client, GREET, stream=True, logprobs=True, top_logprobs=2))
+    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].delta.content]
+    assert [one.token for part in told for one in part.content] == [one.token for one in content]
+    assert ask(client, GREET).choices[0].logprobs is None
+
+
 def test_stream_counts_tokens_when_asked_to(client):
     chunks = list(ask(client, GREET, stream=True, stream_options={"include_usage": True}))
     assert all(chunk.usage is None for chunk in chunks[:-1])

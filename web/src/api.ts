@@ -53,9 +53,14 @@ export class ApiError extends Error {
   }
 }
 
-export async function info(): Promise<ModelInfo[]> {
-  const answer = (await (await call("GET", "/api/info")).json()) as { models: ModelInfo[] };
-  return answer.models;
+/** What is served, and things to try with it. */
+export interface Info {
+  models: ModelInfo[];
+  starters: string[];
+}
+
+export async function info(): Promise<Info> {
+  return (await (await call("GET", "/api/info")).json()) as Info;
 }
 
 export async function* chat(

@@ -5,7 +5,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { ComparisonView } from "./compare";
 import { SUGGESTIONS, language, t } from "./i18n";
 import { Furnace, SendSign, StopSign } from "./marks";
-import { again, busy, draft, mode, send, stop, turns, undecided } from "./state";
+import { again, busy, draft, mode, send, starters, stop, turns, undecided } from "./state";
 import { Text } from "./text";
 import type { Draft, Turn } from "./turns";
 
@@ -50,7 +50,7 @@ function Welcome() {
       <h1>{t(comparing ? "greetingCompare" : "greeting")}</h1>
       <p>{t(comparing ? "greetingCompareMore" : "greetingMore")}</p>
       <div class="suggestions">
-        {SUGGESTIONS[language.value].map((text) => (
+        {(starters.value.length ? starters.value : SUGGESTIONS[language.value]).map((text) => (
           <button type="button" key={text} onClick={() => void send(text)}>
             {text}
           </button>

@@ -124,10 +124,10 @@ const zh: Record<Key, string> = {
   dismiss: "知道了",
 };
 
-/** Things to try on the empty page. */
+/** Things to try on the empty page with a model of which nobody says what it was made for. */
 export const SUGGESTIONS = {
-  en: ["Tell me a short story about a lantern.", "Explain rain to a child.", "写一首题为《秋夜》的五言绝句。"],
-  zh: ["写一首题为《秋夜》的五言绝句。", "续写成一首五言绝句：春眠不觉晓，", "续写：白日依山尽，黄河入海流。"],
+  en: ["Tell me a short story about a lantern.", "Explain rain to a child.", "Write two sentences about the sea."],
+  zh: ["讲一个关于灯笼的小故事。", "给孩子讲讲为什么下雨。", "写两句关于大海的话。"],
 };
 
 export const language = signal<"en" | "zh">(

@@ -19,8 +19,10 @@ export interface Settings {
 
 export const mode = signal<"chat" | "compare">(recall("mode", "chat"));
 export const models = signal<api.ModelInfo[]>([]);
+/** Things to try, of the run that is served; none for a model of nobody's run. */
+export const starters = signal<string[]>([]);
 export const settings = signal<Settings>({
-  model: "", against: "", temperature: 1, top_p: 1, max_tokens: 0, system: "",
+  model: "", against: "", temperature: 0.8, top_p: 0.95, max_tokens: 0, system: "",
   ...recall<Partial<Settings>>("settings", {}),
 });
 const before = remembered();
@@ -54,7 +56,9 @@ export function change(part: Partial<Settings>): void {
 /** Ask the server what it serves; a remembered model that is gone gives way to the first one. */
 export async function load(): Promise<void> {
   try {
-    models.value = await api.info();
+    const served = await api.info();
+    models.value = served.models;
+    starters.value = served.starters;
     const names = models.value.map((model) => model.id);
     const { model, against } = settings.value;
     change({

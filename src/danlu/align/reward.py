@@ -97,10 +97,13 @@ def reward(stage: Stage) -> dict[str, Any]:
     hub.save(model, stage.dir / "model", tokenizer, card={"stage": "reward", "comparisons": len(train), **scale})
     write_json(stage.dir / "model" / SCALE, scale)
     if not figures["beats_baselines"]:
-        stage.console.say(
-            f"{stage.name}: accuracy {figures['accuracy']} is not clearly above that of a baseline "
-            f"({figures['best_baseline']}); PPO will learn no more than that. Rank more answers.", style="yellow"
+        found = (
+            "too few comparisons were held out to tell whether it learned anything" if figures["accuracy"] is None
+            else f"accuracy {figures['accuracy']} is not clearly above that of a baseline ({figures['best_baseline']})"
         )  # fmt: skip
+        stage.console.say(
+            f"{stage.name}: {found}; PPO will learn no more than that. Rank more answers.", style="yellow"
+        )
     return figures | scale
 
 

@@ -30,6 +30,7 @@ from danlu.run import Stage
 
 KEPT, EXACT, NEAR = "kept", "exact_duplicate", "near_duplicate"
 SHARD_ROWS = 10_000  # of 8,000 characters each that is a few hundred megabytes in memory
+_LITTLE = 10_000  # characters; the made-up stories of recipe tiny have 137,000
 _DISK_FACTOR = 4  # token hashes of Chinese text take 2.7 times its bytes; two compressed copies of the text the rest
 
 
@@ -93,9 +94,15 @@ def _check(source: Source, preparation: Preparation, audit: Audit, quarantine: Q
     fates = Counter(audit.dropped()) + quarantine.counts
     told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in fates.most_common()) or "no records"
     raise UserError(
-        f"nothing of {source.name} survives ({len(source.files)} files: {told}); see quarantine.jsonl, "
-        "or loosen corpus.profile and its limits"
+        f"nothing of {source.name} survives ({len(source.files)} files: {told}); {_MEND[bool(audit.dropped())]}"
     )
+
+
+# What to do when nothing is left, by whether anything could be read at all.
+_MEND = {
+    True: "loosen corpus.profile and its limits, or give other text",
+    False: "give files of text, Markdown, JSON, JSONL, CSV or Parquet that can be read",
+}
 
 
 class _SecondPass:
@@ -156,6 +163,11 @@ def _account(
     audit.write(stage.dir / "audit.json", facts)
     write_share(stage.dir, second.share)
     audit.write_decisions(stage.dir / "decisions.parquet")
+    if second.characters[KEPT] < _LITTLE:
+        stage.console.say(
+            f"{stage.name}: {second.characters[KEPT]:,} characters are enough to see that everything runs and too few "
+            "to learn from; figures will say little", style="yellow",
+        )  # fmt: skip
     return {
         "records": preparation.n_records,
         "documents": second.documents[KEPT],

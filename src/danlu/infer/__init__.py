@@ -5,9 +5,9 @@ Out: completions with log-probabilities, or text piece by piece.
 Left out: prompts' templates (``tokens.chat``), HTTP (``serve``).
 """
 
-from danlu.infer.batch import Completion
+from danlu.infer.batch import Completion, Token
 from danlu.infer.chat import Chat, fit, reserve
 from danlu.infer.generate import Generator, Sampler
 from danlu.infer.sampler import Sampling
 
-__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling", "fit", "reserve"]
+__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling", "Token", "fit", "reserve"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,25 @@ from torch.nn.utils.rnn import pad_sequence
 
 from danlu.infer.detokenize import Detokenizer
 from danlu.infer.penalties import Penalties
-from danlu.infer.sampler import Options, Sampling, draw, logprobs_of, uniforms
+from danlu.infer.sampler import Options, Sampling, draw, likeliest, logprobs_of, uniforms
 from danlu.model import Decoder, KVCache, LatentCache
 from danlu.tokens.tokenizer import Tokenizer
 
 _WORTH_DROPPING = 0.75  # finished rows are dropped, and the cache copied, once so few are still under way
+
+
+class Token(NamedTuple):
+    """A token that was drawn.
+
+    Attributes:
+        id: which.
+        logprob: its log-probability under the model at the sampling temperature, before truncation (see ``sampler``).
+        top: the likeliest tokens in its place and their log-probabilities, if the sampling asks for some.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +47,14 @@ class Completion:
         text: what they say, without stop token and stop string.
         logprobs: of each token under the model at the sampling temperature, before truncation (see ``sampler``).
         finish_reason: ``"stop"`` (a stop token or stop string) or ``"length"`` (``max_new_tokens``).
+        top: for each token the likeliest in its place, if the sampling asks for some.
     """
 
     tokens: tuple[int, ...]
     text: str
     logprobs: tuple[float, ...]
     finish_reason: str
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 class Engine(Protocol):
@@ -88,6 +104,8 @@ class Batch:
         self._options = Options.of(samplings, device)
         vocabulary = engine.output_weight.shape[0]
         wanted = Penalties.wanted(samplings)
+        self._top = [s.top_logprobs for s in samplings]
+        self._likeliest: list[dict[int, tuple[tuple[int, float], ...]]] = []  # per step: prompt -> tokens
         self._penalties = Penalties(samplings, prompts, engine.tokenizer, vocabulary, device) if wanted else None
         self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self._stop_ids = torch.tensor(engine.stop_ids, device=device)
@@ -99,6 +117,8 @@ class Batch:
         rows, step = self._rows, self._step
         tokens, logprobs = self._draw(rows, self._uniforms[rows, step])
         self._tokens[rows, step], self._logprobs[rows, step] = tokens, logprobs
+        if any(self._top):
+            self._likeliest.append(self._find_likeliest())
         self._step += 1
         self._end(tokens)
         self._drop()
@@ -113,6 +133,19 @@ class Batch:
         tokens, _ = draw(self._penalties.apply(self._logits, rows), self._options, uniform)
         self._penalties.note(tokens, rows)
         return tokens, logprobs_of(self._logits, self._options, tokens)
+
+    def _find_likeliest(self) -> dict[int, tuple[tuple[int, float], ...]]:
+        """For every row under way that asks for them, the likeliest tokens of this step."""
+        ids, logprobs = (x.tolist() for x in likeliest(self._logits, self._options, max(self._top)))
+        rows = enumerate(self._rows.tolist())
+        return {
+            row: tuple(zip(ids[i], logprobs[i], strict=True))[: self._top[row]] for i, row in rows if self._top[row]
+        }
+
+    def said(self, row: int, step: int) -> Token:
+        """The token that a prompt's answer got at a step."""
+        top = self._likeliest[step].get(row, ()) if self._likeliest else ()
+        return Token(int(self._tokens[row, step]), float(self._logprobs[row, step]), top)
 
     def completions(self) -> list[Completion]:
         """The answers, once ``done``, in the order of the prompts."""
@@ -182,4 +215,5 @@ class Batch:
         by_token = tokens[-1] in engine.stop_ids
         text = engine.tokenizer.decode(tokens[:-1] if by_token else tokens) if scanner is None else self._texts[row]
         stopped = by_token or (scanner is not None and scanner.stopped)
-        return Completion(tuple(tokens), text, tuple(logprobs), "stop" if stopped else "length")
+        top = tuple(self._likeliest[step][row] for step in range(len(tokens))) if self._top[row] else ()
+        return Completion(tuple(tokens), text, tuple(logprobs), "stop" if stopped else "length", top)

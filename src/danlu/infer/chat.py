@@ -117,7 +117,7 @@ class Chat:
         seed = stream_seed(self._seed, "chat", len(asked))
         answer = ""
         try:
-            for piece in self.generator.stream(prompt, sampling, seed):
+            for piece, _ in self.generator.stream(prompt, sampling, seed):
                 answer += piece
                 if piece:
                     yield piece

@@ -11,6 +11,7 @@ another, so its neighbours in the batch change nothing but the last bit of a rou
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import abc
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.errors import UserError
-from danlu.infer.batch import Batch, Completion
+from danlu.infer.batch import Batch, Completion, Token
 from danlu.infer.detokenize import Detokenizer
 from danlu.infer.sampler import Sampling
 from danlu.model import Decoder
@@ -120,13 +121,15 @@ class Generator:
             told(len(chosen))
         return [found[i] for i in range(len(prompts))]
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> abc.Generator[str, None, Completion]:
+    def stream(
+        self, prompt: Sequence[int], sampling: Sampling, seed: int
+    ) -> abc.Generator[tuple[str, Token], None, Completion]:
         """Answer one prompt piece by piece; close the iterator to cancel.
 
         Yields:
-            A piece of text per token, never half a character nor a part of a stop string; they add up to the
-            completion's text. A token that shows nothing yet gives an empty piece, so that whoever takes turns with
-            other answers, or cancels, gets to do so at every token.
+            A piece of text per token, and the token. A piece is never half a character nor a part of a stop string;
+            they add up to the completion's text. A token that shows nothing yet gives an empty piece, so that whoever
+            takes turns with other answers, or cancels, gets to do so at every token.
 
         Returns:
             The completion, as the value of ``yield from``.
@@ -137,13 +140,18 @@ class Generator:
         self._need(prompt, sampling)
         return self._stream(prompt, sampling, seed)
 
-    def _stream(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> abc.Generator[str, None, Completion]:
+    def _stream(
+        self, prompt: Sequence[int], sampling: Sampling, seed: int
+    ) -> abc.Generator[tuple[str, Token], None, Completion]:
         detokenizer = Detokenizer(self.tokenizer, sampling.stop)
         batch = Batch(self, [prompt], [sampling], [seed])
-        while not batch.done:
-            token = int(batch.step())
-            piece = "" if token in self.stop_ids else detokenizer.feed(token)
-            yield piece + (detokenizer.finish() if batch.done else "")
+        for step in itertools.count():
+            batch.step()
+            token = batch.said(0, step)
+            piece = "" if token.id in self.stop_ids else detokenizer.feed(token.id)
+            yield piece + (detokenizer.finish() if batch.done else ""), token
+            if batch.done:
+                break
         return batch.completions()[0]
 
     def _need(self, prompt: Sequence[int], sampling: Sampling) -> int:

@@ -43,6 +43,7 @@ class Sampling:
         presence_penalty: taken from the logit of a token that the answer has said.
         frequency_penalty: the same, as many times as it was said.
         logit_bias: (token, what is added to its logit) pairs.
+        top_logprobs: how many of the likeliest tokens to tell with every token drawn.
     """
 
     temperature: float = 1.0
@@ -55,6 +56,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -67,6 +69,7 @@ class Sampling:
             "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0; 1 is off"),
             "presence_penalty": (abs(self.presence_penalty) < float("inf"), "a number"),
             "frequency_penalty": (abs(self.frequency_penalty) < float("inf"), "a number"),
+            "top_logprobs": (self.top_logprobs >= 0, "0 (none) or more"),
             "logit_bias": (all(id >= 0 for id, _ in self.logit_bias), "pairs of a token's id and a number"),
         }
         for name, (good, valid) in checks.items():
@@ -154,11 +157,20 @@ def draw(logits: Tensor, options: Options, uniform: Tensor) -> tuple[Tensor, Ten
     return tokens, chosen - weights.sum(dim=-1).log()
 
 
+def likeliest(logits: Tensor, options: Options, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` likeliest tokens of every row and their log-probabilities, (B, count) each, likeliest first."""
+    found = _log_softmax(logits, options).topk(min(count, logits.shape[1]), dim=-1)
+    return found.indices, found.values
+
+
 def logprobs_of(logits: Tensor, options: Options, tokens: Tensor) -> Tensor:
     """Log-probabilities (B,) of tokens (B,) as ``draw`` gives them, whoever chose the tokens."""
+    return _log_softmax(logits, options).gather(1, tokens[:, None])[:, 0]
+
+
+def _log_softmax(logits: Tensor, options: Options) -> Tensor:
     temperature = torch.where(options.temperature > 0, options.temperature, 1.0)
-    logp = (logits.float() / temperature[:, None]).log_softmax(-1)
-    return logp.gather(1, tokens[:, None])[:, 0]
+    return (logits.float() / temperature[:, None]).log_softmax(-1)
 
 
 def _draw_truncated(weights: Tensor, options: Options, uniform: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def sizes(table: Sequence[Mapping[str, Any]]) -> str:
             axes.annotate(f"  {row['variant']}", (row["bytes"] / 1e6, row["bpb"]), va="center")
         axes.set_xlim(0, max(row["bytes"] for row in table) / 1e6 * 1.35)
         axes.set_xlabel("megabytes of weights")
-        axes.set_ylabel("bits per byte")
+        axes.set_ylabel("bits per byte of answers")
         return _svg(figure)
 
 

@@ -7,7 +7,7 @@ Left out: accounts, metrics, moderation.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
 
 
 def create_app(
-    places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16
+    places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16,
+    starters: Sequence[str] = (),
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.
 
@@ -35,6 +36,7 @@ def create_app(
         store: where comparisons and votes go.
         running: answers written at the same time.
         waiting: answers that may wait.
+        starters: things to try, which the page offers.
 
     Raises:
         UserError: a model cannot be served.
@@ -54,7 +56,7 @@ def create_app(
     app.add_middleware(Door)
     problems.install(app)
     _add_openai(app, models, engine)
-    _add_own(app, models, feedback)
+    _add_own(app, models, feedback, starters)
     app.include_router(page.routes())
     return app
 
@@ -73,14 +75,18 @@ def _add_openai(app: FastAPI, models: Models, engine: Engine) -> None:
         return models.get(name).listing()
 
 
-def _add_own(app: FastAPI, models: Models, feedback: Feedback) -> None:
+def _add_own(app: FastAPI, models: Models, feedback: Feedback, starters: Sequence[str]) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/api/info")
     async def info() -> dict[str, Any]:
-        return {"version": __version__, "models": [served.facts() for served in models.all()]}
+        return {
+            "version": __version__,
+            "models": [served.facts() for served in models.all()],
+            "starters": list(starters),
+        }
 
     @app.post("/api/compare")
     async def compare(asked: CompareRequest) -> Response:

@@ -7,13 +7,14 @@ Left out: the wire's shapes (``wire``), who writes (``engine``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
+from danlu.infer import Completion, Token
 from danlu.serve import wire
 from danlu.serve.engine import Answers, Engine, Finished, Job
 from danlu.serve.models import Models
@@ -41,19 +42,33 @@ async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: 
     answers = engine.submit(jobs)
     reply = Reply(served.name, served.hash, asked.left_out(turns))
     if asked.stream:
-        return EventStream(answers, _chunks(reply, answers, asked.counts))
+        return EventStream(answers, _chunks(reply, answers, asked))
     async with cancelled_when_gone(receive, answers):
         finished = [event async for event in answers if isinstance(event, Finished)]
     if len(finished) < len(jobs):
         return Response(status_code=499)  # the client left: nobody reads this
     finished.sort(key=lambda event: event.index)
-    choices = [wire.choice(f.index, f.completion.text, f.completion.finish_reason) for f in finished]
+    choices = [
+        wire.choice(
+            f.index, f.completion.text, f.completion.finish_reason, _logprobs(asked, job, _tokens(f.completion))
+        )
+        for f in finished
+    ]
     return JSONResponse(reply.whole(choices, _usage(jobs, finished)))
 
 
-async def _chunks(reply: Reply, answers: Answers, counts: bool) -> AsyncIterator[Any]:
-    """The role first, then text, then why it ended; with ``counts`` every chunk has ``usage``, the last one numbers."""
-    nothing: dict[str, Any] = {"usage": None} if counts else {}
+def _tokens(completion: Completion) -> list[Token]:
+    top = completion.top or ((),) * len(completion.tokens)
+    return list(map(Token, completion.tokens, completion.logprobs, top))
+
+
+def _logprobs(asked: ChatRequest, job: Job, tokens: Iterable[Token]) -> dict[str, Any] | None:
+    return wire.logprobs(job.generator.tokenizer, tokens) if asked.logprobs else None
+
+
+async def _chunks(reply: Reply, answers: Answers, asked: ChatRequest) -> AsyncIterator[Any]:
+    """The role first, then text, then why it ended; if asked for, every chunk has ``usage``, the last one numbers."""
+    nothing: dict[str, Any] = {"usage": None} if asked.counts else {}
     finished = []
     for index in range(len(answers.jobs)):
         yield reply.chunk([wire.delta(index, {"role": "assistant", "content": ""})], **nothing)
@@ -62,9 +77,10 @@ async def _chunks(reply: Reply, answers: Answers, counts: bool) -> AsyncIterator
             finished.append(event)
             choice = wire.delta(event.index, {}, event.completion.finish_reason)
         else:
-            choice = wire.delta(event.index, {"content": event.text})
+            told = _logprobs(asked, answers.jobs[event.index], event.tokens)
+            choice = wire.delta(event.index, {"content": event.text}, logprobs=told)
         yield reply.chunk([choice], **nothing)
-    if counts:
+    if asked.counts:
         yield reply.chunk([], usage=_usage(answers.jobs, finished))
     yield DONE
 

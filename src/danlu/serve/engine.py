@@ -19,7 +19,7 @@ from collections import abc, deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from danlu.infer import Completion, Generator, Sampling
+from danlu.infer import Completion, Generator, Sampling, Token
 from danlu.serve.problems import Refusal
 
 _LOG = logging.getLogger("danlu.serve")
@@ -34,17 +34,18 @@ class Job:
     sampling: Sampling
     seed: int
 
-    def stream(self) -> abc.Generator[str, None, Completion]:
+    def stream(self) -> abc.Generator[tuple[str, Token], None, Completion]:
         """The answer, to be written step by step; nothing is computed yet."""
         return self.generator.stream(self.prompt, self.sampling, self.seed)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of answer ``index``."""
+    """Some text of answer ``index``, and the tokens that said it."""
 
     index: int
     text: str
+    tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,11 @@ class Engine:
 class _Writer:
     """Writes one answer, a token at a time."""
 
-    def __init__(self, answers: Answers, index: int, stream: abc.Generator[str, None, Completion]) -> None:
+    def __init__(
+        self, answers: Answers, index: int, stream: abc.Generator[tuple[str, Token], None, Completion]
+    ) -> None:
         self.answers, self._index, self._stream = answers, index, stream
+        self._silent: list[Token] = []  # drawn, and nothing to show for them yet
 
     def step(self) -> bool:
         """One token on; returns whether there is more to write."""
@@ -164,8 +168,11 @@ class _Writer:
             self._stream.close()
             return False
         try:
-            if piece := next(self._stream):  # a token that shows nothing yet is nobody's news
-                self.answers.tell(Piece(self._index, piece))
+            piece, token = next(self._stream)
+            self._silent.append(token)
+            if piece:  # a token that shows nothing yet is nobody's news
+                self.answers.tell(Piece(self._index, piece, tuple(self._silent)))
+                self._silent = []
         except StopIteration as end:
             self.answers.tell(Finished(self._index, end.value))
             return False

@@ -8,7 +8,7 @@ Left out: other addresses than 127.0.0.1: they need accounts first.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -25,7 +25,8 @@ _LAST_WORDS_SECONDS = 5
 
 
 def run_server(
-    models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None
+    models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None,
+    starters: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Serve until the process is told to stop.
 
@@ -34,6 +35,7 @@ def run_server(
         store: the preference store: a file, or a database's URL.
         port: 0 takes any free one.
         console: where the address and the store's place are told.
+        starters: things to try, which the page offers.
 
     Raises:
         UserError: the port is taken, a model cannot be served, the store cannot be opened.
@@ -42,7 +44,7 @@ def run_server(
     listening = listen(port)  # before the models are loaded, so that a taken port is known at once
     preferences = PreferenceStore(store)
     try:
-        app = create_app(models, preferences)
+        app = create_app(models, preferences, starters=starters)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         address = f"http://{ADDRESS}:{listening.getsockname()[1]}"

@@ -13,20 +13,22 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from danlu.infer import Sampling
+from danlu.infer import Sampling, Token
 from danlu.records import Message, check_messages
+from danlu.tokens.tokenizer import Tokenizer
 
 MAX_MESSAGES = 256
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64
-MAX_BIASES = 300  # as OpenAI's server
+MAX_BIASES = 300  # as OpenAI's server, like the next
+MAX_TOP = 20
 MAX_SEED = 2**53 - 1  # what a browser can hold exactly
 _DRAWN_SEED = 2**31  # short enough to be read out
 
@@ -151,6 +153,8 @@ class ChatRequest(Asking):
     """POST /v1/chat/completions."""
 
     model: _Name
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -164,6 +168,16 @@ class ChatRequest(Asking):
                     raise ValueError(f"'{name}' is not supported by this server; leave it out")
         return data
 
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("'top_logprobs' needs 'logprobs' to be true")
+        return self
+
+    def sampling(self, max_new_tokens: int) -> Sampling:
+        """How to draw, and how many other tokens to tell."""
+        return replace(super().sampling(max_new_tokens), top_logprobs=self.top_logprobs or 0)
+
     @property
     def counts(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
@@ -171,7 +185,6 @@ class ChatRequest(Asking):
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False),
     "tools": (None, []),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
@@ -230,15 +243,32 @@ class Reply:
         }
 
 
-def delta(index: int, content: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+def delta(
+    index: int, content: dict[str, str], finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A choice of a chunk."""
-    return {"index": index, "delta": content, "logprobs": None, "finish_reason": finish_reason}
+    return {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def choice(index: int, text: str, finish_reason: str) -> dict[str, Any]:
+def choice(index: int, text: str, finish_reason: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
     """A choice of a whole completion."""
     message = {"role": "assistant", "content": text, "refusal": None}
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def logprobs(tokenizer: Tokenizer, tokens: Iterable[Token]) -> dict[str, Any]:
+    """OpenAI's form for the log-probabilities of tokens, special ones left out: they are no part of the text."""
+
+    def entry(id: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(id)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+    content = [
+        {**entry(token.id, token.logprob), "top_logprobs": [entry(*other) for other in token.top]}
+        for token in tokens
+        if tokenizer.token_bytes(token.id)
+    ]
+    return {"content": content, "refusal": None}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
