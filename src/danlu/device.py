@@ -127,7 +127,9 @@ def _keep_memory() -> None:
 
 
 def matmul_flops(dtype: torch.dtype, kind: str, seconds: float = 0.3) -> float:
-    """Measured FLOP/s of a square matrix product: the ceiling that training is compared with.
+    """Measured FLOP/s of a square matrix product, the fastest of several: the ceiling that training is compared with.
+
+    Whatever else runs on the machine makes the others slower and not this one.
 
     Args:
         dtype: of both factors.
@@ -138,11 +140,11 @@ def matmul_flops(dtype: torch.dtype, kind: str, seconds: float = 0.3) -> float:
     a, b = (torch.randn(size, size, device=kind).to(dtype) for _ in range(2))
     for _ in range(3):
         _multiply(a, b)
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    best, until = float("inf"), time.perf_counter() + seconds
+    while (started := time.perf_counter()) < until:
         _multiply(a, b)
-        count += 1
-    return 2 * size**3 * count / (time.perf_counter() - started)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
 
 
 def _multiply(a: torch.Tensor, b: torch.Tensor) -> None:

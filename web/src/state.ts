@@ -27,7 +27,7 @@ export const settings = signal<Settings>({
 });
 const before = remembered();
 export const turns = signal<Turn[]>(before.turns);
-export const draft = signal("");
+export const draft = signal(recall("draft", ""));
 export const problem = signal<string | null>(null);
 /** What became of the wish to delete every conversation. */
 export const forgotten = signal<"all" | "some" | null>(null);
@@ -45,6 +45,7 @@ remember("rater", rater);
 if (before.conversation) note(before.conversation);
 effect(() => remember("settings", settings.value));
 effect(() => remember("mode", mode.value));
+effect(() => remember("draft", draft.value));
 effect(() => {
   if (!busy.value) keep(turns.value, conversation.value);
 });
