@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from danlu.model.attention import Mask, attend, attend_reference, causal_mask
+from danlu.model.attention import KEY_BLOCK, Mask, attend, attend_reference, cached_mask, causal_mask
 from danlu.model.linear import Linear
 from danlu.model.norm import LayerNorm, rms_norm, rms_norm_reference
 from danlu.model.positions import rope_table, rotate, rotate_reference
@@ -83,6 +83,16 @@ def test_attend_equals_reference(
     pairs = zip(*(torch.autograd.grad(out, (q, k, v), direction) for out in (ours, reference)), strict=True)
     for mine, expected in pairs:
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("n_keys", [KEY_BLOCK - 1, KEY_BLOCK, KEY_BLOCK + 1, 2 * KEY_BLOCK + 7])
+def test_many_keys_go_in_blocks(n_keys: int) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 6, 3, 16), torch.randn(2, 2, n_keys, 16)
+    v = torch.randn(2, 2, n_keys, 24)[..., :12]  # a view, as latents are
+    mask = cached_mask(torch.tensor([[5, n_keys - 2, n_keys - 1], [0, 1, n_keys // 2]]), n_keys, torch.float32)
+    ours, expected = attend(q, k, v, scale=0.3, mask=mask), attend_reference(q, k, v, scale=0.3, mask=mask)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_attend_in_bf16_keeps_soft_max_in_fp32() -> None:
