@@ -25,7 +25,7 @@ from danlu.hub.gguf import open_gguf
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model import Decoder
-from danlu.pipeline import find_model
+from danlu.places import find_model
 from danlu.records import Message, read_documents
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer

@@ -33,7 +33,7 @@ def load(path: str | Path, stage: str | None = None) -> tuple[Decoder, Tokenizer
         ``(model, tokenizer)``; ``model(tokens)`` gives logits ``(B, T, V)``, or ``(B,)`` for a reward model.
     """
     from danlu.hub import load_pretrained
-    from danlu.pipeline import find_model
+    from danlu.places import find_model
 
     return load_pretrained(find_model(Path(path), stage))
 
@@ -50,7 +50,8 @@ def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:
         UserError: a mistake of the user's; the run directory keeps everything that was finished.
     """
     from danlu.console import Console
-    from danlu.pipeline import default_out, execute, read_recipe
+    from danlu.pipeline import execute, read_recipe
+    from danlu.places import default_out
     from danlu.report import write_report
 
     resolved = read_recipe(recipe, [overrides])

@@ -91,7 +91,8 @@ def inspect(folder: Path, load: tuple[int, int] | None = None) -> str:
         UserError: there is no model in ``folder``, or its architecture is not known here.
     """
     config, head = read_config(folder)
-    dtype = str(read_json(folder / "config.json").get("dtype") or "float32")
+    said = read_json(folder / "config.json")
+    dtype = str(said.get("dtype") or said.get("torch_dtype") or "float32")
     title = f"{folder} ({dtype}{', INT8 layers' if config.quantization == 'int8' else ''})"
     shown = describe(title, config, head)
     return shown if load is None else "\n".join([shown, "", *_cost(config, *load)])
@@ -155,18 +156,23 @@ def parts(config: ModelConfig, head: str = "lm") -> list[Part]:
     """Every parameter of a shape, like layers together, in the order of the forward pass."""
     with torch.device("meta"):
         model = build(dataclasses.replace(config, quantization="none"), head)
-    outside, layers = [], [list[tuple[str, tuple[int, ...]]]() for _ in range(config.n_layers)]
+    n_layers = config.n_layers + config.n_mtp  # those that foresee come after the others
+    outside, layers = [], [list[tuple[str, tuple[int, ...]]]() for _ in range(n_layers)]
     for name, parameter in model.named_parameters():
         if name.startswith("blocks."):
             _, layer, within = name.split(".", 2)
             layers[int(layer)].append((within, tuple(parameter.shape)))
+        elif name.startswith("mtp."):
+            _, depth, within = name.split(".", 2)
+            layers[config.n_layers + int(depth)].append((within, tuple(parameter.shape)))
         else:
             room = _ROOM[name.split(".")[0]]
             outside.append(Part("", room, name.removesuffix(".weight"), tuple(parameter.shape), 1))
-    starts = [i for i in range(config.n_layers) if i == 0 or layers[i] != layers[i - 1]]
+    starts = [i for i in range(n_layers) if i == 0 or layers[i] != layers[i - 1]]
     inside = []
-    for start, end in zip(starts, [*starts[1:], config.n_layers], strict=True):
+    for start, end in zip(starts, [*starts[1:], n_layers], strict=True):
         where = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
+        where = "foresight" if start >= config.n_layers else where
         for name, shape in layers[start]:
             inside.append(Part(where, _room(name), name.removesuffix(".weight"), shape, end - start))
     first = [part for part in outside if part.room == "tables"]
@@ -177,7 +183,7 @@ def _room(name: str) -> str:
     """Of a parameter within a layer; norms inside attention count with the norms."""
     if "norm" in name:
         return "norms"
-    return "attention" if name.startswith("attn.") else "feed-forward"
+    return "attention" if name.removeprefix("block.").startswith("attn.") else "feed-forward"
 
 
 def _named(name: str) -> ModelConfig:

@@ -66,7 +66,8 @@ def run_verb(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
 ) -> None:
     """Make everything a recipe describes; what is already made is skipped."""
-    from danlu.pipeline import default_out, execute, read_recipe
+    from danlu.pipeline import execute, read_recipe
+    from danlu.places import default_out
     from danlu.report import figures, summary, write_report
 
     resolved = read_recipe(recipe, overrides or [])
@@ -100,7 +101,7 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
 ) -> None:
     """Talk to a model in the terminal."""
-    from danlu.pipeline import find_model
+    from danlu.places import find_model
     from danlu.talk import Chat
 
     model = find_model(where, stage)
@@ -139,7 +140,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
-    from danlu.pipeline import servable_models, starters_of, votes_of
+    from danlu.places import servable_models, starters_of, votes_of
     from danlu.serve import run_server
 
     run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where))
@@ -172,7 +173,7 @@ def eval_verb(
     from danlu.device import choose
     from danlu.evals.perplexity import text_bits_per_byte
     from danlu.hub import load_pretrained
-    from danlu.pipeline import find_model
+    from danlu.places import find_model
 
     path = find_model(where, stage)
     model, tokenizer = load_pretrained(path)
@@ -191,9 +192,9 @@ def import_verb(
     ] = None,
 ) -> None:
     """Make a model directory of a model from elsewhere; nothing in it is ever run."""
-    from danlu.hub import import_model, is_remote, obtain
+    from danlu.hub import import_model, source_of
 
-    import_model(obtain(source, Console()) if is_remote(source) else source, out, dtype)
+    import_model(source_of(source, Console()), out, dtype)
     typer.echo(str(out))
 
 
@@ -213,7 +214,7 @@ def export(
     """Copy a model out of a run for other programs."""
     from danlu.errors import unknown
     from danlu.hub import export_directory, export_gguf
-    from danlu.pipeline import find_model
+    from danlu.places import find_model
 
     if to not in ("hf", "gguf"):
         raise unknown("form", to, ("hf", "gguf"), "--to")
@@ -248,7 +249,7 @@ def inspect(
     """Show a model's parts: shapes, counts, size, cache."""
     from danlu.anatomy import inspect as describe_directory
     from danlu.hub import read_config
-    from danlu.pipeline import find_model
+    from danlu.places import find_model
 
     model = find_model(where, stage)
     load = (batch, context or read_config(model)[0].max_seq_len) if cost else None
@@ -265,7 +266,7 @@ def feedback_export(
     """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
     from danlu.align.database import is_url
     from danlu.align.preferences import PreferenceStore
-    from danlu.pipeline import votes_of
+    from danlu.places import votes_of
 
     path = Path(where)
     store = where if is_url(where) or path.is_file() else str(votes_of(path))

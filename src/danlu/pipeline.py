@@ -7,8 +7,6 @@ Left out: what happens inside a stage (the rooms), and what a person types (``cl
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,22 +15,21 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from danlu import __version__, align, compress, corpus, evals, hub, tokens, train
+from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align import database
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
-from danlu.errors import UserError, beside, nearest, unknown
-from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, read_json, write_json
+from danlu.errors import UserError, beside, unknown
+from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
+from danlu.places import RESOLVED, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
 VOTES = "votes"
-RESOLVED = "resolved.json"  # every run directory has one
-_STORE = "preferences.db"
 _SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
@@ -116,9 +113,6 @@ SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.se
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
 PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes")
-_STARTERS = 4  # as many as the page shows
-# The models of a run in the order of its life; the last that is finished is the one to talk to.
-MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
@@ -184,7 +178,8 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
     """Bring one stage up to date."""
     outside = _outside(run, spec, recipe)
     manifest = run.manifest(spec.name)
-    wanted = _as_then(manifest, _identity(run, spec, recipe, outside), recipe.sections[spec.name])
+    identity = _identity(run, spec, recipe, outside)
+    wanted = _as_then(manifest, identity, recipe.sections[spec.name])
     reason = why(manifest, wanted)
     if reason is None:
         console.say(f"{spec.name:<10} up to date")
@@ -209,7 +204,7 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
     if same:
         run.recover_seconds(spec.name)
     else:
-        run.begin(spec.name, wanted)
+        run.begin(spec.name, identity)
     started = time.monotonic()
     try:
         figures = spec.function(stage)
@@ -281,8 +276,8 @@ def _as_then(
 ) -> dict[str, Any]:  # fmt: skip
     """An identity without settings that did not exist when the stage was made, where they are at their defaults.
 
-    A later version of danlu has more settings; a default must mean what was done before there was a choice, and does
-    not make anybody's finished work unfinished.
+    A source that was worked on has more settings; a default must mean what was done before there was a choice, and does
+    not make anybody's finished work unfinished. A new version number does, since what a stage does may have changed.
     """
     if manifest is None or manifest.get("fingerprint") == wanted["fingerprint"]:
         return wanted
@@ -326,100 +321,6 @@ def _digest(path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     facts = [(f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return hash_value(facts)
-
-
-def votes_path(run_dir: Path) -> Path:
-    """Where a run keeps the preference store that its chat page writes to."""
-    return run_dir / "feedback" / _STORE
-
-
-def votes_of(place: Path) -> Path:
-    """Where votes on what is served at ``place``, a run or a model, are kept unless another store is named.
-
-    Never in a model directory: one inside a run is moved away when its stage is made again, and one that is published
-    would publish people's words. The former's votes go to its run, the latter's into a folder beside it; those of a
-    model that is known by name only, among the runs.
-    """
-    if hub.is_remote(place):
-        return runs_root() / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', str(place))}.feedback" / _STORE
-    if hub.is_named(place):
-        return place.with_name(f"{place.stem}.feedback") / _STORE
-    if not (place / "config.json").is_file():
-        return votes_path(place)
-    model = place.resolve()
-    for folder in model.parents:
-        if (folder / RESOLVED).is_file():
-            return votes_path(folder)
-    return model.with_name(f"{model.name}.feedback") / _STORE
-
-
-def find_model(path: Path, stage: str | None = None) -> Path:
-    """The model directory meant by ``path``: a model directory itself, a run and one of its stages, or a model's name.
-
-    Args:
-        path: a model directory or a run directory; or ``smollm2``, ``hf:ORG/NAME`` or a GGUF file, which are fetched
-            and imported once and kept in the cache.
-        stage: which model of the run; the last finished one of its life if None.
-
-    Raises:
-        UserError: there is none, naming what there is.
-    """
-    if (path / "config.json").is_file():
-        return path
-    if hub.is_named(path):
-        return hub.obtain(path, Console())
-    if not path.exists():
-        hint = nearest(str(path), hub.PACKAGED)
-        raise UserError(f"{path} does not exist{hint if 'mean' in hint else '; make a run first: danlu run tang'}")
-    run = Run(path)
-    finished = [name for name in MODEL_STAGES if run.finished(name)]
-    if stage is not None:
-        valid = finished + (["reward"] if run.finished("reward") else [])
-        if stage not in valid:
-            raise unknown("finished stage", stage, valid, str(path))
-        return path / stage / "model"
-    if not finished:
-        older = [name for name in MODEL_STAGES if (path / name / "model" / "config.json").is_file()]
-        if older:
-            again = f"{path} is being made again and has no finished model; run danlu run to finish it"
-            raise UserError(f"{again}, or use an older model: {path / older[-1] / 'model'}")
-        raise UserError(f"{path} is neither a model directory nor a run with a finished model")
-    return path / finished[-1] / "model"
-
-
-def servable_models(path: Path) -> dict[str, Path]:
-    """Name -> directory of every model at ``path`` that people can talk to, the newest of its life first.
-
-    A base model has not learned to answer, so it is served only when a run has nothing else.
-    """
-    newest = find_model(path)
-    if newest == path:
-        return {path.resolve().name: path}
-    if hub.is_named(path):
-        return {path.stem: newest}
-    run = Run(path)
-    names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
-    talkers = [name for name in names if name != "pretrain"] or names
-    return {name: path / name / "model" for name in talkers}
-
-
-def starters_of(place: Path) -> list[str]:
-    """Things to try with the models of a run, or with one of its models: what its evaluation shows; else nothing."""
-    for folder in (place, *place.resolve().parents):
-        if (folder / RESOLVED).is_file():
-            shown: list[str] = read_json(folder / RESOLVED).get("sections", {}).get("eval", {}).get("showcase", [])
-            return shown[:_STARTERS]
-    return []
-
-
-def default_out(recipe: Recipe) -> Path:
-    """``runs/NAME`` below the working directory, or below DANLU_RUNS if that is set."""
-    return runs_root() / recipe.name
-
-
-def runs_root() -> Path:
-    """Where runs are, unless told otherwise: ``runs`` below the working directory, or DANLU_RUNS."""
-    return Path(os.environ.get("DANLU_RUNS", "runs"))
 
 
 def _short(value: Any) -> str:

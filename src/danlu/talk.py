@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.infer import chat
-from danlu.pipeline import find_model
+from danlu.places import find_model
 
 
 class Chat(chat.Chat):

@@ -57,3 +57,11 @@ def test_a_directory_is_inspected(tmp_path: Path) -> None:
     assert f"{parameters(preset('llama-tiny', vocab_size=64)).total:,}" in shown
     with pytest.raises(UserError, match=r"no config\.json"):
         anatomy.inspect(tmp_path)
+
+
+def test_layers_that_foresee_are_shown(tmp_path: Path) -> None:
+    config = preset("deepseek-tiny", vocab_size=64, n_mtp=1)
+    assert sum(part.numbers for part in anatomy.parts(config)) == parameters(config).total
+    assert "foresight" in {part.where for part in anatomy.parts(config)}
+    hub.save(Decoder(config), tmp_path / "model", None, card={"title": "t"})
+    assert "foresight" in anatomy.inspect(tmp_path / "model", (2, 64))

@@ -12,7 +12,8 @@ from danlu import pipeline
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.files import hash_value, write_json
-from danlu.pipeline import execute, find_model, read_recipe
+from danlu.pipeline import execute, read_recipe
+from danlu.places import find_model
 
 
 def run(out: Path, *more: str) -> None:

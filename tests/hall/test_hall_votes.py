@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from danlu import pipeline, serve
+from danlu import pipeline, places, serve
 from danlu.cli import app
 from danlu.console import Console
 from danlu.errors import UserError
-from danlu.pipeline import votes_of
+from danlu.places import votes_of
 from danlu.run import Run
 
 
@@ -55,7 +55,7 @@ def test_votes_on_a_model_of_nobodys_lie_beside_it(tmp_path, monkeypatch):
 def test_the_server_is_given_the_place_unless_another_is_named(run, monkeypatch):
     given = []
     monkeypatch.setattr(serve, "run_server", lambda models, store, port, starters: given.append(str(store)))
-    monkeypatch.setattr(pipeline, "servable_models", lambda where: {"model": where})
+    monkeypatch.setattr(places, "servable_models", lambda where: {"model": where})
     for words in ([], ["--store", "elsewhere.db"]):
         assert CliRunner().invoke(app, ["serve", str(run.dir / "ppo" / "model"), *words]).exit_code == 0
     assert given == [str(run.dir / "feedback" / "preferences.db"), "elsewhere.db"]

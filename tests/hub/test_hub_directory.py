@@ -154,7 +154,19 @@ def test_old_spelling_of_rope_is_read(folder):
     [
         ({"model_type": "lama"}, r"unknown model_type 'lama'; did you mean 'llama'"),
         ({"model_type": ...}, "unknown model_type"),
-        ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+        ({"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"num_hidden_layers": 99_999}, "99999 layers were described and the files hold"),
+        ({"num_attention_heads": 0}, "config.json: "),
+        ({"hidden_size": 64.5}, "model.d_model must be a whole number"),
+        ({"hidden_size": 2**62}, "such a shape cannot be"),
+        ({"rms_norm_eps": "small"}, "model.norm_eps must be a number"),
+        ({"rope_parameters": "yarn"}, "config.json: "),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}},
+            "must be positive",
+        ),
+        ({"quantization_config": "fp8"}, "config.json: "),
         ({"hidden_size": ...}, "'hidden_size' is missing"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
@@ -198,6 +210,35 @@ def test_weight_faults_name_tensor_and_file(folder):
     expect(str(folder), "pytorch_model.bin", "may run code")
 
 
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, '"x"', "{"])
+def test_what_is_no_configuration(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        hub.load(folder)
+
+
+def test_contents_that_contradict_their_shapes_are_named(folder, tokenizer, tmp_path):
+    hub.save(random_model("llama-tiny", quantization="int8"), tmp_path / "int8", tokenizer, card=CARD)
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def shorten(tensors):
+        tensors[f"{name}_shape"][1] = 3
+
+    edit_weights(tmp_path / "int8", shorten)
+    with pytest.raises(UserError, match=rf"'{name}_packed' .* holds .* which does not belong there"):
+        hub.load(tmp_path / "int8")
+    edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].long()}))
+    with pytest.raises(UserError, match=rf"'{name}' .* of int64, which does not belong there"):
+        hub.load(folder)
+
+
+def test_an_import_keeps_what_belongs_to_a_model(folder, tmp_path):
+    (folder / "reward.json").write_text("{}")
+    (folder / "LICENSE").write_text("free")
+    hub.import_model(folder, tmp_path / "imported")
+    assert {"reward.json", "LICENSE"} <= {path.name for path in (tmp_path / "imported").iterdir()}
+
+
 def test_index_faults_are_named(folder):
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         names = list(file.keys())
@@ -207,6 +248,8 @@ def test_index_faults_are_named(folder):
     index.write_text(json.dumps({"weight_map": whole}))
     hub.load(folder)
     for weights, message in (
+        ({}, "no weight_map"),
+        ({"a": 5}, "no weight_map"),
         ({**whole, "ghost": "model-00001-of-00001.safetensors"}, "ghost"),
         (dict.fromkeys(names, "../elsewhere.safetensors"), "elsewhere"),
     ):

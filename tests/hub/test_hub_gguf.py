@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from danlu import hub
 from danlu.errors import UserError
 from danlu.hub.gguf import TYPES, header, open_gguf
+from danlu.hub.gguf.architectures import architecture_of
+from danlu.hub.gguf.positions import read_scaling
 from danlu.model import Decoder, ModelConfig, preset
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.chat import SPECIALS, TOKENIZER_CONFIG
@@ -211,6 +213,44 @@ def test_a_lie_is_named(lie: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         hub.import_model(tmp_path / "bad.gguf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("split.count", "many"), ("tokenizer.ggml.merges", [1, 2]), ("tokenizer.ggml.tokens", "abc"),
+     ("tokenizer.ggml.pre", 7), ("llama.block_count", 2**32 - 1), ("llama.block_count", "two"),
+     ("llama.embedding_length", 2**32 - 1), ("llama.attention.head_count", 0), ("llama.rope.freq_base", "high"),
+     ("llama.feed_forward_length", [64, 96]), ("general.architecture", 3)],
+)  # fmt: skip
+def test_values_of_a_wrong_type_are_a_sentence(
+    key: str, value: Any, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, file = written(shape("llama"), tokenizer, tmp_path)
+    real = header.read_header(file)
+    changed = header.Header({**real.metadata, key: value}, real.tensors)
+    monkeypatch.setattr("danlu.hub.gguf.tensors.read_header", lambda path: changed)
+    with pytest.raises(UserError) as error:
+        hub.import_model(file, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_what_llama_cpp_would_compute_otherwise_is_refused(tokenizer: Tokenizer) -> None:
+    groups = {**V2, "router_groups": 4, "router_groups_kept": 2}
+    limited = ModelConfig.from_dict({**preset("deepseek-tiny", vocab_size=320).to_dict(), **groups})
+    with pytest.raises(UserError, match="scored by their best one"):
+        architecture_of(limited)
+    with pytest.raises(UserError, match="temperatures outside latent attention"):
+        architecture_of(ModelConfig.from_dict({**shape("llama").to_dict(), "rope_scaling": YARN}))
+    assert not any("group" in key for key in architecture_of(shape("deepseek2")).metadata(shape("deepseek2")))
+
+
+def test_a_silent_file_stretches_linearly() -> None:
+    values = {"rope.scale_linear": 4.0}
+    found = read_scaling(lambda key, default=None: values.get(key, default), ())
+    assert found is not None
+    assert (found.kind, found.factor) == ("linear", 4.0)
+    assert read_scaling(lambda key, default=None: default, ()) is None
 
 
 @pytest.fixture(scope="module")

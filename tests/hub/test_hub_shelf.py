@@ -16,7 +16,7 @@ from danlu import hub
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.model import Decoder, preset
-from danlu.pipeline import find_model, servable_models
+from danlu.places import find_model, servable_models
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.chat import SPECIALS, TOKENIZER_CONFIG
 from danlu.tokens.tokenizer import Tokenizer
@@ -51,11 +51,13 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         hub.obtain(Path("hf:nobody/nothing"), Console(quiet=True))
     with pytest.raises(UserError, match="did you mean 'smollm2'"):
         find_model(Path("smollm"))
+    with pytest.raises(UserError, match="is one model; --stage chooses among those of a run"):
+        find_model(Path("smollm2"), "sft")
 
 
 @pytest.mark.slow
 def test_smollm2_knows_the_capital_of_france() -> None:
-    """In the words of the README; less than a minute with fetching and importing it."""
+    """In the words of the README; with fetching and importing it, unless this machine has done so before."""
     started = time.monotonic()
     told = subprocess.run(
         [sys.executable, "-m", "danlu.cli", "chat", "smollm2", "What is the capital of France?", "--temperature", "0"],
@@ -87,10 +89,11 @@ def test_a_model_of_the_hub_is_fetched_and_imported(
         return str(place)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = find_model(Path("hf:me/model"))
+    found = find_model(Path("hf:me/model-1.7B"))
+    assert servable_models(Path("hf:me/model-1.7B")) == {"model-1.7B": found}
     assert torch.equal(hub.load(found).embed.weight, hub.load(tmp_path / "model").embed.weight)
     assert {kind for kind, _ in asked} == {"model"}
     assert not any(pattern.endswith((".py", ".bin")) for _, patterns in asked for pattern in patterns)
     times = len(asked)
-    assert find_model(Path("hf:me/model")) == found
+    assert find_model(Path("hf:me/model-1.7B")) == found
     assert len(asked) == times

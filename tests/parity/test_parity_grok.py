@@ -112,11 +112,10 @@ def test_decoding_step_by_step_is_the_whole_forward() -> None:
             torch.testing.assert_close(step[:, 0], whole[:, at], atol=1e-5, rtol=1e-5)
 
 
-def test_it_is_read_and_not_trained_from_nothing(tmp_path: Path) -> None:
+def test_it_is_read_by_our_own_table_and_not_trained_from_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transformers has no class for 'grok-1'"):
         load_recipe("tiny", ["pretrain.model={preset: grok-1}"], SECTIONS, SHORTCUTS)
     hub.save(small_model(), tmp_path, None, card={"title": "t"})
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Grok"}}), encoding="utf-8")
-    with pytest.raises(UserError, match="auto_map asks for code"):
-        hub.load(tmp_path)
+    assert hub.load(tmp_path).config.embed_scale > 78  # whatever code lies beside it

@@ -65,6 +65,13 @@ def test_log_probabilities_whole_and_streamed(client):
     assert ask(client, GREET).choices[0].logprobs is None
 
 
+def test_tokens_of_a_stop_string_are_no_part_of_the_answer(client):
+    whole = ask(client, GREET, logprobs=True, stop=", ").choices[0]
+    assert (
+        bytes(byte for one in whole.logprobs.content for byte in one.bytes).decode() == whole.message.content == "Hello"
+    )
+
+
 def test_stream_counts_tokens_when_asked_to(client):
     chunks = list(ask(client, GREET, stream=True, stream_options={"include_usage": True}))
     assert all(chunk.usage is None for chunk in chunks[:-1])

@@ -17,6 +17,11 @@ from danlu.model.config import ModelConfig
 HEADS = ("lm", "scalar", "mlm", "classes")
 _INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
 _INT8_FORMATS = ("pack-quantized", "int-quantized")
+_COUNTS = (
+    "num_hidden_layers", "n_layer", "num_experts", "num_local_experts", "n_routed_experts", "num_nextn_predict_layers",
+    "num_mtp_layers", "max_window_layers", "first_k_dense_replace",
+)  # fmt: skip
+_MOST = 100_000  # layers or experts
 _OWN = "danlu"  # the block of config.json for what only training needs to know and no Hugging Face key says
 
 
@@ -84,10 +89,10 @@ def from_hf(data: Mapping[str, Any]) -> tuple[ModelConfig, str, Family]:
         ValueError: an architecture or a variant of one that is not known here, or a missing key; says which.
         UserError: an unknown ``model_type``, naming the nearest.
     """
-    if "auto_map" in data:
-        raise ValueError("auto_map asks for code from the directory to be run, which danlu never does")
     kind = str(data.get("model_type"))
-    if kind not in FAMILIES:
+    if kind not in FAMILIES and "auto_map" in data:
+        raise ValueError("auto_map asks for code from the directory to be run, which danlu never does")
+    if kind not in FAMILIES:  # one that is known is read by our own tables, whatever code lies beside it
         raise unknown("model_type", kind, FAMILIES)
     family = FAMILIES[kind]
     known = {**family.defaults, **{key: value for key, value in data.items() if value is not None}}
@@ -99,6 +104,18 @@ def from_hf(data: Mapping[str, Any]) -> tuple[ModelConfig, str, Family]:
     values.setdefault("balance", data.get(_OWN, {}).get("balance", "bias"))
     values |= {"quantization": "int8" if quantization_format(data) in _INT8_FORMATS else "none"}
     return ModelConfig.from_dict(values), _head_of(data, family), family
+
+
+def refuse_counts(data: Mapping[str, Any]) -> None:
+    """Refuse numbers of layers and experts that nobody has, before anything is done that many times.
+
+    Raises:
+        ValueError: there is one; naming its key.
+    """
+    for key in _COUNTS:
+        value = data.get(key)
+        if isinstance(value, (int, float)) and not 0 <= value <= _MOST:
+            raise ValueError(f"{key} is {value}, and no model has more than {_MOST:,}")
 
 
 def quantization_format(data: Mapping[str, Any]) -> str | None:

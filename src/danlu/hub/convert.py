@@ -18,6 +18,7 @@ from danlu.files import atomic_write
 from danlu.hub.directory import load_pretrained, open_directory, write_directory
 from danlu.tokens.tokenizer import Tokenizer
 
+_KEPT = ("reward.json", "LICENSE*", "NOTICE*")  # files that belong to a model and are not written anew
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -43,7 +44,8 @@ def import_model(source: Path, out: Path, dtype: str | None = None) -> None:
         model, state = open_directory(source, wanted)
         tokenizer, facts = Tokenizer.load(source), {"title": out.name, "imported from": source.name}
         kept = wanted or state["embed.weight"].dtype
-        write_directory(model, state, kept, out, tokenizer, card=facts)
+        also = [file for pattern in _KEPT for file in source.glob(pattern)]
+        write_directory(model, state, kept, out, tokenizer, card=facts, also=also)
         return
     from danlu.hub.gguf import open_gguf  # the package gguf takes a moment to import
 

@@ -2,13 +2,13 @@
 
 In:  a ``Decoder`` and a ``Tokenizer``, or a Hugging Face directory of a family in ``families``.
 Out: the other of the two.
-Left out: GGUF (``gguf``), downloads (``shelf``), multi-token prediction layers.
+Left out: GGUF (``gguf``), downloads (``shelf``).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from torch import Tensor
 from danlu.errors import UserError
 from danlu.files import atomic_directory, atomic_write, free_space, hash_paths, read_json, write_json
 from danlu.hub.card import model_card
-from danlu.hub.config import family_of, fp8_block, from_hf, hf_config, quantization_format
+from danlu.hub.config import family_of, fp8_block, from_hf, hf_config, quantization_format, refuse_counts
 from danlu.hub.families import Family
-from danlu.hub.state import PACKED, LazyState, entries_of, theirs
+from danlu.hub.state import PACKED, LazyState, entries_of, theirs, without_memory
 from danlu.hub.weights import TensorFiles, weight_files, write_weights
-from danlu.model import Decoder, Encoder, ModelConfig, build
+from danlu.model import Decoder, Encoder, ModelConfig
 from danlu.tokens.tokenizer import Tokenizer
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
@@ -53,7 +53,7 @@ class Described(NamedTuple):
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
-    """Read a model: ours or anybody's GPT-2, Llama or DeepSeek-V3, language model or reward model, plain or INT8.
+    """Read a model: ours or anybody's of a family in ``families``, language model or reward model, plain or INT8.
 
     Args:
         path: the directory.
@@ -102,8 +102,7 @@ def open_directory(path: Path, dtype: torch.dtype | None = None) -> tuple[Decode
     files = TensorFiles(path, said.block)
     if not _foresees(said, files):
         said = said._replace(config=replace(said.config, n_mtp=0))
-    with torch.device("meta"):
-        model = build(said.config, said.head)
+    model = without_memory(said.config, said.head, files, path / CONFIG)
     alone = not any(name.startswith(said.family.trunk) for name in files.where)
     entries = list(entries_of(model, said.family, said.storage, "" if alone else None))
     state = LazyState(model, entries, files, dtype or files.dtype(entries[0].theirs[0]))
@@ -158,7 +157,7 @@ def save(model: Decoder | Encoder, folder: Path, tokenizer: Tokenizer | None, *,
 
 def write_directory(
     model: Decoder | Encoder, state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path,
-    tokenizer: Tokenizer | None, *, card: Mapping[str, Any],
+    tokenizer: Tokenizer | None, *, card: Mapping[str, Any], also: Iterable[Path] = (),
 ) -> None:  # fmt: skip
     """``save`` for parameters that may still lie elsewhere and are read one after another.
 
@@ -169,6 +168,7 @@ def write_directory(
         folder: as for ``save``, like the rest.
         tokenizer: the model's.
         card: provenance.
+        also: files to put beside the others.
     """
     config, head = model.config, model.head_kind
     family = family_of(config)
@@ -186,6 +186,8 @@ def write_directory(
             tokenizer.save(beside)
         with atomic_write(beside / CARD) as handle:
             handle.write(model_card(config, head, family, n_parameters, card))
+        for file in also:
+            shutil.copyfile(file, beside / file.name)
 
 
 def export_directory(source: Path, out: Path) -> None:
@@ -199,7 +201,8 @@ def export_directory(source: Path, out: Path) -> None:
     source, out = Path(source), Path(out)
     if out.exists():
         raise UserError(f"{out} exists; name a directory that does not")
-    _load(source, torch.float32)
+    for _ in open_directory(source)[1].values():  # one after another: every tensor is there and belongs
+        pass
     free_space(out, sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
     with atomic_directory(out) as beside:
         for file in (*weight_files(source), *(f for name in _MODEL_FILES for f in source.glob(name) if f.is_file())):
@@ -222,10 +225,15 @@ def _foresees(said: Described, files: TensorFiles) -> bool:
 def _read_config(path: Path) -> Described:
     if not (path / CONFIG).is_file():
         raise UserError(f"no {CONFIG} in {path}; a model directory in the Hugging Face layout has one")
-    data = read_json(path / CONFIG)
     try:
+        data = read_json(path / CONFIG)
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
+        refuse_counts(data)
         return Described(*from_hf(data), quantization_format(data), fp8_block(data))
     except KeyError as error:
         raise UserError(f"{path / CONFIG}: key {error} is missing") from None
-    except (UserError, ValueError, TypeError) as error:
+    except RecursionError:
+        raise UserError(f"{path / CONFIG} is nested deeper than any configuration") from None
+    except (UserError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path / CONFIG}: {error}") from None

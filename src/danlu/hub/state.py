@@ -19,7 +19,7 @@ from torch import Tensor
 from danlu.errors import UserError
 from danlu.hub.families import Family
 from danlu.hub.layout import PACKED_INT8, PLAIN_INT8, SAME, Entry
-from danlu.model import Decoder, Encoder
+from danlu.model import Decoder, Encoder, ModelConfig, build
 
 PACKED = "pack-quantized"
 
@@ -82,6 +82,7 @@ class LazyState(Mapping[str, Tensor]):
     def __init__(self, model: Decoder | Encoder, entries: Iterable[Entry], files: Stored, dtype: torch.dtype) -> None:
         wanted = model.state_dict()
         entries = [entry for entry in entries if entry.ours[0] in wanted]
+        self._shapes = {name: tensor.shape for name, tensor in wanted.items()}
         self._dtypes = {name: t.dtype for name, t in wanted.items()} | {n: dtype for n, _ in model.named_parameters()}
         self._files = files
         self._entries = {name: entry for entry in entries for name in entry.ours}
@@ -113,6 +114,11 @@ class LazyState(Mapping[str, Tensor]):
 
     def _read(self, entry: Entry) -> list[Tensor]:
         parts = entry.layout.read([self._files.read(name) for name in entry.theirs])
+        for name, part in zip(entry.ours, parts, strict=True):
+            if part.shape != self._shapes[name] or part.is_floating_point() != self._dtypes[name].is_floating_point:
+                found = f"{tuple(part.shape)} of {str(part.dtype).removeprefix('torch.')}"
+                where = self._files.where[entry.theirs[0]]
+                raise UserError(f"tensor '{entry.theirs[0]}' in {where} holds {found}, which does not belong there")
         return [
             part.to(self._dtypes[name], memory_format=torch.contiguous_format, copy=True)
             for name, part in zip(entry.ours, parts, strict=True)
@@ -131,6 +137,28 @@ class LazyState(Mapping[str, Tensor]):
         if unused:
             name = min(unused)
             raise UserError(f"tensor '{name}' in {self._files.where[name]} belongs to nothing that the model describes")
+
+
+def without_memory(config: ModelConfig, head: str, files: Stored, said: Path) -> Decoder | Encoder:
+    """A model of this shape that takes no memory, if the files can be its: no count in a header is believed.
+
+    Args:
+        config: the shape.
+        head: its head.
+        files: what holds its tensors.
+        said: the file that describes the shape.
+
+    Raises:
+        UserError: there are more layers than tensors, or a size that no tensor can have.
+    """
+    if config.n_layers + config.n_mtp > len(files.where):
+        tensors = f"the files hold {len(files.where)} tensors"
+        raise UserError(f"{said}: {config.n_layers} layers were described and {tensors}")
+    try:
+        with torch.device("meta"):
+            return build(config, head)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UserError(f"{said}: such a shape cannot be ({str(error).splitlines()[0]})") from None
 
 
 def theirs(state: Mapping[str, Tensor], entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:

@@ -169,9 +169,11 @@ def _shards(folder: Path) -> list[Path]:
         hint = f"; {others[0]} may run code when it is read, so convert it to safetensors first" if others else ""
         raise UserError(f"no {WEIGHTS} in {folder}{hint}")
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} has no weight_map; fetch the files again") from None
+        names = sorted({file + "" for file in read_json(index)["weight_map"].values()})  # texts, or a TypeError
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        names = []
+    if not names:
+        raise UserError(f"{index} has no weight_map that says which tensor is in which file; fetch the files again")
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"{index} names the file '{name}', which is not in {folder}; fetch the files again")

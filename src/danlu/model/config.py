@@ -7,6 +7,7 @@ Left out: family names (``presets``), files and Hugging Face spellings (``hub``)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -134,10 +135,18 @@ class ModelConfig:
     quantization: str = "none"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not isinstance(value, int):
+                raise ValueError(f"model.{field.name} must be a whole number, not {value!r}")
+            if field.type == "float" and not (isinstance(value, (int, float)) and math.isfinite(value)):
+                raise ValueError(f"model.{field.name} must be a number, not {value!r}")
         for name, valid in _CHOICES.items():
             value = getattr(self, name)
             if value not in valid:
                 raise ValueError(f"model.{name} is '{value}'; valid: {', '.join(valid)}")
+        if self.router_groups < 1 or self.router_groups_kept < 1 or self.rope_theta <= 0:
+            raise ValueError("model.router_groups, router_groups_kept and rope_theta must be positive")
         for name in ("vocab_size", "n_layers", "d_model", "max_seq_len", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")

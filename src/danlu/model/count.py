@@ -65,7 +65,9 @@ def flops_per_token(config: ModelConfig, length: int) -> int:
 
 
 def kv_bytes(config: ModelConfig, bytes_per_number: int = 2) -> int:
-    """Bytes of cache that one token of one row takes, all layers together."""
+    """Bytes of cache that one token of one row takes, all layers together; an encoder keeps none."""
+    if not config.causal:
+        return 0
     if config.attention == "mla":
         return config.n_layers * (config.kv_rank + config.rope_dim) * bytes_per_number
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_number

@@ -9,6 +9,7 @@ Left out: generation, for which an encoder has no use; next-sentence prediction;
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,13 @@ class Encoder(nn.Module):
             self.classes = ClassHead(config)
         if not self.embed.weight.is_meta:
             initialise(self)
+
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Multiply in ``dtype`` from now on; returns the model."""
+        for module in self.modules():
+            if isinstance(module, (Encoder, Linear)):
+                module.compute_dtype = dtype
+        return self
 
     def hidden(self, tokens: Tensor, segments: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """Run the body.

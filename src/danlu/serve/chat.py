@@ -7,7 +7,7 @@ Left out: the wire's shapes (``wire``), who writes (``engine``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from danlu.serve.models import Models
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire import ChatRequest, Reply
 from danlu.streams import stream_seed
+from danlu.tokens.tokenizer import Tokenizer
 
 
 async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: Receive) -> Response:
@@ -50,16 +51,25 @@ async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: 
     finished.sort(key=lambda event: event.index)
     choices = [
         wire.choice(
-            f.index, f.completion.text, f.completion.finish_reason, _logprobs(asked, job, _tokens(f.completion))
+            f.index,
+            f.completion.text,
+            f.completion.finish_reason,
+            _logprobs(asked, job, _tokens(f.completion, served.tokenizer)),
         )
         for f in finished
     ]
     return JSONResponse(reply.whole(choices, _usage(jobs, finished)))
 
 
-def _tokens(completion: Completion) -> list[Token]:
-    top = completion.top or ((),) * len(completion.tokens)
-    return list(map(Token, completion.tokens, completion.logprobs, top))
+def _tokens(completion: Completion, tokenizer: Tokenizer) -> Iterator[Token]:
+    """The tokens of a completion's text: those of a stop string, which is not part of it, are left out."""
+    left = len(completion.text.encode())
+    tops = completion.top or ((),) * len(completion.tokens)
+    for token in map(Token, completion.tokens, completion.logprobs, tops):
+        left -= len(tokenizer.token_bytes(token.id))
+        if left < 0:
+            return
+        yield token
 
 
 def _logprobs(asked: ChatRequest, job: Job, tokens: Iterable[Token]) -> dict[str, Any] | None:

@@ -53,6 +53,8 @@ def read_rope(data: Mapping[str, Any]) -> dict[str, Any]:
     reach = data["max_position_embeddings"]
     if kind != "linear":
         given.setdefault("original_len", reach)
+        if not given["original_len"]:
+            raise ValueError("original_max_position_embeddings must be positive")
     if kind == "yarn":
         given.setdefault("factor", reach / given["original_len"])
     if "factor" not in given:

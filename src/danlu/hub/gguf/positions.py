@@ -44,6 +44,8 @@ def refuse_scaling(config: ModelConfig) -> str | None:
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "yarn":
         return None
+    if scaling.mscale_all_dim and config.attention != "mla":
+        return "YaRN with DeepSeek's temperatures outside latent attention"
     if scaling.attention_factor or scaling.mscale != scaling.mscale_all_dim or not scaling.truncate:
         return "YaRN with a temperature or borders of its own"
     return None
@@ -59,7 +61,7 @@ def read_scaling(get: Callable[..., Any], tensors: Collection[str]) -> RopeScali
     Raises:
         ValueError: a kind that is not known here.
     """
-    kind = get("rope.scaling.type", "none")
+    kind = get("rope.scaling.type", "linear")  # llama.cpp takes a silent file so
     factor = float(get("rope.scaling.factor", get("rope.scale_linear", 1.0)))
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return None

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from danlu.errors import UserError
+from danlu.hub.config import refuse_counts
 from danlu.hub.gguf.architectures import IGNORED, read_architecture
 from danlu.hub.gguf.positions import FREQUENCIES, from_divisors
 from danlu.hub.gguf.tensors import GGUFTensors
 from danlu.hub.gguf.vocabulary import read_tokenizer
-from danlu.hub.state import LazyState
+from danlu.hub.state import LazyState, without_memory
 from danlu.model import Decoder
 from danlu.tokens.tokenizer import Tokenizer
 
@@ -55,22 +56,27 @@ def open_gguf(path: Path, dtype: torch.dtype | None = None) -> Opened:
     """
     files = GGUFTensors(path)
     try:
+        refuse_counts({"num_hidden_layers": _layers(files.metadata)})
         architecture, metadata = read_architecture(files.metadata, files.where)
         config = architecture.config(metadata, files.shape(_TABLE)[0])
         if FREQUENCIES in files.where:
             found = from_divisors(dataclasses.asdict(config), files.read(FREQUENCIES))
             config = dataclasses.replace(config, rope_scaling=found)
         tokenizer = read_tokenizer(files.metadata)
-    except (UserError, ValueError, TypeError, ArithmeticError) as error:
+    except (UserError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{path}: {error}") from None
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = without_memory(config, "lm", files, path)
+    assert isinstance(model, Decoder), "no architecture here is an encoder"
     dtype = dtype or files.dtype(_TABLE)
     state = LazyState(model, architecture.entries(config, files.where), files, dtype)
     state.refuse_rest(IGNORED)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its table {config.vocab_size} rows")
     return Opened(model, state, dtype, tokenizer, _facts(path, files.metadata))
+
+
+def _layers(metadata: dict[str, Any]) -> Any:
+    return metadata.get(f"{metadata.get('general.architecture')}.block_count")
 
 
 def _facts(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:

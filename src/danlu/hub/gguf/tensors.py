@@ -43,7 +43,7 @@ class GGUFTensors:
         header = read_header(path)
         self.path, self.metadata, self._places = path, header.metadata, header.tensors
         self.where = dict.fromkeys(header.tensors, path)
-        if header.metadata.get("split.count", 1) > 1:
+        if header.metadata.get("split.count", 1) not in (0, 1):
             raise UserError(f"{path} is one part of several; join them first: llama-gguf-split --merge")
         for name, place in header.tensors.items():
             if place.kind.name not in (*_PLAIN, *_BLOCKS):

@@ -88,7 +88,7 @@ def _backend(name: str, tokens: list[str], merges: list[str]) -> tokenizers.Toke
     if len(vocab) != len(tokens):
         raise UserError("its tokenizer has a token twice; fetch the file again")
     pairs = []
-    for merge in merges:
+    for merge in map(str, merges):
         left, space, right = merge.partition(" ")
         if not left or not space or not right or " " in right:
             raise UserError("its tokenizer has a merge that is not of two tokens; fetch the file again")

@@ -57,9 +57,10 @@ def _latent_complete(metadata: Metadata) -> dict[str, Any]:
 
 
 def _latent_extra(config: ModelConfig) -> dict[str, Any]:
+    limited = config.router_groups_kept < config.router_groups
     mixture = {
-        "expert_group_count": config.router_groups,
-        "expert_group_used_count": config.router_groups_kept,
+        "expert_group_count": config.router_groups if limited else None,
+        "expert_group_used_count": config.router_groups_kept if limited else None,
         "expert_weights_norm": config.norm_topk,
         "expert_gating_func": _SIGMOID if config.router_score == "sigmoid" else _SOFTMAX,
     }
@@ -108,6 +109,8 @@ def _latent_rows(config: ModelConfig, tensors: Collection[str]) -> tuple[Row, ..
 def _latent_refuse(config: ModelConfig) -> str | None:
     if config.rope_layout != "interleaved":
         return "rotation of half-split pairs"
+    if config.n_experts and config.group_score == "max" and config.router_groups_kept < config.router_groups:
+        return "groups of experts that are scored by their best one; it takes the two best"
     if not config.q_rank and config.n_layers not in _LITE:
         return f"queries that are not compressed (q_rank 0) but in models of {' or '.join(map(str, _LITE))} layers"
     return None

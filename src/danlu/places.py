@@ -1,0 +1,121 @@
+"""Where things are: the models of a run, models by name, votes, runs.
+
+In:  what a person typed.
+Out: directories and files.
+Left out: making any of them (``pipeline``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from danlu import hub
+from danlu.console import Console
+from danlu.errors import UserError, nearest, unknown
+from danlu.files import read_json
+from danlu.recipe import Recipe
+from danlu.run import Run
+
+RESOLVED = "resolved.json"  # every run directory has one
+# The models of a run in the order of its life; the last that is finished is the one to talk to.
+MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
+_STORE = "preferences.db"
+_STARTERS = 4  # as many as the page shows
+
+
+def votes_path(run_dir: Path) -> Path:
+    """Where a run keeps the preference store that its chat page writes to."""
+    return run_dir / "feedback" / _STORE
+
+
+def votes_of(place: Path) -> Path:
+    """Where votes on what is served at ``place``, a run or a model, are kept unless another store is named.
+
+    Never in a model directory: one inside a run is moved away when its stage is made again, and one that is published
+    would publish people's words. The former's votes go to its run, the latter's into a folder beside it; those of a
+    model that is known by name only, among the runs.
+    """
+    if hub.is_remote(place):
+        return runs_root() / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', str(place))}.feedback" / _STORE
+    if hub.is_named(place):
+        return place.with_name(f"{place.stem}.feedback") / _STORE
+    if not (place / "config.json").is_file():
+        return votes_path(place)
+    model = place.resolve()
+    for folder in model.parents:
+        if (folder / RESOLVED).is_file():
+            return votes_path(folder)
+    return model.with_name(f"{model.name}.feedback") / _STORE
+
+
+def find_model(path: Path, stage: str | None = None) -> Path:
+    """The model directory meant by ``path``: a model directory itself, a run and one of its stages, or a model's name.
+
+    Args:
+        path: a model directory or a run directory; or ``smollm2``, ``hf:ORG/NAME`` or a GGUF file, which are fetched
+            and imported once and kept in the cache.
+        stage: which model of the run; the last finished one of its life if None.
+
+    Raises:
+        UserError: there is none, naming what there is.
+    """
+    if stage is not None and ((path / "config.json").is_file() or hub.is_named(path)):
+        raise UserError(f"{path} is one model; --stage chooses among those of a run")
+    if (path / "config.json").is_file():
+        return path
+    if hub.is_named(path):
+        return hub.obtain(path, Console())
+    if not path.exists():
+        hint = nearest(str(path), hub.PACKAGED)
+        raise UserError(f"{path} does not exist{hint if 'mean' in hint else '; make a run first: danlu run tang'}")
+    run = Run(path)
+    finished = [name for name in MODEL_STAGES if run.finished(name)]
+    if stage is not None:
+        valid = finished + (["reward"] if run.finished("reward") else [])
+        if stage not in valid:
+            raise unknown("finished stage", stage, valid, str(path))
+        return path / stage / "model"
+    if not finished:
+        older = [name for name in MODEL_STAGES if (path / name / "model" / "config.json").is_file()]
+        if older:
+            again = f"{path} is being made again and has no finished model; run danlu run to finish it"
+            raise UserError(f"{again}, or use an older model: {path / older[-1] / 'model'}")
+        raise UserError(f"{path} is neither a model directory nor a run with a finished model")
+    return path / finished[-1] / "model"
+
+
+def servable_models(path: Path) -> dict[str, Path]:
+    """Name -> directory of every model at ``path`` that people can talk to, the newest of its life first.
+
+    A base model has not learned to answer, so it is served only when a run has nothing else.
+    """
+    newest = find_model(path)
+    if newest == path:
+        return {path.resolve().name: path}
+    if hub.is_named(path):
+        return {path.stem if path.suffix == ".gguf" else path.name.partition("@")[0]: newest}
+    run = Run(path)
+    names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
+    talkers = [name for name in names if name != "pretrain"] or names
+    return {name: path / name / "model" for name in talkers}
+
+
+def starters_of(place: Path) -> list[str]:
+    """Things to try with the models of a run, or with one of its models: what its evaluation shows; else nothing."""
+    for folder in (place, *place.resolve().parents):
+        if (folder / RESOLVED).is_file():
+            shown: list[str] = read_json(folder / RESOLVED).get("sections", {}).get("eval", {}).get("showcase", [])
+            return shown[:_STARTERS]
+    return []
+
+
+def default_out(recipe: Recipe) -> Path:
+    """``runs/NAME`` below the working directory, or below DANLU_RUNS if that is set."""
+    return runs_root() / recipe.name
+
+
+def runs_root() -> Path:
+    """Where runs are, unless told otherwise: ``runs`` below the working directory, or DANLU_RUNS."""
+    return Path(os.environ.get("DANLU_RUNS", "runs"))
