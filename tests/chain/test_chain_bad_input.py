@@ -41,8 +41,8 @@ def test_one_clear_sentence(words, expected, tmp_path):
 
 def test_a_path_of_the_wrong_kind(tiny_run, tmp_path):
     (tmp_path / "file").touch()
-    assert "file" in sentence(danlu("run", "tiny", "--out", tmp_path / "file", code=2))
-    assert "Is a directory" in sentence(danlu("eval", tiny_run, "--text", tmp_path, code=2))
+    assert "is a file; choose another --out" in sentence(danlu("run", "tiny", "--out", tmp_path / "file", code=2))
+    assert "is a folder" in sentence(danlu("eval", tiny_run, "--text", tmp_path, code=2))
 
 
 def test_a_run_inside_its_own_source(tmp_path):

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,9 +29,18 @@ SMALL = {
 }  # fmt: skip
 
 
-def small_model() -> Decoder:
+DRAWN = st.fixed_dictionaries({
+    "n_layers": st.sampled_from([1, 2, 3]), "n_kv_heads": st.sampled_from([1, 2, 3, 6]),
+    "top_k": st.sampled_from([1, 2, 4]), "attn_softcap": st.sampled_from([0.5, 2.0, 30.0]),
+    "embed_scale": st.sampled_from([1.0, 6.9]), "logit_scale": st.sampled_from([0.577, 1.3]),
+    "tie_embeddings": st.booleans(), "d_ff": st.sampled_from([24, 40]),
+})  # fmt: skip
+
+
+def small_model(**changes: Any) -> Decoder:
     torch.manual_seed(4)
-    model = Decoder(ModelConfig.from_dict({**preset("grok-1").to_dict(), **SMALL, "attn_softcap": 2.0})).eval()
+    shape = {**preset("grok-1").to_dict(), **SMALL, "attn_softcap": 2.0, **changes}
+    model = Decoder(ModelConfig.from_dict({**shape, "d_expert": shape["d_ff"]})).eval()
     with torch.no_grad():
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.2)
@@ -81,11 +93,16 @@ def reference(tokens: Tensor, w: dict[str, Tensor], config: ModelConfig) -> Tens
         at, norm = f"model.layers.{i}", lambda x, name, at=f"model.layers.{i}": rms(x, w[f"{at}.{name}_norm.scale"])
         x = x + norm(attention(norm(x, "pre_attn"), w, f"{at}.attn", config), "post_attn")
         x = x + norm(mixture(norm(x, "pre_moe"), w, f"{at}.moe_block", config), "post_moe")
-    return rms(x, w["model.norm.scale"]) @ w["model.embed_tokens.weight"].T * config.logit_scale
+    head = w["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
+    return rms(x, w["model.norm.scale"]) @ head.T * config.logit_scale
 
 
-def test_logits_gradients_and_files(tmp_path: Path) -> None:
-    model = small_model()
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, phases=[Phase.generate]
+)  # fmt: skip
+@given(changes=DRAWN)
+def test_logits_gradients_and_files(changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    model, tmp_path = small_model(**changes), tmp_path_factory.mktemp("grok")
     hub.save(model, tmp_path, None, card={"title": "t"})
     weights = {name: tensor.requires_grad_() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     again = hub.load(tmp_path)
@@ -95,8 +112,9 @@ def test_logits_gradients_and_files(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     for logits in (ours, theirs):
         torch.nn.functional.cross_entropy(logits, tokens.roll(-1)).backward()
-    up = torch.stack([weights[f"model.layers.1.moe_block.experts.{e}.linear_v.weight"].grad for e in range(4)])  # type: ignore[misc]
-    torch.testing.assert_close(again.blocks[1].ffn.gate_up.grad.chunk(2, 1)[1], up, atol=1e-5, rtol=1e-4)
+    experts = [weights[f"model.layers.0.moe_block.experts.{e}.linear_v.weight"] for e in range(4)]
+    up = torch.stack([torch.zeros_like(w) if w.grad is None else w.grad for w in experts])  # some are never chosen
+    torch.testing.assert_close(again.blocks[0].ffn.gate_up.grad.chunk(2, 1)[1], up, atol=1e-5, rtol=1e-4)
     assert all(p.grad is not None for p in again.parameters())
 
 
