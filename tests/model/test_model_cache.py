@@ -114,3 +114,21 @@ def test_latents_are_smaller_than_heads() -> None:
     shape = preset("deepseek-tiny", vocab_size=VOCAB)
     assert isinstance(Decoder(shape).new_cache(1, 4), LatentCache)
     assert kv_bytes(shape) * 2 < kv_bytes(preset("gpt2-tiny", vocab_size=VOCAB))
+
+
+def test_prompts_padded_on_the_left_decode_as_alone(model: Decoder) -> None:
+    """Padding before a prompt takes slots behind it, which nobody sees and which later tokens overwrite."""
+    tokens, lengths, _ = rows()
+    width = int(lengths.max())
+    padding = (width - lengths)[:, None]
+    column = torch.arange(width)
+    places = torch.where(column < padding, column + lengths[:, None], column - padding)
+    prompts = tokens.gather(1, places).masked_fill(column < padding, 0)
+    cache = model.new_cache(3, 32)
+    found = [model.logits(model.hidden(prompts, places, cache=cache).states)[:, -1]]
+    for step in range(4):
+        place = (lengths + step)[:, None]
+        found.append(model.logits(model.hidden(tokens.gather(1, place), place, cache=cache).states)[:, 0])
+    for row, length in enumerate(lengths.tolist()):
+        whole = model(tokens[row : row + 1, : length + 4])[0, length - 1 :]
+        torch.testing.assert_close(torch.stack([one[row] for one in found]), whole, atol=1e-4, rtol=1e-4)
