@@ -43,14 +43,13 @@ def import_model(source: Path, out: Path, dtype: str | None = None) -> None:
     if source.is_dir():
         model, state = open_directory(source, wanted)
         tokenizer, facts = Tokenizer.load(source), {"title": out.name, "imported from": source.name}
-        kept = wanted or state["embed.weight"].dtype
         also = [file for pattern in _KEPT for file in source.glob(pattern)]
-        write_directory(model, state, kept, out, tokenizer, card=facts, also=also)
+        write_directory(model, state, state.dtype, out, tokenizer, card=facts, also=also)
         return
     from danlu.hub.gguf import open_gguf  # the package gguf takes a moment to import
 
     opened = open_gguf(source, wanted)
-    write_directory(opened.model, opened.state, opened.dtype, out, opened.tokenizer, card=opened.facts)
+    write_directory(opened.model, opened.state, opened.state.dtype, out, opened.tokenizer, card=opened.facts)
 
 
 def export_gguf(source: Path, out: Path, kind: str) -> None:

@@ -100,8 +100,7 @@ def open_directory(path: Path, dtype: torch.dtype | None = None) -> tuple[Decode
     """
     said = _read_config(path)
     files = TensorFiles(path, said.block)
-    if not _foresees(said, files):
-        said = said._replace(config=replace(said.config, n_mtp=0))
+    said = _as_stored(said, files)
     model = without_memory(said.config, said.head, files, path / CONFIG)
     alone = not any(name.startswith(said.family.trunk) for name in files.where)
     entries = list(entries_of(model, said.family, said.storage, "" if alone else None))
@@ -122,8 +121,8 @@ def read_config(path: Path) -> tuple[ModelConfig, str]:
         UserError: there is no model, or its architecture is not known here.
     """
     said = _read_config(Path(path))
-    if said.config.n_mtp and not _foresees(said, TensorFiles(Path(path), said.block)):
-        return replace(said.config, n_mtp=0), said.head
+    if said.config.n_mtp:
+        said = _as_stored(said, TensorFiles(Path(path), said.block))
     return said.config, said.head
 
 
@@ -216,10 +215,12 @@ def model_hash(folder: Path) -> str:
     return hash_paths(folder, (CONFIG, "tokenizer.json", "tokenizer_config.json", *weights))
 
 
-def _foresees(said: Described, files: TensorFiles) -> bool:
-    """Whether the layers for multi-token prediction are in the files: transformers counts them and leaves them out."""
+def _as_stored(said: Described, files: TensorFiles) -> Described:
+    """What was said, without layers for multi-token prediction that transformers counts and leaves out of the files."""
     first = said.family.layers.format(i=said.config.n_layers)
-    return any(f"{first}eh_proj" in name for name in files.where)
+    if any(f"{first}eh_proj" in name for name in files.where):
+        return said
+    return said._replace(config=replace(said.config, n_mtp=0))
 
 
 def _read_config(path: Path) -> Described:

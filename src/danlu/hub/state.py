@@ -77,10 +77,13 @@ class LazyState(Mapping[str, Tensor]):
 
     Raises:
         UserError: a tensor is missing or has another shape than the model wants; names it and its file.
+
+    Attributes:
+        dtype: of the parameters.
     """
 
     def __init__(self, model: Decoder | Encoder, entries: Iterable[Entry], files: Stored, dtype: torch.dtype) -> None:
-        wanted = model.state_dict()
+        wanted, self.dtype = model.state_dict(), dtype
         entries = [entry for entry in entries if entry.ours[0] in wanted]
         self._shapes = {name: tensor.shape for name, tensor in wanted.items()}
         self._dtypes = {name: t.dtype for name, t in wanted.items()} | {n: dtype for n, _ in model.named_parameters()}

@@ -143,8 +143,7 @@ def draw(logits: Tensor, options: Options, uniform: Tensor) -> tuple[Tensor, Ten
     Returns:
         token ids (B,) int64, and log-probabilities (B,) fp32 (see the module's head).
     """
-    temperature = torch.where(options.temperature > 0, options.temperature, 1.0)
-    scaled = logits.float() / temperature[:, None]
+    scaled = _scaled(logits, options)
     top = scaled.amax(dim=-1, keepdim=True)
     weights = (scaled - top).exp_()  # B, V: unnormalised probabilities, the likeliest is 1
     if options.greedy:
@@ -169,8 +168,13 @@ def logprobs_of(logits: Tensor, options: Options, tokens: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor, options: Options) -> Tensor:
+    return _scaled(logits, options).log_softmax(-1)
+
+
+def _scaled(logits: Tensor, options: Options) -> Tensor:
+    """Logits at each row's temperature, a greedy row's at 1; fp32."""
     temperature = torch.where(options.temperature > 0, options.temperature, 1.0)
-    return (logits.float() / temperature[:, None]).log_softmax(-1)
+    return logits.float() / temperature[:, None]
 
 
 def _draw_truncated(weights: Tensor, options: Options, uniform: Tensor) -> Tensor:

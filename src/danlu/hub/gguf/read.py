@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from danlu.errors import UserError
-from danlu.hub.config import refuse_counts
 from danlu.hub.gguf.architectures import IGNORED, read_architecture
 from danlu.hub.gguf.positions import FREQUENCIES, from_divisors
 from danlu.hub.gguf.tensors import GGUFTensors
@@ -32,14 +31,12 @@ class Opened(NamedTuple):
     Attributes:
         model: without memory.
         state: its parameters.
-        dtype: of the parameters.
         tokenizer: the model's.
         facts: what the file says of its origin, for a model card.
     """
 
     model: Decoder
     state: LazyState
-    dtype: torch.dtype
     tokenizer: Tokenizer
     facts: dict[str, Any]
 
@@ -56,7 +53,6 @@ def open_gguf(path: Path, dtype: torch.dtype | None = None) -> Opened:
     """
     files = GGUFTensors(path)
     try:
-        refuse_counts({"num_hidden_layers": _layers(files.metadata)})
         architecture, metadata = read_architecture(files.metadata, files.where)
         config = architecture.config(metadata, files.shape(_TABLE)[0])
         if FREQUENCIES in files.where:
@@ -67,16 +63,11 @@ def open_gguf(path: Path, dtype: torch.dtype | None = None) -> Opened:
         raise UserError(f"{path}: {error}") from None
     model = without_memory(config, "lm", files, path)
     assert isinstance(model, Decoder), "no architecture here is an encoder"
-    dtype = dtype or files.dtype(_TABLE)
-    state = LazyState(model, architecture.entries(config, files.where), files, dtype)
+    state = LazyState(model, architecture.entries(config, files.where), files, dtype or files.dtype(_TABLE))
     state.refuse_rest(IGNORED)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its table {config.vocab_size} rows")
-    return Opened(model, state, dtype, tokenizer, _facts(path, files.metadata))
-
-
-def _layers(metadata: dict[str, Any]) -> Any:
-    return metadata.get(f"{metadata.get('general.architecture')}.block_count")
+    return Opened(model, state, tokenizer, _facts(path, files.metadata))
 
 
 def _facts(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
