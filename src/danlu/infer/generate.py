@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.errors import UserError
+from danlu.infer import read
 from danlu.infer.batch import Batch, Completion, Token
 from danlu.infer.detokenize import Detokenizer
 from danlu.infer.sampler import Sampling
@@ -120,6 +121,14 @@ class Generator:
             found |= zip(chosen, batch.completions(), strict=True)
             told(len(chosen))
         return [found[i] for i in range(len(prompts))]
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """One vector of length 1 per prompt, (N, D) (see ``read``)."""
+        return read.embed(self, prompts)
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
+        """How likely the model finds every token of each prompt but the first (see ``read``)."""
+        return read.score(self, prompts, top)
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, seed: int
