@@ -44,6 +44,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs
 Where = Annotated[
     Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
 ]
+Shots = Annotated[
+    Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
+]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
 
 
@@ -99,13 +102,15 @@ def chat(
     stage: StageName = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
+    shots: Shots = None,
 ) -> None:
     """Talk to a model in the terminal."""
+    from danlu.infer import read_shots
     from danlu.places import find_model
     from danlu.talk import Chat
 
     model = find_model(where, stage)
-    talk = Chat(model, temperature=temperature, seed=seed)
+    talk = Chat(model, temperature=temperature, seed=seed, shots=read_shots(shots) if shots else ())
     if text is not None:
         typer.echo(talk.say(text))
         return
@@ -138,12 +143,18 @@ def serve(
             "if not given. danlu run learns from it with run.votes=STORE."
         ),
     ] = None,
+    shots: Shots = None,
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
+    from danlu.infer import read_shots
     from danlu.places import servable_models, starters_of, votes_of
     from danlu.serve import run_server
 
-    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where))
+    examples = read_shots(shots) if shots else ()
+    run_server(
+        servable_models(where), store or votes_of(where), port, starters=starters_of(where), shots=examples, grace=grace
+    )
 
 
 @app.command()

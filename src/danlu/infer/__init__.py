@@ -12,5 +12,7 @@ from danlu.infer.generate import Generator, Sampler
 from danlu.infer.sampler import Sampling
 from danlu.infer.shots import left_out, read_shots, with_shots
 
-__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling", "Token", "fit", "left_out", "read_shots", "reserve",
-           "with_shots"]  # fmt: skip
+__all__ = [
+    "Chat", "Completion", "Generator", "Sampler", "Sampling", "Token", "fit", "left_out", "read_shots", "reserve",
+    "with_shots",
+]  # fmt: skip

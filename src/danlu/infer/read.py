@@ -62,7 +62,8 @@ def score(engine: Engine, prompts: Sequence[Sequence[int]], top: int = 0) -> lis
 
 
 def _scored(engine: Engine, prompt: Sequence[int], states: Tensor, top: int) -> list[Token]:
-    weight, tokens = engine.output_weight, []
+    weight = engine.output_weight
+    tokens: list[Token] = []
     for start in range(0, len(prompt) - 1, _LOGIT_ROWS):  # logits of all places at once would not fit into memory
         targets = torch.tensor(prompt[start + 1 : start + 1 + _LOGIT_ROWS], device=weight.device)
         rows = states[start : start + len(targets)].to(weight.dtype)

@@ -2,7 +2,7 @@
 
 In:  model directories, a preference store.
 Out: ``create_app`` (FastAPI) and ``run_server``.
-Left out: accounts, metrics, moderation.
+Left out: accounts, moderation.
 """
 
 from danlu.serve.api import create_app

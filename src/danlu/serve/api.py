@@ -2,7 +2,7 @@
 
 In:  models that are loaded, a preference store.
 Out: a FastAPI application: OpenAI's chat API, our own ``/api``, the page.
-Left out: accounts, metrics, moderation.
+Left out: accounts, moderation.
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from starlette.responses import Response
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse, Response
 
 from danlu import __version__
 from danlu.align.preferences import PreferenceStore
-from danlu.serve import chat, page, problems
+from danlu.records import Message
+from danlu.serve import page, problems, v1
 from danlu.serve.engine import Engine
 from danlu.serve.feedback import Feedback
 from danlu.serve.limits import Door
+from danlu.serve.metrics import Metrics
 from danlu.serve.models import Models
-from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
+from danlu.serve.problems import Refusal
+from danlu.serve.shutdown import Leaving
+from danlu.serve.trace import Trace
+from danlu.serve.wire import CompareRequest, VoteRequest
 
 
 def create_app(
     places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16,
-    starters: Sequence[str] = (),
+    starters: Sequence[str] = (), shots: Sequence[Message] = (),
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.
 
@@ -37,13 +42,15 @@ def create_app(
         running: answers written at the same time.
         waiting: answers that may wait.
         starters: things to try, which the page offers.
+        shots: turns of examples that stand before every dialogue.
 
     Raises:
         UserError: a model cannot be served.
     """
-    models = Models.load(places)
+    models = Models.load(places, shots)
     engine = Engine(running, waiting)
     feedback = Feedback(models, engine, store)
+    metrics, leaving = Metrics(engine), Leaving(engine)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -51,35 +58,20 @@ def create_app(
         engine.close()
 
     # No interactive documentation: its pages load scripts from elsewhere. The schema is at /openapi.json.
-    app = FastAPI(title="danlu", lifespan=life, docs_url=None, redoc_url=None)
-    app.state.engine = engine
-    app.add_middleware(Door)
+    app = FastAPI(title="danlu", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
+                  responses=problems.RESPONSES)  # fmt: skip
+    app.state.engine, app.state.leaving, app.state.metrics = engine, leaving, metrics
     problems.install(app)
-    _add_openai(app, models, engine)
+    app.add_middleware(Door)
+    app.add_middleware(Trace, metrics=metrics)  # the last one is around all others
+    app.include_router(v1.routes(models, engine, metrics))
     _add_own(app, models, feedback, starters)
+    _add_operation(app, metrics, leaving)
     app.include_router(page.routes())
     return app
 
 
-def _add_openai(app: FastAPI, models: Models, engine: Engine) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        return await chat.complete(models, engine, asked, request.receive)
-
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [served.listing() for served in models.all()]}
-
-    @app.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> dict[str, Any]:
-        return models.get(name).listing()
-
-
 def _add_own(app: FastAPI, models: Models, feedback: Feedback, starters: Sequence[str]) -> None:
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
     @app.get("/api/info")
     async def info() -> dict[str, Any]:
         return {
@@ -99,3 +91,22 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, starters: Sequenc
     @app.delete("/api/conversations/{conversation}", status_code=204)
     async def forget(conversation: str) -> None:
         await feedback.forget(conversation)
+
+
+def _add_operation(app: FastAPI, metrics: Metrics, leaving: Leaving) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """New requests are welcome."""
+        if leaving.begun:
+            raise Refusal(503, "the server is stopping; ask another one", "stopping")
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def numbers() -> Response:
+        """For Prometheus."""
+        return metrics.response()

@@ -103,7 +103,7 @@ class Engine:
         self._queue: deque[_Writer] = deque()
         self._writers: list[_Writer] = []
         self._changed = threading.Condition()
-        self._closing = False
+        self._leaving = self._closing = False
         self._thread = threading.Thread(target=self._work, name="danlu-engine", daemon=True)
         self._thread.start()
 
@@ -118,8 +118,8 @@ class Engine:
         with self._changed:
             self._queue = deque(writer for writer in self._queue if not writer.answers.cancelled)
             room = self.running + self.waiting - len(self._writers) - len(self._queue)
-            if self._closing or len(writers) > room:
-                raise _busy(self._closing)
+            if self._leaving or self._closing or len(writers) > room:
+                raise _busy(self._leaving or self._closing)
             self._queue.extend(writers)
             self._changed.notify()
         return answers
@@ -128,6 +128,17 @@ class Engine:
         """Whether nothing is being written or waits."""
         with self._changed:
             return not self._writers and not self._queue
+
+    def stats(self) -> dict[str, int]:
+        """What is under way; this engine's caches are a request's own, so there is none to share and to fill up."""
+        with self._changed:
+            counts = {"running": len(self._writers), "waiting": len(self._queue)}
+        return counts | dict.fromkeys(("cache_used", "cache_total", "prefix_hits", "prefix_queries"), 0)
+
+    def refuse_new(self) -> None:
+        """Take no more work: what is under way is written to its end."""
+        with self._changed:
+            self._leaving = True
 
     def close(self) -> None:
         """Stop at the next token; what is under way ends with an error that says so."""

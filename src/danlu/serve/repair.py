@@ -7,9 +7,9 @@ Left out: loops that change a little each time (counting up, say); sampling agai
 A loop is a block of text that follows itself again and again. How often that is healthy depends on what is repeated:
 
     in prose                    8 times, or 5 if the block is 40 columns wide, or 4 if 120; at least 96 columns in all
-    code, tables, no letters    256, 64 or 32 times; at least 4,096 columns in all: a matrix or an empty table is no loop
+    code, tables, no letters    256, 64 or 32 times; at least 4,096 columns in all: matrices and empty tables are none
 
-A refrain comes back after a verse, so it never follows itself that often. Once a block has come a few times, its further
+A refrain comes back after a verse, so it never follows itself that often. Once a block has come a few times, its next
 repetitions are held back until something else follows (then all of it is shown) or it counts as a loop (then none is):
 what was shown is always what stays. A Chinese character is two columns.
 """
@@ -53,7 +53,7 @@ class _Patience:
 
     def needed(self, width: int) -> int:
         """Times that a block of ``width`` columns stands in a loop."""
-        least = max((entry for entry in self.repeats if entry[0] <= width))[1]
+        least = max(entry for entry in self.repeats if entry[0] <= width)[1]
         return max(least, -(-self.columns // width))
 
     def shown(self, width: int) -> int:

@@ -1,7 +1,7 @@
 """``danlu serve``: the application on a socket of this machine.
 
 In:  model directories by name, the preference store's place, a port.
-Out: a server until Ctrl-C.
+Out: a server until Ctrl-C or SIGTERM, which lets answers that are being written come to their end.
 Left out: other addresses than 127.0.0.1: they need accounts first.
 """
 
@@ -16,17 +16,18 @@ import uvicorn
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError
+from danlu.records import Message
 from danlu.serve import page
 from danlu.serve.api import create_app
+from danlu.serve.shutdown import GRACE_SECONDS, PatientServer
 
 ADDRESS = "127.0.0.1"
 PORT = 8000
-_LAST_WORDS_SECONDS = 5
 
 
 def run_server(
     models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None,
-    starters: Sequence[str] = (),
+    starters: Sequence[str] = (), shots: Sequence[Message] = (), grace: float = GRACE_SECONDS,
 ) -> None:  # fmt: skip
     """Serve until the process is told to stop.
 
@@ -36,6 +37,8 @@ def run_server(
         port: 0 takes any free one.
         console: where the address and the store's place are told.
         starters: things to try, which the page offers.
+        shots: turns of examples that stand before every dialogue.
+        grace: seconds that answers under way get when the process is told to stop.
 
     Raises:
         UserError: the port is taken, a model cannot be served, the store cannot be opened.
@@ -44,16 +47,13 @@ def run_server(
     listening = listen(port)  # before the models are loaded, so that a taken port is known at once
     preferences = PreferenceStore(store)
     try:
-        app = create_app(models, preferences, starters=starters)
+        app = create_app(models, preferences, starters=starters, shots=shots)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         address = f"http://{ADDRESS}:{listening.getsockname()[1]}"
         console.say(f"serving {', '.join(models)} at {address}, votes go to {preferences.place} (Ctrl-C stops)")
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
-        )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        PatientServer(config, app.state.leaving, grace).run(sockets=[listening])
     finally:
         listening.close()
         preferences.close()

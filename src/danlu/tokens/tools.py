@@ -96,7 +96,7 @@ class CallParser:
     (broken JSON, a tool that nobody offered) stays text.
 
     Args:
-        names: tools that were offered.
+        names: tools that were offered; without any, everything is text.
         forced: the whole answer is one call, without tags.
     """
 
@@ -106,6 +106,8 @@ class CallParser:
 
     def feed(self, text: str) -> list[str | Call]:
         """Text and calls that are certain now, in order."""
+        if not self._names:
+            return self._kept(text)
         self._held += text
         found: list[str | Call] = []
         while not self._forced:
