@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,7 +49,7 @@ class Refusal(HTTPException):
         self.code, self.param = code, param
 
 
-class ErrorBody(TypedDict):
+class ErrorBody(BaseModel):
     """What went wrong."""
 
     message: str
@@ -57,7 +58,7 @@ class ErrorBody(TypedDict):
     code: str | None
 
 
-class ErrorEnvelope(TypedDict):
+class ErrorEnvelope(BaseModel):
     """Every answer of status 400 and above."""
 
     error: ErrorBody

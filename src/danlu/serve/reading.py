@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from pydantic import BaseModel
 
 from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
@@ -31,7 +32,7 @@ MAX_WAITING = 16
 _Read = TypeVar("_Read")
 
 
-class Embedding(TypedDict):
+class Embedding(BaseModel):
     """A vector, as numbers or as base64 of little-endian 32-bit floats."""
 
     object: str
@@ -39,14 +40,14 @@ class Embedding(TypedDict):
     embedding: list[float] | str
 
 
-class ReadUsage(TypedDict):
+class ReadUsage(BaseModel):
     """Tokens read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(TypedDict):
+class EmbeddingList(BaseModel):
     """One vector per text, in order."""
 
     object: str
@@ -55,7 +56,7 @@ class EmbeddingList(TypedDict):
     usage: ReadUsage
 
 
-class TokenList(TypedDict):
+class TokenList(BaseModel):
     """Ids of a text, how many, and how many the model can read."""
 
     tokens: list[int]
@@ -63,7 +64,7 @@ class TokenList(TypedDict):
     max_model_len: int
 
 
-class PlainText(TypedDict):
+class PlainText(BaseModel):
     """The text of some ids."""
 
     prompt: str

@@ -11,7 +11,9 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any
+
+from pydantic import BaseModel
 
 from danlu.infer import Completion, Token
 from danlu.serve.repair import REPETITION
@@ -19,7 +21,7 @@ from danlu.tokens.tokenizer import Tokenizer
 from danlu.tokens.tools import Call
 
 
-class ModelCard(TypedDict):
+class ModelCard(BaseModel):
     """OpenAI's model object."""
 
     id: str
@@ -28,14 +30,14 @@ class ModelCard(TypedDict):
     owned_by: str
 
 
-class ModelList(TypedDict):
+class ModelList(BaseModel):
     """Every model that is served."""
 
     object: str
     data: list[ModelCard]
 
 
-class Usage(TypedDict):
+class Usage(BaseModel):
     """Tokens, special ones included."""
 
     prompt_tokens: int
@@ -43,26 +45,26 @@ class Usage(TypedDict):
     total_tokens: int
 
 
-class AssistantMessage(TypedDict):
+class AssistantMessage(BaseModel):
     """What the assistant says, or which tools it calls."""
 
     role: str
     content: str | None
     refusal: None
-    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_calls: list[dict[str, Any]] | None = None
 
 
-class ChatChoice(TypedDict):
+class ChatChoice(BaseModel):
     """One answer; ``cut`` says why it ends early, which OpenAI has no word for."""
 
     index: int
     message: AssistantMessage
     logprobs: dict[str, Any] | None
     finish_reason: str
-    cut: NotRequired[str]
+    cut: str | None = None
 
 
-class TextChoice(TypedDict):
+class TextChoice(BaseModel):
     """One continuation."""
 
     index: int
@@ -71,7 +73,7 @@ class TextChoice(TypedDict):
     finish_reason: str
 
 
-class _Frame(TypedDict):
+class _Frame(BaseModel):
     id: str
     object: str
     created: int
@@ -84,7 +86,7 @@ class ChatCompletion(_Frame):
     """Answers to a dialogue; ``left_out`` with ``"truncation": "auto"`` only."""
 
     choices: list[ChatChoice]
-    left_out: NotRequired[int]
+    left_out: int | None = None
 
 
 class TextCompletion(_Frame):
