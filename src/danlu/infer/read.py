@@ -1,6 +1,6 @@
 """What a model makes of a text that it only reads: a vector for it, and how likely it found each token.
 
-In:  an engine (weights made ready), prompts as token ids.
+In:  a model made ready for inference, prompts as token ids.
 Out: one vector per prompt; log-probabilities of its tokens.
 Left out: writing (``generate``); models trained to embed, which do it better: ours are language models.
 """
@@ -8,6 +8,7 @@ Left out: writing (``generate``); models trained to embed, which do it better: o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,14 +16,22 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from danlu.errors import UserError
-from danlu.infer.batch import Engine, Token
+from danlu.infer.answer import Token
+from danlu.model import Decoder
 
 _BATCH_TOKENS = 4096
 _LOGIT_ROWS = 256
 
 
+class Readable(Protocol):
+    """A model made ready for inference: what reading needs of a ``Generator``."""
+
+    model: Decoder
+    output_weight: Tensor  # V, D
+
+
 @torch.inference_mode()
-def embed(engine: Engine, prompts: Sequence[Sequence[int]]) -> Tensor:
+def embed(reader: Readable, prompts: Sequence[Sequence[int]]) -> Tensor:
     """The mean of each prompt's final hidden states, of length 1.
 
     Returns:
@@ -32,7 +41,7 @@ def embed(engine: Engine, prompts: Sequence[Sequence[int]]) -> Tensor:
         UserError: a prompt is empty or longer than the context.
     """
     found: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for places, states in _states(engine, prompts):
+    for places, states in _states(reader, prompts):
         for row, place in enumerate(places):
             mean = states[row, : len(prompts[place])].float().mean(dim=0)  # D
             found[place] = F.normalize(mean, dim=0).cpu()
@@ -40,11 +49,11 @@ def embed(engine: Engine, prompts: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.inference_mode()
-def score(engine: Engine, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
+def score(reader: Readable, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
     """Every token of each prompt with its log-probability given those before it, at temperature 1.
 
     Args:
-        engine: the model.
+        reader: the model.
         prompts: token ids.
         top: how many of the likeliest tokens in its place to tell with each.
 
@@ -55,14 +64,14 @@ def score(engine: Engine, prompts: Sequence[Sequence[int]], top: int = 0) -> lis
         UserError: a prompt is empty or longer than the context.
     """
     found: list[list[Token]] = [[] for _ in prompts]
-    for places, states in _states(engine, prompts):
+    for places, states in _states(reader, prompts):
         for row, place in enumerate(places):
-            found[place] = _scored(engine, prompts[place], states[row], top)
+            found[place] = _scored(reader, prompts[place], states[row], top)
     return found
 
 
-def _scored(engine: Engine, prompt: Sequence[int], states: Tensor, top: int) -> list[Token]:
-    weight = engine.output_weight
+def _scored(reader: Readable, prompt: Sequence[int], states: Tensor, top: int) -> list[Token]:
+    weight = reader.output_weight
     tokens: list[Token] = []
     for start in range(0, len(prompt) - 1, _LOGIT_ROWS):  # logits of all places at once would not fit into memory
         targets = torch.tensor(prompt[start + 1 : start + 1 + _LOGIT_ROWS], device=weight.device)
@@ -77,9 +86,9 @@ def _scored(engine: Engine, prompt: Sequence[int], states: Tensor, top: int) -> 
     return tokens
 
 
-def _states(engine: Engine, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+def _states(reader: Readable, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
     """Final hidden states (B, T, D) of prompts of like length together, and which prompts they are of."""
-    context, vocabulary = engine.model.config.max_seq_len, engine.output_weight.shape[0]
+    context, vocabulary = reader.model.config.max_seq_len, reader.output_weight.shape[0]
     for prompt in prompts:
         if not 0 < len(prompt) <= context:
             raise UserError(f"a text of {len(prompt)} tokens cannot be read; the model reads 1 to {context}")
@@ -91,4 +100,4 @@ def _states(engine: Engine, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[
         order, places = order[:-rows], order[-rows:]
         # Padded on the right: no token of a causal model sees what comes after it.
         tokens = pad_sequence([torch.tensor(prompts[i]) for i in places], batch_first=True)
-        yield places, engine.model.hidden(tokens.to(engine.output_weight.device)).states
+        yield places, reader.model.hidden(tokens.to(reader.output_weight.device)).states

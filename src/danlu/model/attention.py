@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danlu.model.cache import KVLayer
+from danlu.model.cache import KVLayer, PagedKVLayer
 from danlu.model.config import ModelConfig
 from danlu.model.norm import RMSNorm
 from danlu.model.positions import Rope, rotate
@@ -186,7 +186,7 @@ class GroupedQueryAttention(nn.Module):
             self.q_norm = RMSNorm(dim, config.norm_eps)
             self.k_norm = RMSNorm(dim, config.norm_eps)
 
-    def forward(self, x: Tensor, context: Context, cache: KVLayer | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: KVLayer | PagedKVLayer | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, keys and values are written at ``context.positions`` and read back."""
         q, k, v = (_heads(part(x), self.config.head_dim) for part in (self.q, self.k, self.v))  # B, H, T, D
         if self.config.qk_norm:  # of every head, before its rotation (Qwen3)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from danlu.model.attention import Context, Mask, cached_mask, causal_mask
 from danlu.model.block import Block
-from danlu.model.cache import KVCache, LatentCache
+from danlu.model.cache import Cache, KVCache, LatentCache
 from danlu.model.config import ModelConfig
 from danlu.model.heads import ScalarHead, last_values
 from danlu.model.linear import Linear
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | LatentCache | None = None,
+        cache: Cache | None = None,
     ) -> Hidden:
         """Run the body.
 
@@ -164,9 +164,7 @@ class Decoder(nn.Module):
             found.append(Hidden(states, None if counts is None else counts.unsqueeze(0)))
         return found
 
-    def _context(
-        self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | LatentCache | None
-    ) -> Context:
+    def _context(self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: Cache | None) -> Context:
         """Mask and angles: the same in every layer, so built once."""
         config, dtype = self.config, self.compute_dtype
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from danlu.infer import grammar
 from danlu.serve.problems import Refusal
 
 MAX_SCHEMA_BYTES = 64_000
@@ -78,11 +79,11 @@ def compile_grammar(schema: Any, param: str) -> str:
     Raises:
         Refusal: it is no schema, uses something that cannot be kept to, or this server has no grammars.
     """
-    try:
-        from llguidance import LLMatcher
-    except ImportError:
+    if not grammar.available():
         message = "this server was installed without grammars; whoever runs it can pip install 'danlu[grammar]'"
-        raise Refusal(400, message, "unsupported_value", param) from None
+        raise Refusal(400, message, "unsupported_value", param)
+    from llguidance import LLMatcher
+
     text = json.dumps(schema, ensure_ascii=False)
     problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text))
     if problem:
