@@ -58,7 +58,7 @@ async def complete(models: Models, engine: Engine, metrics: Metrics, asked: Chat
     events = metrics.watch(answers, served.name)
     if asked.repairs():
         events = repaired(events, answers)
-    telling = _Telling(asked, served.tokenizer, Reply(served.name, served.hash, asked.left_out(turns)))
+    telling = Telling(asked, served.tokenizer, Reply(served.name, served.hash, asked.left_out(turns)))
     if asked.stream:
         return EventStream(answers, telling.chunks(answers.jobs, events))
     async with cancelled_when_gone(receive, answers):
@@ -90,7 +90,7 @@ def usage_of(jobs: Iterable[Job], finished: Iterable[Finished]) -> dict[str, int
     return replies.usage(sum(map(len, prompts.values())), sum(len(event.completion.tokens) for event in finished))
 
 
-class _Telling:
+class Telling:
     """Puts what is written into OpenAI's form."""
 
     def __init__(self, asked: ChatRequest, tokenizer: Tokenizer, reply: Reply) -> None:
