@@ -50,7 +50,7 @@ async def complete(
         Refusal: unknown model, too long, too many answers at once, queue full.
     """
     served = models.get(asked.model)
-    prompts = await run_sync(encode_prompts, served.tokenizer, asked.prompt)
+    prompts = await run_sync(encode_prompts, served.tokenizer, asked.prompt, "prompt")
     jobs = _jobs(engine, served, asked, prompts)
     telling = _Telling(asked, served, await _echoes(reader, served, asked, prompts))
     if not jobs:

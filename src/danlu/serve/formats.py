@@ -22,7 +22,7 @@ MAX_SCHEMA_DEPTH = 16
 
 
 def depth(value: Any) -> int:
-    """How deep objects and arrays are nested; a plain value is 0."""
+    """How many levels of values lie below a value: none below a plain one, one below a flat object."""
     level, found = [value], -1
     while level:
         level = [inner for outer in level for inner in _inside(outer)]

@@ -94,7 +94,7 @@ class Reader:
             return await work()
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]], param: str) -> list[list[int]]:
     """Ids of each prompt: a text begins a document, ids are taken as they are.
 
     Raises:
@@ -102,7 +102,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> 
     """
     for prompt in prompts:
         if not isinstance(prompt, str):
-            _check_ids(tokenizer, prompt, "prompt")
+            _check_ids(tokenizer, prompt, param)
     return [[tokenizer.bos, *tokenizer.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
 
 
@@ -115,7 +115,7 @@ async def embed(models: Models, reader: Reader, asked: EmbeddingRequest) -> dict
     served = models.get(asked.model)
     if any(isinstance(text, str) and not text.strip() for text in asked.input):
         raise Refusal(400, "a text to embed says nothing; leave it out", "invalid_value", "input")
-    prompts = await run_sync(encode_prompts, served.tokenizer, asked.input)
+    prompts = await run_sync(encode_prompts, served.tokenizer, asked.input, "input")
     longest = max(map(len, prompts))
     if longest > served.context:
         raise served.too_long(longest, 0)

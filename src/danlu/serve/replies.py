@@ -7,6 +7,7 @@ Left out: requests (``wire``), how an answer comes about (``chat``, ``completion
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -187,16 +188,15 @@ def old_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token], top: int, offset
         offset: characters of the text before the first token.
     """
     told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    said = b""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # as the text was decoded
     for token in tokens:
-        raw = tokenizer.token_bytes(token.id)
         known = token.logprob == token.logprob
         told["tokens"].append(_spelling(tokenizer, token.id))
         told["token_logprobs"].append(token.logprob if known else None)
         others = {_spelling(tokenizer, id): logprob for id, logprob in token.top}
         told["top_logprobs"].append(others if known and top else None)
-        told["text_offset"].append(offset + len(said.decode("utf-8", "ignore")))
-        said += raw
+        told["text_offset"].append(offset)
+        offset += len(decoder.decode(tokenizer.token_bytes(token.id)))
     return told if top else told | {"top_logprobs": None}
 
 

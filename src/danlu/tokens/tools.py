@@ -116,7 +116,7 @@ class CallParser:
             if not end:
                 break
             call = self._parse(inside)
-            found += self._kept(before if call else before + tag + inside + end) + ([call] if call else [])
+            found += self._kept(before.rstrip() if call else before + tag + inside + end) + ([call] if call else [])
             self._held = rest
         if not self._forced:
             found += self._kept(self._safe())
