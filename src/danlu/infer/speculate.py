@@ -49,8 +49,9 @@ class _Phrases:
                 self._ends[tuple(tokens[end - size : end])] = end
         self._length = len(tokens)
         for size in range(min(_LONGEST, len(tokens)), _SHORTEST - 1, -1):
-            end = self._ends.get(tuple(tokens[-size:]))
-            if end is not None:
+            phrase = tuple(tokens[-size:])
+            if phrase in self._ends:
+                end = self._ends[phrase]
                 return tokens[end : end + most]
         return []
 

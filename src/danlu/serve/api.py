@@ -23,26 +23,32 @@ from danlu.serve.feedback import Feedback
 from danlu.serve.limits import Door
 from danlu.serve.models import Models
 from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
+from danlu.serve.worker import Setup, load
 
 
 def create_app(
-    places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16,
-    starters: Sequence[str] = (),
+    places: Mapping[str, Path], store: PreferenceStore, *, setup: Setup | None = None, waiting: int = 64,
+    starters: Sequence[str] = (), own_process: bool = False,
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.
 
     Args:
         places: model directories by the name clients use; the first is the page's default.
         store: where comparisons and votes go.
-        running: answers written at the same time.
+        setup: how answers are written.
         waiting: answers that may wait.
         starters: things to try, which the page offers.
+        own_process: whether the models live in a process of their own, as they do behind ``danlu serve``.
 
     Raises:
         UserError: a model cannot be served.
     """
     models = Models.load(places)
-    engine = Engine(running, waiting)
+    setup = setup or Setup()
+    if own_process:
+        engine = Engine.in_process(places, setup, waiting)
+    else:
+        engine = Engine.in_thread({name: load(place) for name, place in places.items()}, setup, waiting)
     feedback = Feedback(models, engine, store)
 
     @asynccontextmanager
