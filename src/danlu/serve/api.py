@@ -27,7 +27,7 @@ from danlu.serve.worker import Setup, load
 
 
 def create_app(
-    places: Mapping[str, Path], store: PreferenceStore, *, setup: Setup | None = None, waiting: int = 64,
+    places: Mapping[str, Path], store: PreferenceStore, *, setup: Setup | None = None, waiting: int = 32,
     starters: Sequence[str] = (), own_process: bool = False,
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.

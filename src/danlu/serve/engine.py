@@ -199,7 +199,7 @@ class Engine:
         waiting: answers that may wait for their turn; more are refused.
     """
 
-    def __init__(self, line: Callable[[Tell, Callable[[], None]], Line], running: int = 16, waiting: int = 64) -> None:
+    def __init__(self, line: Callable[[Tell, Callable[[], None]], Line], running: int = 16, waiting: int = 32) -> None:
         self.running, self.waiting = running, waiting
         self._numbers = itertools.count(1)
         self._under: dict[int, tuple[Answers, int]] = {}  # by number: whose, and which of them
@@ -208,12 +208,12 @@ class Engine:
         self._line = line(self._heard, self._lost)
 
     @staticmethod
-    def in_thread(generators: Mapping[str, Generator], setup: Setup, waiting: int = 64) -> Engine:
+    def in_thread(generators: Mapping[str, Generator], setup: Setup, waiting: int = 32) -> Engine:
         """An engine whose worker is a thread of this process."""
         return Engine(lambda tell, _: ThreadLine(generators, setup, tell), setup.rows, waiting)
 
     @staticmethod
-    def in_process(places: Mapping[str, Path], setup: Setup, waiting: int = 64) -> Engine:
+    def in_process(places: Mapping[str, Path], setup: Setup, waiting: int = 32) -> Engine:
         """An engine whose worker is a process of its own.
 
         Raises:
