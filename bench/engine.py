@@ -1,6 +1,6 @@
 """Decoding of SmolLM2-135M beside llama.cpp and transformers: one stream, 8 and 16 streams, and the first token.
 
-In:  nothing; ``smollm2``, which danlu fetches and imports. With --random weights are drawn: speed does not depend on them.
+In:  nothing; ``smollm2``, which danlu fetches and imports. With --random weights are drawn.
 Out: ``results/engine-*.json`` and the table.
 Left out: the server (``serve.py``), quality.
 
