@@ -23,6 +23,7 @@ from danlu.model import Decoder, ModelConfig
 from danlu.records import Conversation, Message
 from danlu.serve import create_app
 from danlu.serve.server import listen
+from danlu.serve.worker import Setup
 from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.tokenizer import Tokenizer
@@ -120,7 +121,7 @@ def serving(app: FastAPI, store: PreferenceStore) -> Iterator[Live]:
 @pytest.fixture(scope="session")
 def live(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     store = PreferenceStore(tmp_path_factory.mktemp("store") / "votes.sqlite")
-    with serving(create_app(model_dirs, store, running=2, waiting=2), store) as running:
+    with serving(create_app(model_dirs, store, setup=Setup(rows=2), waiting=2), store) as running:
         yield running
     store.close()
 

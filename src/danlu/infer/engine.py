@@ -269,9 +269,7 @@ class Engine:
         for answer, guesses in zip(answers, self._propose(answers), strict=True):
             answer.drafts = guesses
         rows = [[answer.tokens[-1], *answer.drafts] for answer in answers]
-        width = max(map(len, rows))
-        states = self._forward(self._storage, 0, rows, [a.read for a in answers], [a.need for a in answers])
-        self._logits = self._forward.logits(states[:, :width])
+        self._logits = self._forward.decode(self._storage, rows, [a.read for a in answers], [a.need for a in answers])
         for answer in answers:
             answer.read += 1
 
@@ -296,7 +294,7 @@ class Engine:
             count += 1
         group = waiting[:count]
         rows = [list(a.request.prompt[a.read : a.read + width]) for a in group]
-        states = self._forward(self._storage, self._n, rows, [a.read for a in group], [a.need for a in group])
+        states = self._forward.states(self._storage, self._n, rows, [a.read for a in group], [a.need for a in group])
         for answer, row in zip(group, rows, strict=True):
             answer.read += len(row)
         self._finish_reading(group, states, [len(row) - 1 for row in rows])

@@ -31,7 +31,13 @@ class Forward:
         self._model, self._output_weight = model, output_weight
         self.device = output_weight.device
 
-    def __call__(
+    def decode(
+        self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
+    ) -> Tensor:
+        """Logits (R, T, V) behind every token of the first rows; otherwise as ``states``."""
+        return self.logits(self.states(storage, 0, rows, read, needs))
+
+    def states(
         self, storage: Storage, start: int, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
     ) -> Tensor:
         """States (R, T, D) of the rows from ``start`` on, T the most tokens of any.

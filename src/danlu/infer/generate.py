@@ -24,8 +24,9 @@ from danlu.infer import read
 from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.engine import Drafter, Engine, follow
 from danlu.infer.forward import Forward
+from danlu.infer.graphs import GraphedForward
 from danlu.infer.sampler import Sampling
-from danlu.infer.storage import Pages, Slots, Storage
+from danlu.infer.storage import Pages, Slots
 from danlu.model import Decoder
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
@@ -147,15 +148,15 @@ class Generator:
             pool_bytes: what may be kept of earlier answers, so that prompts that begin like them are read sooner.
             drafter: guesses what comes next.
         """
-        storage: Storage
         if self.output_weight.device.type == "cuda":
-            storage = Pages(self.model, self.dtype, cache_bytes + pool_bytes, kept=pool_bytes > 0)
-        else:
-            per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
-            first = max(1, min(rows, cache_bytes // (per_token * expected)))
-            storage = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected))
+            pages = Pages(self.model, self.dtype, cache_bytes + pool_bytes, kept=pool_bytes > 0)
+            graphed = GraphedForward(self.model, self.output_weight, pages, rows)
+            return Engine(self, graphed, pages, rows=rows, budget=budget, drafter=drafter)
+        per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
+        first = max(1, min(rows, cache_bytes // (per_token * expected)))
+        slots = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected))
         forward = Forward(self.model, self.output_weight)
-        return Engine(self, forward, storage, rows=rows, budget=budget, drafter=drafter)
+        return Engine(self, forward, slots, rows=rows, budget=budget, drafter=drafter)
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, seed: int

@@ -49,8 +49,9 @@ class _Phrases:
                 self._ends[tuple(tokens[end - size : end])] = end
         self._length = len(tokens)
         for size in range(min(_LONGEST, len(tokens)), _SHORTEST - 1, -1):
-            end = self._ends.get(tuple(tokens[-size:]))
-            if end is not None:
+            phrase = tuple(tokens[-size:])
+            if phrase in self._ends:
+                end = self._ends[phrase]
                 return tokens[end : end + most]
         return []
 
@@ -123,7 +124,7 @@ class DraftModel:
         unread = [guesses[answer][-1:] or answer.sequence()[read:] for answer, read in rows]
         places = [read + max(ahead - 1, 0) for read in self._read]
         needs = [answer.need for answer in self._rows]
-        states = self._forward(self._storage, 0, unread, places, needs)
+        states = self._forward.states(self._storage, 0, unread, places, needs)
         ends = torch.tensor([len(row) - 1 for row in unread], device=states.device)
         logits = self._forward.logits(states[torch.arange(len(unread), device=states.device), ends])
         if ahead == 0:  # what was confirmed is in the cache; guesses are written again if they turn out right

@@ -169,26 +169,30 @@ class Pages:
         dtype: of keys and values.
         limit_bytes: of the whole pool, which is taken at once.
         kept: whether finished answers stay findable until their blocks are needed.
+
+    Attributes:
+        pool: its tensors.
+        padding: a block that nobody reads.
     """
 
     def __init__(self, model: Decoder, dtype: torch.dtype, limit_bytes: int, kept: bool = True) -> None:
         per_token = model.new_cache(1, 1, dtype).bytes_per_token()
         whole = -(-model.config.max_seq_len // SIZE) + 1
         self.blocks = BlockManager(max(limit_bytes // (per_token * SIZE), whole))
-        self._pool = model.new_cache(self.blocks.n_blocks, SIZE, dtype)
+        self.pool: SlotCache = model.new_cache(self.blocks.n_blocks, SIZE, dtype)
         self._kept, self._device = kept, model.embed.weight.device
-        self._padding = self.blocks.take(1)[0]  # what tables of short rows are filled up with; nobody reads it
+        self.padding = self.blocks.take(1)[0]
         self._rows: list[list[int]] = []
         self._table: torch.Tensor | None = None
 
     def fits(self, need: int) -> bool:
         """Whether there are blocks for all of it, if nothing can be shared."""
-        return _ceil(need) <= self.blocks.available
+        return blocks_for(need) <= self.blocks.available
 
     def open(self, need: int, prompt: Sequence[int], salt: str) -> int:
         """A new last row that begins with the blocks that are known."""
         found = self.blocks.match(digests(prompt[:-1], salt)) if self._kept else []
-        self._rows.append(found + self.blocks.take(_ceil(need) - len(found)))
+        self._rows.append(found + self.blocks.take(blocks_for(need) - len(found)))
         self._table = None
         return len(found) * SIZE
 
@@ -201,7 +205,7 @@ class Pages:
         self.blocks.release(row[:full])
         row[:full] = shared
         if count % SIZE:
-            for buffer in self._pool.buffers:
+            for buffer in self.pool.buffers:
                 buffer[:, row[full]] = buffer[:, self._rows[source][full]]
         self._table = None
 
@@ -223,11 +227,15 @@ class Pages:
 
     def view(self, start: int, stop: int, reach: int) -> Cache:
         """Blocks gathered by table."""
+        return self.pool.paged(self.table()[start:stop, : blocks_for(reach)])
+
+    def table(self) -> torch.Tensor:
+        """The blocks of every row (R, n); those of short rows are filled up with ``padding``."""
         if self._table is None:
             widest = max(map(len, self._rows))
-            filled = [row + [self._padding] * (widest - len(row)) for row in self._rows]
+            filled = [row + [self.padding] * (widest - len(row)) for row in self._rows]
             self._table = torch.tensor(filled, device=self._device)
-        return self._pool.paged(self._table[start:stop, : _ceil(reach)])
+        return self._table
 
     def forget(self) -> None:
         """Nothing is known."""
@@ -238,5 +246,6 @@ class Pages:
         return (self.blocks.used - 1) * SIZE, (self.blocks.n_blocks - 1) * SIZE
 
 
-def _ceil(tokens: int) -> int:
+def blocks_for(tokens: int) -> int:
+    """Blocks that so many tokens take."""
     return -(-tokens // SIZE)

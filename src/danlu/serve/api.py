@@ -28,27 +28,33 @@ from danlu.serve.problems import Refusal
 from danlu.serve.shutdown import Leaving
 from danlu.serve.trace import Trace
 from danlu.serve.wire import CompareRequest, VoteRequest
+from danlu.serve.worker import Setup, load
 
 
 def create_app(
-    places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16,
-    starters: Sequence[str] = (), shots: Sequence[Message] = (),
+    places: Mapping[str, Path], store: PreferenceStore, *, setup: Setup | None = None, waiting: int = 32,
+    starters: Sequence[str] = (), shots: Sequence[Message] = (), own_process: bool = False,
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.
 
     Args:
         places: model directories by the name clients use; the first is the page's default.
         store: where comparisons and votes go.
-        running: answers written at the same time.
+        setup: how answers are written.
         waiting: answers that may wait.
         starters: things to try, which the page offers.
         shots: turns of examples that stand before every dialogue.
+        own_process: whether the models live in a process of their own, as they do behind ``danlu serve``.
 
     Raises:
         UserError: a model cannot be served.
     """
     models = Models.load(places, shots)
-    engine = Engine(running, waiting)
+    setup = setup or Setup()
+    if own_process:
+        engine = Engine.in_process(places, setup, waiting)
+    else:
+        engine = Engine.in_thread({name: load(place) for name, place in places.items()}, setup, waiting)
     feedback = Feedback(models, engine, store)
     metrics, leaving = Metrics(engine), Leaving(engine)
 

@@ -18,7 +18,8 @@ from starlette.types import Receive
 from danlu.infer import Completion, Token
 from danlu.records import Message
 from danlu.serve import formats, replies
-from danlu.serve.engine import Engine, Finished, Job, Piece
+from danlu.serve.engine import Engine
+from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.metrics import Metrics
 from danlu.serve.models import Models
 from danlu.serve.repair import repaired

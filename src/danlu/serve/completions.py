@@ -21,7 +21,8 @@ from starlette.types import Receive
 from danlu.infer import Token
 from danlu.serve import replies
 from danlu.serve.chat import seeds_of, tokens_of, usage_of
-from danlu.serve.engine import Engine, Finished, Job, Piece
+from danlu.serve.engine import Engine
+from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.metrics import Metrics
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
@@ -81,7 +82,7 @@ def _jobs(engine: Engine, served: Served, asked: CompletionRequest, prompts: Seq
     if not wanted:
         return []
     seeds = seeds_of(asked.first_seed(), n)
-    return [Job(served.generator, prompt, asked.sampling(wanted), seed) for prompt in prompts for seed in seeds]
+    return [Job(served.name, ids, asked.sampling(wanted), seed) for ids in map(tuple, prompts) for seed in seeds]
 
 
 async def _echoes(
@@ -93,7 +94,8 @@ async def _echoes(
         return [_Echo()] * (len(prompts) * n)
     scored: list[list[Token]] = [[] for _ in prompts]
     if asked.logprobs is not None:
-        scored = await reader.read(prompts, lambda: served.score(prompts, asked.logprobs or 0))
+        found = await reader.read(served.name, prompts, "score", asked.logprobs or 0)
+        scored = [list(map(Token, one.completion.tokens, one.completion.logprobs, one.completion.top)) for one in found]
     echoes = []
     for given, prompt, tokens in zip(asked.prompt, prompts, scored, strict=True):
         first = () if isinstance(given, str) else (Token(prompt[0], _UNKNOWN),)  # a text's is ours, not the client's

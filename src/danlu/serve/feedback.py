@@ -17,7 +17,8 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers, Engine
+from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.sse import EventStream

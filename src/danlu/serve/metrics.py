@@ -19,7 +19,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from danlu import __version__
-from danlu.serve.engine import Answers, Finished, Piece
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Piece, Stats
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BETWEEN = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -29,8 +30,8 @@ _WHOLE = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 class Accountable(Protocol):
     """Who tells what is under way: the engine."""
 
-    def stats(self) -> dict[str, int]:
-        """``running, waiting, cache_used, cache_total, prefix_hits, prefix_queries``."""
+    def stats(self) -> Stats:
+        """How busy it is."""
 
 
 class Metrics:
@@ -104,9 +105,9 @@ class _EngineAccount:
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
-        used = stats["cache_used"] / stats["cache_total"] if stats["cache_total"] else 0.0
-        yield GaugeMetricFamily("danlu_running", "Answers being written", stats["running"])
-        yield GaugeMetricFamily("danlu_waiting", "Answers that wait", stats["waiting"])
+        used = stats.cache_used / stats.cache_total if stats.cache_total else 0.0
+        yield GaugeMetricFamily("danlu_running", "Answers being written", stats.running)
+        yield GaugeMetricFamily("danlu_waiting", "Answers that wait", stats.waiting)
         yield GaugeMetricFamily("danlu_kv_cache_usage_ratio", "Share of the key-value cache in use", used)
-        yield CounterMetricFamily("danlu_prefix_cache_queries", "Tokens looked up", stats["prefix_queries"])
-        yield CounterMetricFamily("danlu_prefix_cache_hits", "Tokens found", stats["prefix_hits"])
+        yield CounterMetricFamily("danlu_prefix_cache_queries", "Blocks of prompts looked up", stats.prefix_queries)
+        yield CounterMetricFamily("danlu_prefix_cache_hits", "Blocks of prompts found", stats.prefix_hits)

@@ -1,8 +1,8 @@
-"""The models that are served, loaded once, and how a dialogue becomes a job for one of them.
+"""The models that are served, and how a dialogue becomes a job for one of them.
 
 In:  model directories by name.
 Out: ``Models``: look one up, encode a dialogue for it, leave out or refuse what does not fit its context.
-Left out: writing the answer (``engine``).
+Left out: writing the answer (``engine``), the weights, which only the ``worker`` holds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
-from danlu import device, hub
+from danlu import hub
 from danlu.errors import UserError, nearest
-from danlu.infer import Generator, Token, reserve, with_shots
+from danlu.infer import reserve, with_shots
+from danlu.model import parameters
 from danlu.records import Message
-from danlu.serve.engine import Job
+from danlu.serve.jobs import Job
 from danlu.serve.problems import Refusal
 from danlu.serve.wire import Asking
 from danlu.tokens import chat
@@ -43,7 +44,6 @@ class Served:
     parameters: int
     loaded: int
     tokenizer: Tokenizer
-    generator: Generator
     shots: tuple[Message, ...] = ()
 
     def facts(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Served:
             wanted = limit = asked.limit() or max(room, 1)
         if wanted > room:
             raise self.too_long(len(prompt), wanted, asked.may_leave_out())
-        return Job(self.generator, prompt, asked.sampling(limit), seed)
+        return Job(self.name, tuple(prompt), asked.sampling(limit), seed)
 
     def check_bias(self, logit_bias: Mapping[str, float] | None) -> None:
         """Refuse a bias on a token that does not exist."""
@@ -97,15 +97,6 @@ class Served:
             f"messages, {wanted} for the answer); {mend}"
         )
         return Refusal(400, message, "context_length_exceeded", "messages")
-
-    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """A vector of length 1 for every prompt."""
-        vectors = await run_sync(self.generator.embed, prompts)
-        return vectors.tolist()
-
-    async def score(self, prompts: Sequence[Sequence[int]], top: int) -> list[list[Token]]:
-        """How likely the model finds every token of each prompt but the first."""
-        return await run_sync(self.generator.score, prompts, top)
 
     def _prompt(self, turns: Sequence[Message], limit: int | None) -> list[int]:
         """Ids of a dialogue, with as many examples before it as leave room for an answer of ``limit`` tokens."""
@@ -151,18 +142,17 @@ class Models:
 
 
 def _load(name: str, place: Path, shots: tuple[Message, ...]) -> Served:
-    machine = device.choose()
-    model, tokenizer = hub.load_pretrained(place)
-    if model.head_kind != "lm":
+    config, head = hub.read_config(place)
+    if head != "lm":
         raise UserError(f"{place} is a reward model: it gives scores, not words; serve the policy it was made for")
+    tokenizer = Tokenizer.load(place)
     chat.stop_ids(tokenizer)  # refuses a tokenizer without turns now, not at the first question
     return Served(
         name=name,
         hash=hub.model_hash(place),
-        context=model.config.max_seq_len,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        context=config.max_seq_len,
+        parameters=parameters(config).total,
         loaded=int(time.time()),
         tokenizer=tokenizer,
-        generator=Generator(model.to(machine.kind), tokenizer, machine.compute_dtype),
         shots=shots,
     )

@@ -11,14 +11,17 @@ trained for that: good enough to find what is alike, and behind a model made for
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from pydantic import BaseModel
 
+from danlu.infer import Sampling
+from danlu.serve.engine import Engine
+from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
 from danlu.serve.wire import dialogue
@@ -28,8 +31,7 @@ from danlu.tokens.tokenizer import Tokenizer
 
 MAX_READ_TOKENS = 131_072
 MAX_WAITING = 16
-
-_Read = TypeVar("_Read")
+_AT_ONCE = 4
 
 
 class Embedding(BaseModel):
@@ -73,11 +75,17 @@ class PlainText(BaseModel):
 class Reader:
     """Lets one reading at a time pass, a few wait, and refuses more: nobody's texts may hold up everybody's answers."""
 
-    def __init__(self) -> None:
-        self._turn = CapacityLimiter(1)
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._turn = engine, CapacityLimiter(1)
 
-    async def read(self, prompts: Sequence[Sequence[int]], work: Callable[[], Awaitable[_Read]]) -> _Read:
-        """Do ``work``, which reads ``prompts``, when it is its turn.
+    async def read(self, model: str, prompts: Sequence[Sequence[int]], what: str, top: int = 0) -> list[Finished]:
+        """Read ``prompts``, when it is their turn, a few at a time.
+
+        Args:
+            model: its name.
+            prompts: token ids.
+            what: ``"embed"`` or ``"score"``.
+            top: how many other tokens to tell with each.
 
         Raises:
             Refusal: too much to read, or too many wait.
@@ -90,8 +98,20 @@ class Reader:
             raise Refusal(400, message, "invalid_value", "input")
         if self._turn.statistics().tasks_waiting >= MAX_WAITING:
             raise Refusal(503, "the server is busy and its queue is full; try again in a moment", "overloaded")
+        jobs = [Job(model, tuple(ids), Sampling(top_logprobs=top), 0, read=what) for ids in prompts]
+        found: list[Finished] = []
         async with self._turn:
-            return await work()
+            for start in range(0, len(jobs), _AT_ONCE):
+                found += await self._read_few(jobs[start : start + _AT_ONCE])
+        return found
+
+    async def _read_few(self, jobs: Sequence[Job]) -> list[Finished]:
+        answers = self._engine.submit(jobs)
+        try:
+            found = [event async for event in answers if isinstance(event, Finished)]
+        finally:
+            answers.cancel()
+        return sorted(found, key=lambda event: event.index)
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]], param: str) -> list[list[int]]:
@@ -119,7 +139,7 @@ async def embed(models: Models, reader: Reader, asked: EmbeddingRequest) -> dict
     longest = max(map(len, prompts))
     if longest > served.context:
         raise served.too_long(longest, 0)
-    vectors = await reader.read(prompts, lambda: served.embed(prompts))
+    vectors = [one.vector for one in await reader.read(served.name, prompts, "embed")]
     if asked.dimensions not in (None, len(vectors[0])):
         message = f"this model's vectors have {len(vectors[0])} dimensions and cannot be shortened"
         raise Refusal(400, f"{message}; leave the field out", "invalid_value", "dimensions")

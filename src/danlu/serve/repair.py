@@ -24,7 +24,8 @@ from unicodedata import east_asian_width
 import numpy as np
 
 from danlu.infer import Completion, Token
-from danlu.serve.engine import Answers, Finished, Piece
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Piece
 
 REPETITION = "repetition"
 """The finish reason of an answer that was cut."""

@@ -47,7 +47,7 @@ def run_server(
     listening = listen(port)  # before the models are loaded, so that a taken port is known at once
     preferences = PreferenceStore(store)
     try:
-        app = create_app(models, preferences, starters=starters, shots=shots)
+        app = create_app(models, preferences, starters=starters, shots=shots, own_process=True)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         address = f"http://{ADDRESS}:{listening.getsockname()[1]}"

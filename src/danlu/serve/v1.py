@@ -26,7 +26,7 @@ _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 def routes(models: Models, engine: Engine, metrics: Metrics) -> APIRouter:
     """Chat, completions, embeddings, models, token ids."""
     router = APIRouter(prefix="/v1")
-    reader = reading.Reader()
+    reader = reading.Reader(engine)
 
     @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": _STREAM}})
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
