@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.infer import Completion, Token
-from danlu.serve.engine import Finished, Piece
+from danlu.serve.jobs import Finished, Piece
 from danlu.serve.repair import REPETITION, Repairer, repaired
 
 PARAGRAPH = (

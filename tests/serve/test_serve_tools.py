@@ -14,7 +14,7 @@ from danlu import hub
 from danlu.infer import Completion, Sampling
 from danlu.serve import formats
 from danlu.serve.chat import Telling
-from danlu.serve.engine import Finished, Job, Piece
+from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.replies import Reply
 from danlu.serve.wire_chat import ChatRequest
 
@@ -152,7 +152,7 @@ def written(finish_reason: str = "stop") -> Finished:
     return Finished(0, Completion((1,), TEXT, (-1.0,), finish_reason))
 
 
-JOBS = (Job(None, (1, 2), Sampling(), 0),)
+JOBS = (Job("m", (1, 2), Sampling(), 0),)
 
 
 def test_a_model_calls_by_itself(telling):
