@@ -68,7 +68,8 @@ def test_everything_is_counted(http):
 
 def test_what_is_under_way_is_told(http):
     with http.stream("POST", "/v1/chat/completions", json=COUNT) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         deadline = time.monotonic() + 30
         while not (during := numbers(http))["danlu_running",]:  # the worker tells twice a second
             assert time.monotonic() < deadline

@@ -41,7 +41,7 @@ def refused(answer: httpx.Response, status: int) -> dict:
         ({"seed": 2**53}, "seed"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": 7}, "stop"),
-        ({"stop": ""}, "stop.0"),
+        ({"stop": ""}, "stop"),
         ({"stop": ["a", "x" * 65]}, "stop.1"),
         ({"stream": "yes"}, "stream"),
         ({"truncation": "always"}, "truncation"),

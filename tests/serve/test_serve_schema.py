@@ -37,10 +37,11 @@ def named(case: schemathesis.Case) -> None:
             body[key] = short
     if case.path.endswith("completions"):
         body.setdefault("max_tokens", 2)
-    if case.meta.generation.mode.is_positive and body.get("messages"):
-        body["messages"] = GREET  # no schema can say that turns alternate
-        if body.get("prompt") is not None:  # one of both, for /v1/tokenize
-            del body["messages"]
+    if case.meta.generation.mode.is_positive:  # what no schema can say: turns alternate, /v1/tokenize takes one of both
+        if body.get("messages"):
+            body["messages"] = GREET
+        if case.path.endswith("/tokenize"):
+            body["prompt"] = None if body.get("messages") else "greet"
 
 
 @pytest.fixture

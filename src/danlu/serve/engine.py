@@ -147,7 +147,8 @@ class ProcessLine:
         self._thread.join()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "danlu.serve.worker"]
+        # Not -m: the package has imported the module by then, and Python warns of a second copy of it.
+        command = [sys.executable, "-c", "from danlu.serve.worker import main; main()"]
         # A session of its own: Ctrl-C is for the server, which ends the worker when the last answers are written.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
