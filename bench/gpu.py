@@ -4,10 +4,10 @@ In:  nothing; models have random weights, tokens are drawn with the frequencies 
 Out: ``results/gpu-*.json`` and the table; with ``--profile``, where the time of a step goes, beside them.
 Left out: several GPUs; reading text, which a thread does ahead of the step.
 
-The share is MFU by the convention of PaLM (appendix B): 6 FLOPs per active matmul parameter and token and 12 L H D T for
-attention, over 989 TFLOP/s, the dense bf16 peak of H100 SXM and H200. A step is the loop's own: several micro-batches,
-one clipped AdamW update. The peer is transformers with the same shape, tokens and optimizer, bf16 autocast, SDPA, every
-layer compiled and the head's loss compiled; ours and theirs run in turn in one process.
+The share is MFU by the convention of PaLM (appendix B): 6 FLOPs per active matmul parameter and token and 12 L H D T
+for attention, over 989 TFLOP/s, the dense bf16 peak of H100 SXM and H200. A step is the loop's own: several
+micro-batches, one clipped AdamW update. The peer is transformers with the same shape, tokens and optimizer, bf16
+autocast, SDPA, every layer and the head's loss compiled; ours and theirs run in turn in one process.
 
     python bench/gpu.py [--seconds 300] [--folder bench/results] [--only NAME ...] [--profile]
 """
@@ -88,8 +88,8 @@ def jobs(tiny: bool) -> dict[str, Job]:
             "560M": Job(llama, 64, 2, 4, 0.55), "mixture": Job(moe, 64, 2, 4, 0.35),
         }  # fmt: skip
     return {
-        "124M": Job(gpt2, 1024, 32, 480, 0.48), "packed 124M": Job(gpt2, 1024, 32, 160, 0.0, mean=256),
-        "560M": Job(llama, 2048, 16, 128, 0.55), "mixture": Job(moe, 2048, 16, 64, 0.35),
+        "124M": Job(gpt2, 1024, 60, 480, 0.48), "packed 124M": Job(gpt2, 1024, 60, 240, 0.0, mean=256),
+        "560M": Job(llama, 2048, 24, 240, 0.55), "mixture": Job(moe, 2048, 16, 64, 0.35),
     }  # fmt: skip
 
 
@@ -121,16 +121,29 @@ def their_model(config: ModelConfig) -> Any:
     if config.positions == "learned":
         return transformers.GPT2LMHeadModel(
             transformers.GPT2Config(
-                n_embd=config.d_model, n_layer=config.n_layers, n_head=config.n_heads, n_inner=config.d_ff,
-                n_positions=config.max_seq_len, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
-            )  # fmt: skip
+                n_embd=config.d_model,
+                n_layer=config.n_layers,
+                n_head=config.n_heads,
+                n_inner=config.d_ff,
+                n_positions=config.max_seq_len,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **common,
+            )
         )
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            hidden_size=config.d_model, num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads, head_dim=config.head_dim, intermediate_size=config.d_ff,
-            max_position_embeddings=config.max_seq_len, tie_word_embeddings=config.tie_embeddings, **common,
-        )  # fmt: skip
+            hidden_size=config.d_model,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.d_ff,
+            max_position_embeddings=config.max_seq_len,
+            tie_word_embeddings=config.tie_embeddings,
+            **common,
+        )
     )
 
 
@@ -193,8 +206,8 @@ def training(name: str, job: Job, peer: bool, profile: Path | None) -> Iterator[
     size = parameters(job.config)
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
     note = (
-        f"{size.total / 1e6:.0f}M parameters, {size.active / 1e6:.0f}M active; {statistics.median(found[0]):,.0f} tokens/s;"
-        f" steps of {job.batch} x {job.length} in micro-batches of {job.micro}; {memory:.0f} GiB"
+        f"{size.total / 1e6:.0f}M parameters, {size.active / 1e6:.0f}M active; {statistics.median(found[0]):,.0f} "
+        f"tokens/s; steps of {job.batch} x {job.length} in micro-batches of {job.micro}; {memory:.0f} GiB"
     )
     if job.mean:
         note += f"; documents of {job.mean} tokens on average"
@@ -209,15 +222,13 @@ def training(name: str, job: Job, peer: bool, profile: Path | None) -> Iterator[
 
 
 def explain(sides: list[Callable[[int], None]], job: Job, path: Path) -> None:
-    """Write down which kernels a step's time goes to, by side."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    text = [f"{job.batch // job.micro} micro-batches"]
+    """Write down which kernels a step's time goes to, side by side with how long it took."""
+    text = [f"a step of {job.batch // job.micro} micro-batches; ours first"]
     for step in sides:
-        with torch.profiler.profile(activities=activities) as recorded:
-            step(9)
-            wait()
-        averages = recorded.key_averages()
-        text.append(averages.table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=100))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+            seconds = job.batch * job.length / timed(step, job, 9)
+        table = recorded.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=100)
+        text.append(f"{seconds:.3f} s by the clock\n{table}")
     path.write_text("\n\n".join(text), encoding="utf-8")
 
 
@@ -313,11 +324,14 @@ def main() -> None:
             try:
                 for item in parts[name]():
                     rows.append(item)
-                    print(f"{item['what']:<56}{item['ours']:>12.4g} {item['unit']} {item['ratio'] or ''} {item['note']}")
+                    print(
+                        f"{item['what']:<56}{item['ours']:>12.4g} {item['unit']} {item['ratio'] or ''} {item['note']}"
+                    )
             except Exception as error:
                 traceback.print_exc()
                 rows.append(row(name, [], "", "", False, note=f"failed: {error}".splitlines()[0]))
         write_json(path, rows)
+        torch._dynamo.reset()  # or the next shape is compiled for all sizes, and slower
         gc.collect()
         if DEVICE == "cuda":
             torch.cuda.empty_cache()

@@ -64,7 +64,12 @@ def plain_scores(device: torch.device, n_queries: int, n_keys: int) -> bool:
 
 
 def causal_mask(
-    length: int, documents: Tensor | None, dtype: torch.dtype, device: torch.device, window: int = 0, kernel: bool = False
+    length: int,
+    documents: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int = 0,
+    kernel: bool = False,
 ) -> Mask:
     """The mask of a forward without cache.
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from danlu.model.fused import fused
 
 IGNORE = -100
-_ALIGNED = 64  # rows of the matrix on a GPU are filled up to a multiple: 50257 columns multiply far slower than 50304
+_BLOCK = 1024  # on a GPU the matrix is filled up to so many rows or a multiple: odd numbers of columns multiply slowly
+_NEVER = -1e30  # logit of a column that is only there to fill up; -inf minus -inf would be no number
 
 
 def cross_entropy_reference(
@@ -61,8 +62,8 @@ def linear_cross_entropy(
     Returns:
         The sum of the losses (fp32 scalar) and how many targets counted (int64 scalar).
     """
-    rows = chunk or chunk_rows(weight)
     grad = torch.is_grad_enabled()
+    rows = chunk or chunk_rows(weight, len(states), 2**30 if grad else 2**28)
     counts = _counts(targets, counts, ignore_index)
     loss: Tensor = _CrossEntropy.apply(states, weight, targets, counts, rows, grad)  # type: ignore[no-untyped-call]
     return loss, counts.sum()
@@ -93,16 +94,22 @@ def linear_logprobs_entropy(
 def _logprobs(
     states: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int | None, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    rows = chunk or chunk_rows(weight)
+    rows = chunk or chunk_rows(weight, len(states), 2**28)
     out: tuple[Tensor, Tensor] = _LogProbs.apply(  # type: ignore[no-untyped-call]
         states, weight, targets, temperature, rows, entropy
     )
     return out
 
 
-def chunk_rows(weight: Tensor) -> int:
-    """Rows at a time: few enough for the caches of a CPU, enough for its matrix products; many on a GPU."""
-    return 8192 if weight.is_cuda else max(512, 2**22 // weight.shape[0])
+def chunk_rows(weight: Tensor, n: int, logits: int) -> int:
+    """Rows at a time, of ``n``: few enough for the caches of a CPU, enough for its matrix products.
+
+    On a GPU as many as give that many ``logits``, nearly the same number every time: kernels are made for a size.
+    """
+    if not weight.is_cuda:
+        return max(512, 2**22 // weight.shape[0])
+    parts = -(-n // max(1024, logits // weight.shape[0]))
+    return -(-n // parts) if n else 1
 
 
 def _counts(targets: Tensor, counts: Tensor | None, ignore_index: int) -> Tensor:
@@ -119,8 +126,11 @@ def _chunks(n: int, rows: int) -> Iterator[slice]:
 def loss_and_slopes(logits: Tensor, index: Tensor, times: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Summed cross entropy of a chunk and its gradient with respect to the logits, ``(p - onehot) * times``.
 
+    The sum of a row is that of its blocks: a kernel holds a block of logits in registers, and would read a whole row
+    from memory twice and slowly.
+
     Args:
-        logits: (C, V or more) of any float dtype.
+        logits: (C, V or more) of any float dtype; a multiple of 1024 columns.
         index: (C, 1) targets.
         times: (C, 1) how many times each counts.
         size: V; columns from there on only fill up the matrix.
@@ -131,11 +141,14 @@ def loss_and_slopes(logits: Tensor, index: Tensor, times: Tensor, size: int) -> 
     columns = torch.arange(logits.shape[1], device=logits.device)
     wide = logits.float()
     if size < logits.shape[1]:
-        wide = wide.where(columns < size, -math.inf)
-    logp = wide.log_softmax(-1)
-    loss = -(logp.gather(1, index) * times).where(times > 0, 0).sum()
-    slopes = (logp.exp() - (columns == index).float()) * times
-    return loss, slopes.to(logits.dtype)
+        wide = wide.where(columns < size, _NEVER)
+    blocks = wide.unflatten(1, (-1, _BLOCK))  # C, blocks, 1024
+    highest = blocks.amax(-1, keepdim=True)
+    sums = highest.squeeze(-1) + (blocks - highest).exp().sum(-1).log()  # C, blocks
+    whole = sums.logsumexp(-1, keepdim=True)  # C, 1
+    lost = whole - logits.gather(1, index).float()
+    slopes = ((wide - whole).exp() - (columns == index).float()) * times
+    return (lost * times).where(times > 0, 0).sum(), slopes.to(logits.dtype)
 
 
 def _loss_and_slopes_in_place(
@@ -160,7 +173,7 @@ class _Gradients:
 
     def __init__(self, states: Tensor, weight: Tensor, wanted: tuple[bool, bool], aligned: bool = False) -> None:
         matrix = weight.to(states.dtype)
-        self.matrix = F.pad(matrix, (0, 0, 0, -len(weight) % _ALIGNED)) if aligned else matrix
+        self.matrix = F.pad(matrix, (0, 0, 0, -len(weight) % _BLOCK)) if aligned else matrix
         self.states = torch.empty_like(states) if wanted[0] else None
         self.weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
 

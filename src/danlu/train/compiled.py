@@ -1,8 +1,8 @@
-"""Blocks compiled: the small operations of a block become few kernels, made once for all blocks of one shape.
+"""Blocks and the last norm compiled: their small operations become few kernels, made once for all of one shape.
 
 In:  a model on its device, what the settings say, how many steps there are.
-Out: the same model, its blocks compiled in place; names and weights are untouched, and copies are not compiled.
-Left out: embeddings and the final norm; the head, whose loss ``model.losses`` fuses; inference.
+Out: the same model, its parts compiled in place; names and weights are untouched, and copies are not compiled.
+Left out: embeddings; the head, whose loss ``model.losses`` fuses; inference.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ def compile_blocks(model: Decoder, settings: LoopSettings, kind: str) -> str:
     if settings.compile == "auto" and settings.steps < WORTHWHILE:
         return f"not compiled (fewer than {WORTHWHILE} steps)"
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    for block in (*model.blocks, *(depth.block for depth in getattr(model, "mtp", ()))):
-        block.compile(fullgraph=True)
+    for part in (*model.blocks, *(depth.block for depth in getattr(model, "mtp", ())), model.norm):
+        part.compile(fullgraph=True)
     return "compiled"
