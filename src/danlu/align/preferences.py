@@ -2,39 +2,34 @@
 
 In:  prompts, the answers that were shown, votes; from the chat page, many writers at once.
 Out: ``Preference`` records, a frozen JSONL snapshot for training, TRL's prompt / chosen / rejected form.
-Left out: accounts and sessions (``serve``); the simulated human (``rankings``); how to connect (``database``).
+Left out: accounts and sessions (``serve``); the simulated human (``rankings``); transactions (``storage``).
 
-SQLite by default (one file, every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added,
-but for one thing: a deleted conversation loses its words for good, because people have a right to that. The rollback
-journal is kept rather than a write-ahead log: votes come at the speed of people, and no second file remembers words.
+SQLite by default (every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added, but for
+one thing: a deleted conversation loses its words for good, because people have a right to that. The tables are made by
+``migrations``: whoever changes a row here adds one.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, String, func, select
-from sqlalchemy import exc as sql
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from danlu.align import database
+from danlu.align.storage import Database, StoreError, Words
 from danlu.errors import UserError
 from danlu.files import atomic_write, hash_value
 from danlu.records import Answer, Message, Preference, check_messages, write_preferences
 
 HELDOUT_SHARE = 0.1
-# What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
-_OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
+_MIGRATIONS = Path(__file__).with_name("migrations")
 
-
-class StoreError(UserError):
-    """The database does not do what it is there for; what was to be written has left no trace."""
+__all__ = ["HELDOUT_SHARE", "PreferenceStore", "StoreError", "split_of", "trl_rows"]
 
 
 def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
@@ -79,7 +74,7 @@ class AnswerRow(Base):
     __tablename__ = "answers"
     comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
     place: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
+    text: Mapped[str] = mapped_column(Words)
     token_ids: Mapped[list[int]]
     model: Mapped[str]
     sampling: Mapped[dict[str, Any]]
@@ -110,17 +105,15 @@ class PreferenceStore:
     """
 
     def __init__(self, place: str | Path) -> None:
-        self.place = database.shown(str(place))
-        self._engine = database.connect(str(place))
-        try:
-            Base.metadata.create_all(self._engine.execution_options(writing=True))
-        except sql.DBAPIError as error:
-            sentence = f"preference store {self.place} cannot be opened ({_reason(error)}); check the path or URL"
-            raise UserError(sentence) from None
+        self.database = Database(place)
+        self.place = self.database.place
+        self._session = self.database.session
+        # Before there were migrations the first one's tables were made without a note of it.
+        self.database.upgrade(_MIGRATIONS, "align_version", "align_1", ComparisonRow.__tablename__)
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        self.database.close()
 
     def start_conversation(self, rater: str) -> str:
         """Open a conversation of ``rater`` (a pseudonym); returns its id."""
@@ -128,6 +121,19 @@ class PreferenceStore:
         with self._session(writing=True) as session:
             session.add(row)
             return row.id
+
+    def ensure_conversation(self, conversation: str, rater: str) -> None:
+        """Let comparisons be recorded under an id that was given out elsewhere.
+
+        Raises:
+            UserError: this conversation was deleted.
+        """
+        with self._session(writing=True) as session:
+            row = session.get(ConversationRow, conversation)
+            if row is None:
+                session.add(ConversationRow(id=conversation, rater=rater, time=_now()))
+            elif row.deleted:
+                raise _gone("conversation", conversation, True)
 
     def record(
         self, prompt: Sequence[Message], answers: Sequence[Answer], conversation: str = "",
@@ -151,7 +157,7 @@ class PreferenceStore:
             raise ValueError(f"display order {order} is not an order of {len(answers)} answers")
         with self._session(writing=True) as session:
             if conversation:
-                owner = session.get(ConversationRow, conversation)
+                owner = session.get(ConversationRow, conversation, with_for_update=True)
                 if owner is None or owner.deleted:
                     raise _gone("conversation", conversation, owner is not None)
             comparison = _comparison_row(_new_id(), messages, answers, order, split_of(messages), _now())
@@ -174,7 +180,8 @@ class PreferenceStore:
             UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
         """
         with self._session(writing=True) as session:
-            shown = session.get(ComparisonRow, comparison)
+            # Locked: on PostgreSQL a double click would be two transactions side by side.
+            shown = session.get(ComparisonRow, comparison, with_for_update=True)
             if shown is None or shown.deleted:
                 raise _gone("comparison", comparison, shown is not None)
             _check_ranks(ranks, len(shown.answers), comparison)
@@ -199,6 +206,18 @@ class PreferenceStore:
             if row is None or row.deleted:
                 raise _gone("comparison", comparison, row is not None)
             return [*map(_answer, row.answers)]
+
+    def conversation_of(self, comparison: str) -> str:
+        """The conversation that a comparison belongs to, empty if none: who may vote on it is its owner's matter.
+
+        Raises:
+            UserError: no such comparison, or a deleted one.
+        """
+        with self._session() as session:
+            row = session.get(ComparisonRow, comparison)
+            if row is None or row.deleted:
+                raise _gone("comparison", comparison, row is not None)
+            return row.conversation or ""
 
     def add(self, preference: Preference) -> bool:
         """Store a whole preference made elsewhere, such as a line of a snapshot; returns False if its id is known."""
@@ -241,13 +260,14 @@ class PreferenceStore:
             UserError: there is no such conversation.
         """
         with self._session(writing=True) as session:
-            row = session.get(ConversationRow, conversation)
+            row = session.get(ConversationRow, conversation, with_for_update=True)
             if row is None:
                 raise _gone("conversation", conversation, False)
             row.deleted = True
             for shown in session.scalars(select(ComparisonRow).where(ComparisonRow.conversation == conversation)):
                 shown.deleted = True
                 shown.prompt, shown.answers = [], []
+        self.database.erase()
 
     def snapshot(self, path: Path) -> int:
         """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
@@ -262,18 +282,6 @@ class PreferenceStore:
         with atomic_write(path) as handle:
             handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return len(rows)
-
-    @contextmanager
-    def _session(self, *, writing: bool = False) -> Iterator[Session]:
-        """A transaction; what it writes is on disk when the block ends, or has left no trace."""
-        engine = self._engine.execution_options(writing=writing)
-        try:
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except _OUT_OF_ORDER as error:
-            what = "cannot be written" if writing else "cannot be read"
-            sentence = f"the preference store {what} ({_reason(error)}); see to {self.place}, then try again"
-            raise StoreError(sentence) from error
 
 
 def trl_rows(preference: Preference) -> list[dict[str, Any]]:
@@ -319,11 +327,6 @@ def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
 def _gone(kind: str, identity: str, existed: bool) -> UserError:
     what = "was deleted" if existed else "does not exist"
     return UserError(f"{kind} '{identity}' {what}; show new answers and vote on those")
-
-
-def _reason(error: sql.SQLAlchemyError) -> str:
-    """What the database itself said, on one line and without the statement, which holds people's words."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _new_id() -> str:
