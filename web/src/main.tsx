@@ -2,11 +2,13 @@
 
 import { useSignal } from "@preact/signals";
 import { render } from "preact";
+import { Suspense } from "preact/compat";
 import { useEffect } from "preact/hooks";
 import { Composer, Conversation } from "./chat";
 import { switchLanguage, t } from "./i18n";
 import { BinSign, Furnace, NewSign, TuneSign } from "./marks";
 import { busy, forget, load, mode, problem, startOver, stop, turns } from "./state";
+import { ROOMS, type Room, place } from "./router";
 import { SettingsPanel, SureButton } from "./settings";
 import "./style.css";
 
@@ -24,12 +26,17 @@ function Page() {
   return (
     <>
       <header class="top">
-        <a class="brand" href="/" aria-label={t("brand")}>
+        <a class="brand" href="#/" aria-label={t("brand")}>
           <Furnace />
           <span>{t("brand")}</span>
         </a>
         <Modes />
         <nav>
+          {(Object.keys(ROOMS) as Room[]).map((room) => (
+            <a key={room} class="quiet" href={`#/${room}`} aria-current={place.value.room === room ? "page" : undefined}>
+              {t(room)}
+            </a>
+          ))}
           <button type="button" class="icon" aria-label={t("newChat")} title={t("newChat")} onClick={startOver}>
             <NewSign />
           </button>
@@ -46,12 +53,29 @@ function Page() {
         </nav>
         {tuning.value && <SettingsPanel />}
       </header>
+      {place.value.room ? <OtherRoom room={place.value.room} /> : <Talk />}
+    </>
+  );
+}
+
+function Talk() {
+  return (
+    <>
       <Conversation />
       <div class="bottom">
         {problem.value && <Problem text={problem.value} />}
         <Composer />
       </div>
     </>
+  );
+}
+
+function OtherRoom({ room }: { room: Room }) {
+  const View = ROOMS[room];
+  return (
+    <Suspense fallback={<main class="room" aria-busy="true" />}>
+      <View />
+    </Suspense>
   );
 }
 
