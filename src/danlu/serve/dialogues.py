@@ -67,7 +67,7 @@ class Dialogues:
     def change(self, owner: str, conversation: str, title: str | None = None, system: str | None = None) -> None:
         """Give a conversation another title or other instructions; what is None stays."""
         with self._session(writing=True) as session:
-            row = _own(session, owner, conversation)
+            row = _own(session, owner, conversation, locked=True)
             row.title = row.title if title is None else title
             row.system = row.system if system is None else system
 
@@ -82,7 +82,9 @@ class Dialogues:
         with self._session() as session:
             return session.get(DialogueRow, conversation) is not None
 
-    def list(self, owner: str, search: str = "", limit: int = 50, before: str = "") -> tuple[list[dict[str, Any]], bool]:
+    def listing(
+        self, owner: str, search: str = "", limit: int = 50, before: str = ""
+    ) -> tuple[list[dict[str, Any]], bool]:
         """An owner's conversations, the last changed first, and whether there are more.
 
         Args:
@@ -141,7 +143,7 @@ class Dialogues:
         if generation is not None:
             row.generation = GenerationRow(**vars(generation) | {"seed": str(generation.seed)})
         with self._session(writing=True) as session:
-            dialogue = _own(session, owner, conversation)
+            dialogue = _own(session, owner, conversation, locked=True)
             if parent is not None:
                 _check_parent(session, conversation, parent)
             dialogue.updated = row.created
@@ -152,7 +154,7 @@ class Dialogues:
         """Forget a conversation and every word of it, also what moderation noted of it."""
         messages = select(MessageRow.id).where(MessageRow.dialogue == conversation)
         with self._session(writing=True) as session:
-            row = _own(session, owner, conversation)
+            row = _own(session, owner, conversation, locked=True)
             session.execute(delete(GenerationRow).where(GenerationRow.message.in_(messages)))
             session.execute(delete(MessageRow).where(MessageRow.dialogue == conversation))
             noted = ModerationRow.conversation == conversation
@@ -176,16 +178,12 @@ def title_of(text: str) -> str:
     return line if len(line) <= TITLE_CHARS else line[: TITLE_CHARS - 1].rstrip() + "…"
 
 
-def _own(session: Session, owner: str, conversation: str) -> DialogueRow:
+def _own(session: Session, owner: str, conversation: str, locked: bool = False) -> DialogueRow:
     """The one place where it is asked whose a conversation is; locked, so that nothing is added to a deleted one."""
-    row = session.get(DialogueRow, conversation, with_for_update=_writes(session))
+    row = session.get(DialogueRow, conversation, with_for_update=locked)
     if row is None or row.owner != owner:
         raise _missing("conversation", conversation)
     return row
-
-
-def _writes(session: Session) -> bool:
-    return bool(session.get_bind().get_execution_options().get("writing", False))
 
 
 def _check_parent(session: Session, conversation: str, parent: str) -> None:

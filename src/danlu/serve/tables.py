@@ -1,4 +1,4 @@
-"""Rows of the server's store: people and their keys, what they said and were answered, what was moderated, who did what.
+"""Rows of the server's store: people and keys, what was said and answered, what was moderated, who did what.
 
 In:  nothing.
 Out: SQLAlchemy's classes; the tables are made by ``migrations``: whoever changes a row here adds one.
