@@ -17,9 +17,10 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers, Finished, Job
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
+from danlu.serve.rates import Writes
 from danlu.serve.sse import EventStream
 from danlu.serve.wire import CompareRequest, VoteRequest
 
@@ -50,7 +51,7 @@ class Feedback:
     and each answer carries its model's hash, so nothing is lost by it.
     """
 
-    def __init__(self, models: Models, engine: Engine, store: PreferenceStore) -> None:
+    def __init__(self, models: Models, engine: Writes, store: PreferenceStore) -> None:
         self._models, self._engine, self._store = models, engine, store
 
     async def compare(self, asked: CompareRequest) -> EventStream:
