@@ -56,7 +56,7 @@ def keys_add(
 def keys_list(run: Run = _TANG, store: Store = None) -> None:
     """List keys, the revoked ones too."""
     with _opened(run, store) as kept:
-        for key in kept.people.keys():
+        for key in kept.people.list_keys():
             state = f"revoked {key['revoked'][:10]}" if key["revoked"] else f"since {key['created'][:10]}"
             typer.echo("  ".join((key["id"], key["owner"], "+".join(key["scopes"]), state, key["label"])).rstrip())
 
@@ -88,7 +88,7 @@ def users_add(
 def users_list(run: Run = _TANG, store: Store = None) -> None:
     """List everybody who can log in."""
     with _opened(run, store) as kept:
-        for user in kept.people.users():
+        for user in kept.people.list_users():
             typer.echo("  ".join((user["name"], "+".join(user["scopes"]), f"since {user['created'][:10]}")))
 
 

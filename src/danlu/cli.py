@@ -146,8 +146,8 @@ def serve(
         typer.Option(
             "--store",
             "--db",
-            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the model directory, "
-            "if not given. danlu run learns from it with run.votes=STORE.",
+            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the "
+            "model directory, if not given. danlu run learns from it with run.votes=STORE.",
         ),
     ] = None,
 ) -> None:

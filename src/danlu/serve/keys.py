@@ -37,7 +37,7 @@ def routes(store: ServeStore) -> APIRouter:
 
     @router.get("/api/operator/keys")
     async def listing() -> dict[str, Any]:
-        return {"keys": await run_sync(people.keys)}
+        return {"keys": await run_sync(people.list_keys)}
 
     @router.post("/api/operator/keys", status_code=201)
     async def add(asked: NewKey, request: Request) -> dict[str, str]:

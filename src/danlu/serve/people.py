@@ -106,7 +106,7 @@ class People:
             for key in session.scalars(select(KeyRow).where(KeyRow.owner == name, KeyRow.revoked.is_(None))):
                 key.revoked = now()
 
-    def users(self) -> list[dict[str, Any]]:
+    def list_users(self) -> list[dict[str, Any]]:
         """Everybody who can log in."""
         query = select(UserRow).where(UserRow.removed.is_(None)).order_by(UserRow.name)
         with self._session() as session:
@@ -159,7 +159,7 @@ class People:
             row.revoked = row.revoked or now()
             session.execute(delete(SessionRow).where(SessionRow.key == identity))
 
-    def keys(self) -> list[dict[str, Any]]:
+    def list_keys(self) -> list[dict[str, Any]]:
         """Every key ever made, oldest first, without the key itself."""
         with self._session() as session:
             return [
