@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 Place = str | Path
@@ -38,28 +39,28 @@ def _run(folder: Path, *command: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[], str]]:
-    """Makes an empty database and returns its URL. It listens on a socket in its own folder and on no port."""
+    """Makes an empty schema and returns its URL. The server listens on a socket in its own folder and on no port."""
     programs = _programs()
     folder = Path(tempfile.mkdtemp(prefix="danlu-pg-"))  # short: a socket's path has a hundred characters at most
     if os.getuid() == 0:
         shutil.chown(folder, _NOBODY, "nogroup")
     data, numbers = folder / "data", itertools.count()
+    initdb, ctl = (str(programs / name) for name in ("initdb", "pg_ctl"))
     options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=60"
     try:
-        _run(
-            folder, str(programs / "initdb"), "-D", str(data), "-U", "keeper", "--auth=trust", "-E", "UTF8", "--no-sync"
-        )
-        _run(folder, str(programs / "pg_ctl"), "-D", str(data), "-l", str(folder / "log"), "-o", options, "-w", "start")
+        _run(folder, initdb, "-D", str(data), "-U", "keeper", "--auth=trust", "-E", "UTF8", "--no-sync")
+        _run(folder, ctl, "-D", str(data), "-l", str(folder / "log"), "-o", options, "-w", "start")
 
         def make() -> str:
             name = f"votes{next(numbers)}"
-            _run(folder, str(programs / "createdb"), "-h", str(folder), "-U", "keeper", name)
-            return f"postgresql://keeper@/{name}?host={folder}"
+            with psycopg.connect(f"host={folder} user=keeper dbname=postgres", autocommit=True) as connection:
+                connection.execute(f"CREATE SCHEMA {name}")
+            return f"postgresql://keeper@/postgres?host={folder}&options=-csearch_path%3D{name}"
 
         yield make
     finally:
         if (data / "postmaster.pid").exists():
-            _run(folder, str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "stop")
+            _run(folder, ctl, "-D", str(data), "-m", "immediate", "-w", "stop")
         shutil.rmtree(folder)
 
 
