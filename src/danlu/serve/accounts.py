@@ -20,12 +20,13 @@ from typing import Annotated, Any
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from danlu.align.storage import StoreError
+from danlu.serve.bodies import Body
 from danlu.serve.people import MAX_PASSWORD, SESSION_DAYS, Caller, People
 from danlu.serve.problems import Refusal, envelope
 from danlu.serve.rates import Bucket, Meter, Rates
@@ -148,10 +149,9 @@ def _check_header(request: Request, cookie: str) -> None:
         raise Refusal(403, "the header x-csrf-token is missing or wrong; load the page again", "csrf")
 
 
-class LoginRequest(BaseModel):
+class LoginRequest(Body):
     """POST /api/login: a user with a password, or a key."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     user: Annotated[str, Field(max_length=64)] = ""
     password: Annotated[str, Field(max_length=MAX_PASSWORD)] = ""
     key: Annotated[str, Field(max_length=200)] = ""

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 from starlette.responses import Response
 
 from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
 from danlu.records import Message
 from danlu.serve.accounts import caller_of
+from danlu.serve.bodies import Body
 from danlu.serve.dialogues import title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
@@ -28,28 +29,14 @@ from danlu.serve.wire import CompareRequest, VoteRequest
 _Words = Annotated[str, Field(max_length=1_000_000)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    @field_validator("*")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
-        return value
-
-
-class NewConversation(_Body):
+class NewConversation(Body):
     """POST /api/conversations, and PATCH of one: what is left out stays."""
 
     title: Annotated[str, Field(max_length=200)] | None = None
     system: _Words | None = None
 
 
-class NewMessage(_Body):
+class NewMessage(Body):
     """POST /api/conversations/{id}/messages: a message that was written elsewhere, such as the answer voted for."""
 
     parent: Annotated[str, Field(max_length=32)] | None = None

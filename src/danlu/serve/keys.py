@@ -11,22 +11,22 @@ from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from danlu.serve.accounts import caller_of
+from danlu.serve.bodies import Body
 from danlu.serve.people import NAME
 from danlu.serve.store import ServeStore
 
 _Limit = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
 
-class NewKey(BaseModel):
+class NewKey(Body):
     """POST /api/operator/keys; a limit of 0 is none, of null the server's own."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     owner: Annotated[str, Field(pattern=f"^{NAME}$")]
     label: Annotated[str, Field(max_length=200)] = ""
-    scopes: Annotated[list[Literal["chat", "operator"]], Field(min_length=1)] = ["chat"]
+    scopes: list[Literal["chat", "operator"]] = Field(default=["chat"], min_length=1)
     requests: _Limit | None = None
     tokens: _Limit | None = None
 

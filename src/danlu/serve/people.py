@@ -232,7 +232,7 @@ def _of_key(row: KeyRow) -> Caller:
 
 
 def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _spell(scopes: Collection[str]) -> str:
