@@ -1,6 +1,5 @@
 // The conversation: messages on the way that is shown, and the box to write in.
 
-import { Fragment } from "preact";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { Announcer } from "./announce";
 import { ComparisonView } from "./compare";
@@ -57,30 +56,28 @@ function Turns({ way }: { way: readonly Node[] }) {
     if (node.role === "assistant") {
       const asked = way[at - 1] ?? null;
       const shown = asked && shownBeside(comparisons.value.get(asked.key), node);
-      return shown ? null : <Turn key={node.key}>{noticed(node)}<Reply node={node} asked={asked} /></Turn>;
+      if (shown) return null;
+      return (
+        <section key={node.key} class="turn">
+          {node.told.value.leftOut ? <p class="note">{t("leftOut")}</p> : null}
+          <Reply node={node} asked={asked} />
+        </section>
+      );
     }
     const comparison = shownBeside(comparisons.value.get(node.key), next);
     return (
-      <Turn key={node.key}>
+      <section key={node.key} class={next && !comparison ? "turn asks" : "turn"}>
         <Question node={node} />
         {comparison && <ComparisonView comparison={comparison} last={node === last} />}
         {!comparison && node === last && !busy.value && <Unanswered asked={node} />}
-      </Turn>
+      </section>
     );
   });
-}
-
-function Turn({ children }: { children: preact.ComponentChildren }) {
-  return <section class="turn">{children}</section>;
 }
 
 /** The comparison, if it is what leads to `next`: another version of the answer may be shown instead. */
 function shownBeside(comparison: Comparison | undefined, next: Node | undefined): Comparison | null {
   return comparison && comparison.answer.value === (next?.key ?? null) ? comparison : null;
-}
-
-function noticed(node: Node) {
-  return node.told.value.leftOut ? <p class="note">{t("leftOut")}</p> : <Fragment />;
 }
 
 function Welcome() {

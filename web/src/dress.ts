@@ -63,6 +63,11 @@ function frame(pre: HTMLElement): void {
   around.append(bar, pre);
 }
 
+/** Name the buttons of a block in the language of the page. */
+export function label(block: HTMLElement): void {
+  for (const button of block.querySelectorAll(".code .copy")) button.textContent = t("copyCode");
+}
+
 async function copy(pre: HTMLElement, button: HTMLElement): Promise<void> {
   await navigator.clipboard.writeText(pre.textContent!);
   button.textContent = t("copied");

@@ -11,7 +11,7 @@ const OPTIONS: KatexOptions = {
   maxSize: 20,
   maxExpand: 500,
   // The only two whose MathML carries a style attribute, spelled by their neighbours.
-  macros: { "\\pmb": "\\boldsymbol{#1}", "\\fcolorbox": "\\boxed{\\colorbox{#2}{#3}}" },
+  macros: { "\\pmb": "\\boldsymbol{#1}", "\\fcolorbox": "\\textcolor{#1}{\\boxed{\\colorbox{#2}{#3}}}" },
 };
 
 /** Draw `tex` into `place`; false, and nothing is drawn, where it is no formula. */

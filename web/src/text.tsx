@@ -3,19 +3,21 @@
 import { memo } from "preact/compat";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { type Cut, cut } from "./blocks";
-import { dress } from "./dress";
-import { type Key, t } from "./i18n";
+import { dress, label } from "./dress";
+import { type Key, language, t } from "./i18n";
 import { render } from "./markdown";
 import type { Draft, Progress } from "./turns";
 
 const NOTES: Partial<Record<Progress, Key>> = { stopped: "stopped", cut: "cut", filtered: "filtered", failed: "failed" };
 
+const NOTHING: Cut = { settled: [], open: "" };
+
 /** An answer's words. Finished blocks keep their DOM; only the open one is drawn again. */
 export function Text({ draft }: { draft: Draft }) {
-  const done = useRef<Cut>({ settled: [], open: "" });
+  const done = useRef({ draft, cut: NOTHING });
+  if (done.current.draft !== draft) done.current = { draft, cut: NOTHING };
   const progress = draft.progress.value;
-  done.current = cut(done.current, draft.text.value);
-  const { settled, open } = done.current;
+  const { settled, open } = (done.current.cut = cut(done.current.cut, draft.text.value));
   const note = NOTES[progress];
   return (
     <div class={progress === "writing" ? "text writing" : "text"}>
@@ -36,5 +38,6 @@ const Block = memo(function Block({ source }: { source: string }) {
     place.current!.innerHTML = render(source);
     dress(place.current!);
   }, [source]);
+  useLayoutEffect(() => label(place.current!), [language.value]);
   return <div class="block" ref={place} />;
 });
