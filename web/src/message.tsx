@@ -2,14 +2,13 @@
 
 import { useSignal } from "@preact/signals";
 import { useLayoutEffect, useRef } from "preact/hooks";
-import type { Told } from "./turns";
 import { CopyButton, IconButton } from "./controls";
 import { type Key, figure, t } from "./i18n";
 import { AgainSign, EditSign, Furnace, InfoSign, NextSign, PreviousSign } from "./marks";
 import { again, busy, edit, editing, show, talk } from "./state";
 import { Text } from "./text";
 import { versions } from "./tree";
-import type { Node } from "./turns";
+import type { Node, Told } from "./turns";
 
 export function Question({ node }: { node: Node }) {
   if (editing.value === node) return <Editor node={node} />;
@@ -153,7 +152,7 @@ function details(told: Told): [string, string | number | undefined][] {
   const { usage, seconds, wait, seed, model, model_hash, finish_reason, sampling } = told;
   const tokens = (n?: number) => (n === undefined ? undefined : t("tokens", { n: figure(n) }));
   const time = (s?: number) => (s === undefined ? undefined : t("seconds", { n: figure(s, 2) }));
-  const writing = seconds && usage && seconds - (wait ?? 0) > 0 ? usage.completion_tokens / (seconds - (wait ?? 0)) : undefined;
+  const speed = seconds && usage ? usage.completion_tokens / seconds : undefined;
   const end = ENDS[finish_reason ?? ""];
   const drawn = (name: string) => sampling?.[name] as number | undefined;
   return [
@@ -162,7 +161,7 @@ function details(told: Told): [string, string | number | undefined][] {
     [t("written"), tokens(usage?.completion_tokens)],
     [t("firstWords"), time(wait)],
     [t("whole"), time(seconds)],
-    [t("speed"), writing && t("perSecond", { n: figure(writing, 1) })],
+    [t("speed"), speed && t("perSecond", { n: figure(speed, 1) })],
     [t("temperature"), drawn("temperature")],
     [t("topP"), drawn("top_p")],
     [t("seed"), seed],

@@ -5,7 +5,7 @@ import { batch, computed, signal } from "@preact/signals";
 import * as api from "./api";
 import { Pen } from "./pen";
 import { tell } from "./problem";
-import { options, rater, settings } from "./settings";
+import { models, options, rater, settings } from "./settings";
 import { type Picked, path, pick } from "./tree";
 import { type Comparison, type Draft, type Node, dropped, keep, kept, newComparison, newNode, progressOf, remembered, stored } from "./turns";
 
@@ -97,7 +97,7 @@ export class Talk {
       const began = performance.now();
       const { model, system } = settings.value;
       if (!this.id.value) this.system.value = system.trim();
-      reply.told.value = { model, sampling: { ...options() } };
+      reply.told.value = { model, model_hash: models.value.find(({ id }) => id === model)?.hash, sampling: { ...options() } };
       for await (const event of api.chat(model, question, this.system.value, options(), signal)) {
         if (event.type === "start") {
           this.id.value = event.conversation;
