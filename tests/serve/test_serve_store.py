@@ -72,6 +72,11 @@ def test_every_question_is_asked_for_an_owner(store: ServeStore) -> None:
     assert len(talks.read("alice", talk)["messages"]) == 1
 
 
+def test_what_no_database_can_hold_is_not_there(store: ServeStore) -> None:
+    with pytest.raises(UserError, match="does not exist|no such thing"):
+        store.dialogues.read("alice", "x\0")
+
+
 def test_a_deleted_conversation_takes_what_moderation_noted_of_it(store: ServeStore, tmp_path: Path) -> None:
     talk = store.dialogues.start("alice", "unmistakable title")
     user = store.dialogues.append("alice", talk, None, Message("user", "unmistakable words"))

@@ -99,6 +99,7 @@ class Database:
 
         Raises:
             StoreError: the database fails.
+            UserError: it was given what it cannot hold, and so does not.
         """
         engine = self.engine.execution_options(writing=writing)
         try:
@@ -108,6 +109,8 @@ class Database:
             what = "cannot be written" if writing else "cannot be read"
             sentence = f"the preference store {what} ({reason(error)}); see to {self.place}, then try again"
             raise StoreError(sentence) from error
+        except sql.DataError as error:  # PostgreSQL, of an id with the character NUL in it
+            raise UserError(f"there is no such thing in the preference store ({reason(error)})") from None
 
     def erase(self) -> None:
         """After a deletion: leave nothing of it in SQLite's log."""

@@ -7,6 +7,7 @@ Left out: the fields themselves; bodies in OpenAI's form (``wire``).
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -20,10 +21,9 @@ class Body(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair; no database can store it."""
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
+        """JSON can spell half a surrogate pair, and Python reads NaN; no database can store either."""
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
         return value

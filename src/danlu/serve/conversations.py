@@ -20,7 +20,7 @@ from danlu.errors import UserError
 from danlu.records import Message
 from danlu.serve.accounts import caller_of
 from danlu.serve.bodies import Body
-from danlu.serve.dialogues import title_of
+from danlu.serve.dialogues import Generation, title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import SayRequest, Talk
@@ -42,6 +42,22 @@ class NewMessage(Body):
     parent: Annotated[str, Field(max_length=32)] | None = None
     role: Literal["user", "assistant"]
     content: _Words
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    model_hash: Annotated[str, Field(max_length=128)] = ""
+    finish_reason: Annotated[str, Field(max_length=32)] = ""
+    sampling: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    usage: dict[str, Annotated[int, Field(ge=0, lt=2**31)]] = Field(default_factory=dict)
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+
+    def generation(self) -> Generation | None:
+        """How it was written, if that is told: of an answer that was compared, or comes out of a file."""
+        if self.model is None:
+            return None
+        return Generation(
+            self.model, self.model_hash, self.sampling, self.seed, self.finish_reason,
+            self.usage.get("prompt_tokens", 0), self.usage.get("completion_tokens", 0), self.seconds,
+        )  # fmt: skip
 
 
 _Contest = TypeVar("_Contest", bound=CompareRequest)
@@ -159,6 +175,7 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
     async def append(conversation: str, asked: NewMessage, request: Request) -> dict[str, str]:
         said = Message(asked.role, asked.content)
         owner = caller_of(request).owner
-        return {"id": await run_sync(dialogues.append, owner, conversation, asked.parent, said)}
+        told = asked.generation()
+        return {"id": await run_sync(dialogues.append, owner, conversation, asked.parent, said, told)}
 
     return router
