@@ -73,7 +73,7 @@ def test_every_question_is_asked_for_an_owner(store: ServeStore) -> None:
 
 
 def test_what_no_database_can_hold_is_not_there(store: ServeStore) -> None:
-    with pytest.raises(UserError, match="does not exist|no such thing"):
+    with pytest.raises(UserError, match=r"does not exist|no such thing"):
         store.dialogues.read("alice", "x\0")
 
 
