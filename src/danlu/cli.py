@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__
+from danlu import __version__, accounts_cli
 from danlu.console import Console
 from danlu.errors import UserError
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 feedback = typer.Typer(help="Votes of the people who talk to the model.", no_args_is_help=True)
 app.add_typer(feedback, name="feedback")
+app.add_typer(accounts_cli.keys, name="keys")
+app.add_typer(accounts_cli.users, name="users")
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
@@ -130,20 +132,32 @@ def chat(
 @app.command()
 def serve(
     where: Where = Path("runs/tang"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name that the server is called by, such as its proxy's.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=0, help="Requests a minute for a key; 0 is no limit.")] = 120,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens a minute for a key; 0 is no limit.")] = 200_000,
     store: Annotated[
         str | None,
         typer.Option(
-            help="Preference store, a file or a database's URL; the run's own, or one beside the model directory, "
-            "if not given. danlu run learns from it with run.votes=STORE."
+            "--store",
+            "--db",
+            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the "
+            "model directory, if not given. danlu run learns from it with run.votes=STORE.",
         ),
     ] = None,
 ) -> None:
-    """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
+    """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.places import servable_models, starters_of, votes_of
-    from danlu.serve import run_server
+    from danlu.serve import Rates, Reach, run_server
 
-    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where))
+    reach, rates = Reach(host, tuple(allow_host or ())), Rates(requests, tokens)
+    place = store or votes_of(where)
+    run_server(servable_models(where), place, port, starters=starters_of(where), reach=reach, rates=rates)
 
 
 @app.command()

@@ -154,7 +154,8 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
             handle.write(recipe.text)
-        write_json(out / RESOLVED, {"recipe": recipe.name, "sections": recipe.resolved()})
+        lives = {spec.name: spec.life for spec in specs}
+        write_json(out / RESOLVED, {"recipe": recipe.name, "stages": lives, "sections": recipe.resolved()})
         for spec in specs:
             _run_stage(run, spec, recipe, console)
             if spec.name == until:
@@ -204,7 +205,7 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
     if same:
         run.recover_seconds(spec.name)
     else:
-        run.begin(spec.name, identity)
+        run.begin(spec.name, {**identity, "why": reason})
     started = time.monotonic()
     try:
         figures = spec.function(stage)

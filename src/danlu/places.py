@@ -102,6 +102,16 @@ def servable_models(path: Path) -> dict[str, Path]:
     return {name: path / name / "model" for name in talkers}
 
 
+def runs_beside(place: Path) -> Path:
+    """The folder of the runs that the page shows with ``place``: where the run is that it is or belongs to."""
+    if place.exists():
+        real = place.resolve()
+        for folder in (real, *real.parents):
+            if (folder / RESOLVED).is_file():
+                return folder.parent
+    return runs_root()
+
+
 def starters_of(place: Path) -> list[str]:
     """Things to try with the models of a run, or with one of its models: what its evaluation shows; else nothing."""
     for folder in (place, *place.resolve().parents):

@@ -16,16 +16,17 @@ from starlette.types import Receive
 
 from danlu.infer import Completion, Token
 from danlu.serve import wire
-from danlu.serve.engine import Answers, Engine
+from danlu.serve.engine import Answers
 from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models
+from danlu.serve.rates import Writes
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire import ChatRequest, Reply
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
 
 
-async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: Receive) -> Response:
+async def complete(models: Models, engine: Writes, asked: ChatRequest, receive: Receive) -> Response:
     """Answer a request.
 
     Args:

@@ -2,7 +2,7 @@
 
 In:  a dialogue and one or two models; a vote on what was shown.
 Out: both answers as a stream; rows of the preference store; after the vote, who wrote which.
-Left out: what becomes of the votes (``align``), accounts: a rater is a pseudonym that the page makes up.
+Left out: what becomes of the votes (``align``), who may vote and in which conversation (``conversations``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers, Engine
+from danlu.serve.engine import Answers
 from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
+from danlu.serve.rates import Writes
 from danlu.serve.sse import EventStream
 from danlu.serve.wire import CompareRequest, VoteRequest
 
@@ -51,7 +52,7 @@ class Feedback:
     and each answer carries its model's hash, so nothing is lost by it.
     """
 
-    def __init__(self, models: Models, engine: Engine, store: PreferenceStore) -> None:
+    def __init__(self, models: Models, engine: Writes, store: PreferenceStore) -> None:
         self._models, self._engine, self._store = models, engine, store
 
     async def compare(self, asked: CompareRequest) -> EventStream:
@@ -88,18 +89,8 @@ class Feedback:
         shown = await run_sync(self._store.shown, ballot.comparison)
         return {side: self._identity(answer) for side, answer in zip(SIDES, shown, strict=True)}
 
-    async def forget(self, conversation: str) -> None:
-        """Delete a conversation's words and votes.
-
-        Raises:
-            UserError: there is no such conversation.
-        """
-        await run_sync(self._store.delete_conversation, conversation)
-
     async def _events(self, contest: _Contest, answers: Answers) -> AsyncIterator[dict[str, Any]]:
-        conversation = contest.asked.conversation
-        if not conversation:
-            conversation = await run_sync(self._store.start_conversation, contest.asked.rater)
+        conversation = contest.asked.conversation or ""
         yield {"type": "start", "conversation": conversation, **contest.asked.left_out(contest.turns)}
         finished: dict[int, Completion] = {}
         async for event in answers:
