@@ -30,7 +30,7 @@ from danlu.records import Preference
 
 POINTS = 400 / math.log(10)  # Elo's scale: 400 points are odds of ten to one
 ENOUGH = 10  # of ten unanimous judgements, chance makes two in a thousand
-_ROUNDS = 300
+_ROUNDS = 200
 
 Floats = NDArray[np.float64]
 
@@ -153,11 +153,13 @@ def _duels(preferences: Sequence[Preference]) -> tuple[list[str], _Duels]:
                     rows.append((a.model, b.model, score, (long - short) / max(long + short, 1), number))
     models = sorted({name for a, b, *_ in rows for name in (a, b)})
     place = {name: index for index, name in enumerate(models)}
-    first, second, score, length, judgement = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     return models, _Duels(
-        np.array([place[name] for name in first], np.int64), np.array([place[name] for name in second], np.int64),
-        np.array(score, np.float64), np.array(length, np.float64), np.array(judgement, np.int64),
-    )  # fmt: skip
+        first=np.array([place[a] for a, *_ in rows], np.int64),
+        second=np.array([place[b] for _, b, *_ in rows], np.int64),
+        score=np.array([score for _, _, score, _, _ in rows], np.float64),
+        length=np.array([length for *_, length, _ in rows], np.float64),
+        judgement=np.array([number for *_, number in rows], np.int64),
+    )
 
 
 def _seats(duels: _Duels) -> list[int]:
@@ -194,7 +196,7 @@ def _fit(
     def loss(x: Floats) -> tuple[float, Floats]:
         margin = x[first] - x[second] + x[n] * length
         pull = weight * (expit(margin) - score)
-        gradient = np.bincount(first, pull, n + 1) - np.bincount(second, pull, n + 1)
+        gradient = np.asarray(np.bincount(first, pull, n + 1) - np.bincount(second, pull, n + 1), np.float64)
         gradient[n] = pull @ length
         return float(weight @ (np.logaddexp(0.0, margin) - score * margin)), gradient
 
@@ -221,7 +223,11 @@ def _rating(
     model: str, judgements: int, record: tuple[int, int, int], points: float | None = None, low: float | None = None,
     high: float | None = None, at_equal_length: float | None = None,
 ) -> Rating:  # fmt: skip
-    decided = low is not None and high is not None and (low > 0 or high < 0) and judgements >= ENOUGH
-    figures = [None if x is None else round(float(x), 1) + 0.0 for x in (points, low, high, at_equal_length)]
-    share = None if points is None else round(float(expit(points / POINTS)), 4)
-    return Rating(model, judgements, *record, *figures, share=share, decided=decided)
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(float(value), 1) + 0.0  # no "-0.0"
+
+    return Rating(
+        model, judgements, *record, rounded(points), rounded(low), rounded(high), rounded(at_equal_length),
+        share=None if points is None else round(float(expit(points / POINTS)), 4),
+        decided=low is not None and high is not None and (low > 0 or high < 0) and judgements >= ENOUGH,
+    )  # fmt: skip

@@ -17,17 +17,19 @@ from starlette.responses import Response
 
 from danlu import __version__
 from danlu.align.preferences import PreferenceStore
-from danlu.serve import chat, page, problems
+from danlu.serve import chat, operator, page, problems
 from danlu.serve.engine import Engine
 from danlu.serve.feedback import Feedback
 from danlu.serve.limits import Door
 from danlu.serve.models import Models
-from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
+from danlu.serve.runs import Runs
+from danlu.serve.votes import RankRequest, VoteRequest
+from danlu.serve.wire import ChatRequest, CompareRequest
 
 
 def create_app(
     places: Mapping[str, Path], store: PreferenceStore, *, running: int = 4, waiting: int = 16,
-    starters: Sequence[str] = (),
+    starters: Sequence[str] = (), runs: Path | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.
 
@@ -37,6 +39,7 @@ def create_app(
         running: answers written at the same time.
         waiting: answers that may wait.
         starters: things to try, which the page offers.
+        runs: the folder of the runs that the page shows.
 
     Raises:
         UserError: a model cannot be served.
@@ -57,6 +60,7 @@ def create_app(
     problems.install(app)
     _add_openai(app, models, engine)
     _add_own(app, models, feedback, starters)
+    app.include_router(operator.routes(models, store, Runs(runs)))
     app.include_router(page.routes())
     return app
 
@@ -91,6 +95,10 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, starters: Sequenc
     @app.post("/api/compare")
     async def compare(asked: CompareRequest) -> Response:
         return await feedback.compare(asked)
+
+    @app.post("/api/rank")
+    async def rank(asked: RankRequest) -> Response:
+        return await feedback.rank(asked)
 
     @app.post("/api/vote")
     async def vote(ballot: VoteRequest) -> dict[str, Any]:
