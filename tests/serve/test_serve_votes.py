@@ -195,7 +195,7 @@ def test_ratings_say_who_is_better_once_there_are_enough_votes(http, model_dirs,
     store.close()
 
 
-def test_whoever_lacks_the_scope_sees_nothing_of_runs_and_votes(served, store):
+def test_whoever_lacks_the_scope_sees_nothing_of_runs_and_votes(model_dirs, store):
     class OnlyChat:
         """What accounts note on a request whose key may chat and nothing else."""
 
@@ -206,7 +206,7 @@ def test_whoever_lacks_the_scope_sees_nothing_of_runs_and_votes(served, store):
             scope["state"] = {**scope.get("state", {}), "caller": OnlyChat}
         await app(scope, receive, send)
 
-    app: ASGIApp = served.app
+    app: ASGIApp = create_app({"random": model_dirs["random"]}, store)
     paths = ["/api/runs", "/api/runs/tang", "/api/runs/tang/metrics?stage=sft", "/api/operator/votes",
              "/api/operator/votes.csv", "/api/operator/ratings"]  # fmt: skip
     with serving(known, store) as running, httpx.Client(base_url=running.url, timeout=30) as client:

@@ -229,5 +229,5 @@ def _rating(
     return Rating(
         model, judgements, *record, rounded(points), rounded(low), rounded(high), rounded(at_equal_length),
         share=None if points is None else round(float(expit(points / POINTS)), 4),
-        decided=low is not None and high is not None and (low > 0 or high < 0) and judgements >= ENOUGH,
+        decided=low is not None and high is not None and bool(low > 0 or high < 0) and judgements >= ENOUGH,
     )  # fmt: skip
