@@ -10,12 +10,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from live_server import Live, serving
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from danlu.align.preferences import PreferenceStore
 from danlu.records import Answer, Message
-from danlu.serve import create_app
+from danlu.serve import create_app, operator, problems
+from danlu.serve.accounts import Caller
+from danlu.serve.models import Models
+from danlu.serve.runs import Runs
 
 GREET = [{"role": "user", "content": "greet"}]
 ASK = {"models": ["knows", "random"], "answers": 3, "messages": GREET, "max_tokens": 4, "temperature": 0.9}
@@ -195,20 +199,26 @@ def test_ratings_say_who_is_better_once_there_are_enough_votes(http, model_dirs,
     store.close()
 
 
-def test_whoever_lacks_the_scope_sees_nothing_of_runs_and_votes(model_dirs, store):
-    class OnlyChat:
-        """What accounts note on a request whose key may chat and nothing else."""
-
-        scopes = frozenset({"chat"})
+def test_whoever_lacks_the_scope_sees_nothing_of_runs_and_votes(store):
+    """The routes themselves refuse, whatever stands before them."""
+    routes = FastAPI()
+    problems.install(routes)
+    router = operator.routes(Models([]), store, Runs(None))
+    routes.include_router(router)
+    scopes = {"chat"}
 
     async def known(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["state"] = {**scope.get("state", {}), "caller": OnlyChat}
-        await app(scope, receive, send)
+            scope["state"] = {**scope.get("state", {}), "caller": Caller("somebody", frozenset(scopes), "key")}
+        await routes(scope, receive, send)
 
-    app: ASGIApp = create_app({"random": model_dirs["random"]}, store)
     paths = ["/api/runs", "/api/runs/tang", "/api/runs/tang/metrics?stage=sft", "/api/operator/votes",
              "/api/operator/votes.csv", "/api/operator/ratings"]  # fmt: skip
+    assert {
+        route.path.replace("{name}", "tang") for route in operator.routes(Models([]), store, Runs(None)).routes
+    } == {path.partition("?")[0] for path in paths}
     with serving(known, store) as running, httpx.Client(base_url=running.url, timeout=30) as client:
         assert {client.get(path).status_code for path in paths} == {403}
-        assert client.get("/healthz").status_code == 200
+        assert "scope 'operator'" in client.get("/api/runs").json()["error"]["message"]
+        scopes.add("operator")
+        assert client.get("/api/runs").json() == {"runs": []}

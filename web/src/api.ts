@@ -30,7 +30,55 @@ export interface Identity {
   seed: number;
 }
 
-export type ChatEvent = { text: string } | { finish: string } | { leftOut: number };
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+}
+
+/** How an answer came about, as far as it is known. */
+export interface Facts {
+  model?: string;
+  model_hash?: string;
+  finish_reason?: string;
+  sampling?: Record<string, unknown>;
+  seed?: number;
+  usage?: Usage;
+  seconds?: number;
+}
+
+/** A message of a conversation's tree: the one it follows is its parent. */
+export interface Stored extends Facts {
+  id: string;
+  parent: string | null;
+  role: "user" | "assistant";
+  content: string;
+  created: string;
+}
+
+export interface Summary {
+  id: string;
+  title: string;
+  created: string;
+  updated: string;
+  messages: number;
+}
+
+export interface StoredConversation extends Omit<Summary, "messages"> {
+  system: string;
+  messages: Stored[];
+}
+
+/** What to answer: new words below `parent`, or, without `content`, the message `parent` once more. */
+export interface Question {
+  conversation: string | null;
+  parent: string | null;
+  content?: string;
+}
+
+export type ChatEvent =
+  | { type: "start"; conversation: string; user: string | null; left_out?: number }
+  | { type: "delta"; text: string }
+  | ({ type: "finish"; message: string | null } & Facts);
 
 export type CompareEvent =
   | { type: "start"; conversation: string; left_out: number }
@@ -65,19 +113,13 @@ export async function info(): Promise<Info> {
 
 export async function* chat(
   model: string,
-  messages: Message[],
+  question: Question,
+  system: string,
   options: Options,
   signal: AbortSignal,
 ): AsyncGenerator<ChatEvent> {
-  const body = { model, messages, stream: true, ...TRUNCATION, ...options };
-  for await (const data of events(await call("POST", "/v1/chat/completions", body, signal))) {
-    if (data === "[DONE]") return;
-    const { choices, left_out } = checked(data);
-    const choice = choices[0];
-    if (choice?.delta.role) yield { leftOut: left_out }; // once: the first piece of an answer names its role
-    if (choice?.delta.content) yield { text: choice.delta.content };
-    if (choice?.finish_reason) yield { finish: choice.finish_reason };
-  }
+  const body = { model, ...question, system, ...TRUNCATION, ...options };
+  for await (const data of events(await call("POST", "/api/chat", body, signal))) yield checked(data);
 }
 
 export async function* compare(
@@ -98,8 +140,42 @@ export async function vote(comparison: string, choice: Choice, rater: string): P
   return answer.verdict;
 }
 
-export async function forget(conversation: string): Promise<void> {
-  await call("DELETE", `/api/conversations/${encodeURIComponent(conversation)}`);
+/** A page of the conversations that were changed before a time, the last one first. */
+export async function conversations(
+  search: string,
+  before: string,
+  signal?: AbortSignal,
+): Promise<{ conversations: Summary[]; more: boolean }> {
+  const query = new URLSearchParams(Object.entries({ search, before }).filter(([, value]) => value));
+  return (await call("GET", `/api/conversations?${query}`, undefined, signal)).json();
+}
+
+export async function conversation(id: string): Promise<StoredConversation> {
+  return (await call("GET", where(id))).json();
+}
+
+export async function startConversation(title?: string, system?: string): Promise<StoredConversation> {
+  return (await call("POST", "/api/conversations", { title, system })).json();
+}
+
+export async function revise(id: string, part: { title?: string; system?: string }): Promise<void> {
+  await call("PATCH", where(id), part);
+}
+
+/** Delete a conversation, its words and its votes. */
+export async function forget(id: string): Promise<void> {
+  await call("DELETE", where(id));
+}
+
+export async function append(
+  id: string,
+  message: Pick<Stored, "parent" | "role" | "content"> & Facts,
+): Promise<string> {
+  return (await (await call("POST", `${where(id)}/messages`, message)).json()).id;
+}
+
+function where(id: string): string {
+  return `/api/conversations/${encodeURIComponent(id)}`;
 }
 
 async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {

@@ -1,11 +1,14 @@
 // An answer's words as they come: Markdown, drawn block by block, and what became of it.
 
 import { memo } from "preact/compat";
-import { useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { type Cut, cut } from "./blocks";
-import { t } from "./i18n";
+import { dress } from "./dress";
+import { type Key, t } from "./i18n";
 import { render } from "./markdown";
-import type { Draft } from "./turns";
+import type { Draft, Progress } from "./turns";
+
+const NOTES: Partial<Record<Progress, Key>> = { stopped: "stopped", cut: "cut", filtered: "filtered", failed: "failed" };
 
 /** An answer's words. Finished blocks keep their DOM; only the open one is drawn again. */
 export function Text({ draft }: { draft: Draft }) {
@@ -13,6 +16,7 @@ export function Text({ draft }: { draft: Draft }) {
   const progress = draft.progress.value;
   done.current = cut(done.current, draft.text.value);
   const { settled, open } = done.current;
+  const note = NOTES[progress];
   return (
     <div class={progress === "writing" ? "text writing" : "text"}>
       {settled.map((source, index) => (
@@ -20,12 +24,17 @@ export function Text({ draft }: { draft: Draft }) {
       ))}
       {open.trim() && <Block key="open" source={open} />}
       {progress === "writing" && !draft.text.value && <p class="note">{t("thinking")}</p>}
-      {progress === "stopped" && <p class="note">{t("stopped")}</p>}
-      {progress === "cut" && <p class="note">{t("cut")}</p>}
+      {note && <p class="note">{t(note)}</p>}
     </div>
   );
 }
 
 const Block = memo(function Block({ source }: { source: string }) {
-  return <div class="block" dangerouslySetInnerHTML={{ __html: render(source) }} />;
+  const place = useRef<HTMLDivElement>(null);
+  // Before the next paint, so that nobody sees it undressed.
+  useLayoutEffect(() => {
+    place.current!.innerHTML = render(source);
+    dress(place.current!);
+  }, [source]);
+  return <div class="block" ref={place} />;
 });

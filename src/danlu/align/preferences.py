@@ -2,30 +2,27 @@
 
 In:  prompts, the answers that were shown, votes; from the chat page, many writers at once.
 Out: ``Preference`` records and thumbs, a frozen JSONL snapshot for training, TRL's forms (``forms``).
-Left out: accounts and sessions (``serve``); the simulated human (``rankings``); how to connect (``database``); what the
-    tables are (``tables``).
+Left out: accounts and sessions (``serve``); the simulated human (``rankings``); transactions (``storage``); what the
+    tables are (``tables``) and how they came to be (``migrations``).
 
-SQLite by default (one file, every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added,
-but for one thing: a deleted conversation loses its words for good, because people have a right to that. The rollback
-journal is kept rather than a write-ahead log: votes come at the speed of people, and no second file remembers words.
+SQLite by default (every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added, but for
+one thing: a deleted conversation loses its words for good, because people have a right to that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import delete, func, select
-from sqlalchemy import exc as sql
 from sqlalchemy.orm import Session
 
-from danlu.align import database
 from danlu.align.forms import kto_rows, trl_rows
+from danlu.align.storage import Database, StoreError
 from danlu.align.tables import (
-    Base,
     ComparisonRow,
     ConversationRow,
     ReasonRow,
@@ -45,12 +42,9 @@ from danlu.records import Answer, Message, Preference, check_messages, write_pre
 
 _Judgement = TypeVar("_Judgement", VoteRow, ThumbRow)
 HELDOUT_SHARE = 0.1
-# What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
-_OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
+_MIGRATIONS = Path(__file__).with_name("migrations")
 
-
-class StoreError(UserError):
-    """The database does not do what it is there for; what was to be written has left no trace."""
+__all__ = ["HELDOUT_SHARE", "PreferenceStore", "StoreError", "split_of"]
 
 
 def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
@@ -71,17 +65,15 @@ class PreferenceStore:
     """
 
     def __init__(self, place: str | Path) -> None:
-        self.place = database.shown(str(place))
-        self._engine = database.connect(str(place))
-        try:
-            Base.metadata.create_all(self._engine.execution_options(writing=True))
-        except sql.DBAPIError as error:
-            sentence = f"preference store {self.place} cannot be opened ({_reason(error)}); check the path or URL"
-            raise UserError(sentence) from None
+        self.database = Database(place)
+        self.place = self.database.place
+        self._session = self.database.session
+        # Before there were migrations the first one's tables were made without a note of it.
+        self.database.upgrade(_MIGRATIONS, "align_version", "align_1", ComparisonRow.__tablename__)
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        self.database.close()
 
     def start_conversation(self, rater: str) -> str:
         """Open a conversation of ``rater`` (a pseudonym); returns its id."""
@@ -89,6 +81,24 @@ class PreferenceStore:
         with self._session(writing=True) as session:
             session.add(row)
             return row.id
+
+    def ensure_conversation(self, conversation: str, rater: str) -> None:
+        """Let comparisons be recorded under an id that was given out elsewhere.
+
+        Raises:
+            UserError: this conversation was deleted.
+        """
+        with self._session(writing=True) as session:
+            row = session.get(ConversationRow, conversation)
+            if row is None:
+                session.add(ConversationRow(id=conversation, rater=rater, time=now()))
+            elif row.deleted:
+                raise _gone("conversation", conversation, True)
+
+    def knows(self, conversation: str) -> bool:
+        """Whether there is such a conversation, deleted or not."""
+        with self._session() as session:
+            return session.get(ConversationRow, conversation) is not None
 
     def record(
         self, prompt: Sequence[Message], answers: Sequence[Answer], conversation: str = "",
@@ -112,7 +122,7 @@ class PreferenceStore:
             raise ValueError(f"display order {order} is not an order of {len(answers)} answers")
         with self._session(writing=True) as session:
             if conversation:
-                owner = session.get(ConversationRow, conversation)
+                owner = session.get(ConversationRow, conversation, with_for_update=True)
                 if owner is None or owner.deleted:
                     raise _gone("conversation", conversation, owner is not None)
             comparison = comparison_row(new_id(), messages, answers, order, split_of(messages), now())
@@ -136,7 +146,7 @@ class PreferenceStore:
             UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
         """
         with self._session(writing=True) as session:
-            shown = _existing(session, comparison)
+            shown = _existing(session, comparison, locked=True)
             _check_ranks(ranks, len(shown.answers), comparison)
             row = _last(session, VoteRow, comparison, rater)
             if row is None or row.ranks != list(ranks):
@@ -163,7 +173,7 @@ class PreferenceStore:
             UserError: no such comparison, a deleted one, or one of several answers.
         """
         with self._session(writing=True) as session:
-            shown = _existing(session, comparison)
+            shown = _existing(session, comparison, locked=True)
             if len(shown.answers) != 1:
                 raise UserError(f"comparison '{comparison}' showed {len(shown.answers)} answers; rank them instead")
             row = _last(session, ThumbRow, comparison, rater)
@@ -181,6 +191,15 @@ class PreferenceStore:
         """
         with self._session() as session:
             return [*map(answer_of, _existing(session, comparison).answers)]
+
+    def conversation_of(self, comparison: str) -> str:
+        """The conversation that a comparison belongs to, empty if none: who may vote on it is its owner's matter.
+
+        Raises:
+            UserError: no such comparison, or a deleted one.
+        """
+        with self._session() as session:
+            return _existing(session, comparison).conversation or ""
 
     def add(self, preference: Preference) -> bool:
         """Store a whole preference made elsewhere, such as a line of a snapshot; returns False if its id is known."""
@@ -233,7 +252,7 @@ class PreferenceStore:
             UserError: there is no such conversation.
         """
         with self._session(writing=True) as session:
-            row = session.get(ConversationRow, conversation)
+            row = session.get(ConversationRow, conversation, with_for_update=True)
             if row is None:
                 raise _gone("conversation", conversation, False)
             row.deleted = True
@@ -243,6 +262,7 @@ class PreferenceStore:
                 votes = select(VoteRow.id).where(VoteRow.comparison == shown.id)
                 session.execute(delete(ReasonRow).where(ReasonRow.vote.in_(votes)))
                 session.execute(delete(ThumbRow).where(ThumbRow.comparison == shown.id))
+        self.database.erase()
 
     def snapshot(self, path: Path) -> int:
         """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
@@ -264,21 +284,10 @@ class PreferenceStore:
         """A transaction for queries that are somebody else's; nothing may be written in it."""
         return self._session()
 
-    @contextmanager
-    def _session(self, *, writing: bool = False) -> Iterator[Session]:
-        """A transaction; what it writes is on disk when the block ends, or has left no trace."""
-        engine = self._engine.execution_options(writing=writing)
-        try:
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except _OUT_OF_ORDER as error:
-            what = "cannot be written" if writing else "cannot be read"
-            sentence = f"the preference store {what} ({_reason(error)}); see to {self.place}, then try again"
-            raise StoreError(sentence) from error
 
-
-def _existing(session: Session, comparison: str) -> ComparisonRow:
-    row = session.get(ComparisonRow, comparison)
+def _existing(session: Session, comparison: str, locked: bool = False) -> ComparisonRow:
+    """A comparison; locked for a vote, because on PostgreSQL a double click is two transactions side by side."""
+    row = session.get(ComparisonRow, comparison, with_for_update=locked)
     if row is None or row.deleted:
         raise _gone("comparison", comparison, row is not None)
     return row
@@ -313,8 +322,3 @@ def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
 def _gone(kind: str, identity: str, existed: bool) -> UserError:
     what = "was deleted" if existed else "does not exist"
     return UserError(f"{kind} '{identity}' {what}; show new answers and vote on those")
-
-
-def _reason(error: sql.SQLAlchemyError) -> str:
-    """What the database itself said, on one line and without the statement, which holds people's words."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -4,8 +4,7 @@ In:  records.
 Out: SQLAlchemy's rows of them, and records of rows.
 Left out: every query (``preferences``, ``ballots``).
 
-A table that is here is made where it is missing; a column that is added later would be missing in every store that
-people have already. What came later therefore has a table of its own: why somebody voted, and thumbs.
+The tables are made by ``migrations``: whoever changes a row here adds a step there, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from danlu.align.storage import Words
 from danlu.records import Answer, Message, Preference
 
 
@@ -58,7 +58,7 @@ class AnswerRow(Base):
     __tablename__ = "answers"
     comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
     place: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
+    text: Mapped[str] = mapped_column(Words)
     token_ids: Mapped[list[int]]
     model: Mapped[str]
     sampling: Mapped[dict[str, Any]]
@@ -82,7 +82,7 @@ class ReasonRow(Base):
 
     __tablename__ = "reasons"
     vote: Mapped[str] = mapped_column(ForeignKey("votes.id"), primary_key=True)
-    words: Mapped[str]
+    words: Mapped[str] = mapped_column(Words)
 
 
 class ThumbRow(Base):
@@ -92,7 +92,7 @@ class ThumbRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"))
     up: Mapped[bool]
-    reason: Mapped[str]
+    reason: Mapped[str] = mapped_column(Words)
     rater: Mapped[str]
     time: Mapped[str]
     __table_args__ = (Index("thumbs_by_comparison", "comparison", "rater"),)

@@ -17,12 +17,16 @@ from starlette.responses import Response
 
 from danlu import __version__
 from danlu.align.preferences import PreferenceStore
-from danlu.serve import chat, operator, page, problems
+from danlu.serve import chat, conversations, operator, page, problems
+from danlu.serve.accounts import Accounts, caller_of
+from danlu.serve.conversations import Conversations
 from danlu.serve.engine import Engine
 from danlu.serve.feedback import Feedback
 from danlu.serve.limits import Door
 from danlu.serve.models import Models
 from danlu.serve.runs import Runs
+from danlu.serve.store import ServeStore
+from danlu.serve.talk import Talk
 from danlu.serve.votes import RankRequest, VoteRequest
 from danlu.serve.wire import ChatRequest, CompareRequest
 
@@ -47,19 +51,24 @@ def create_app(
     models = Models.load(places)
     engine = Engine(running, waiting)
     feedback = Feedback(models, engine, store)
+    kept = ServeStore(store.database)
+    talk, talks = Talk(models, engine, kept.dialogues), Conversations(kept, store)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         engine.close()
+        await talk.settle()
 
     # No interactive documentation: its pages load scripts from elsewhere. The schema is at /openapi.json.
     app = FastAPI(title="danlu", lifespan=life, docs_url=None, redoc_url=None)
     app.state.engine = engine
+    app.add_middleware(Accounts, store=kept)
     app.add_middleware(Door)
     problems.install(app)
     _add_openai(app, models, engine)
-    _add_own(app, models, feedback, starters)
+    _add_own(app, models, feedback, talks, starters)
+    app.include_router(conversations.routes(talks, talk))
     app.include_router(operator.routes(models, store, Runs(runs)))
     app.include_router(page.routes())
     return app
@@ -79,7 +88,7 @@ def _add_openai(app: FastAPI, models: Models, engine: Engine) -> None:
         return models.get(name).listing()
 
 
-def _add_own(app: FastAPI, models: Models, feedback: Feedback, starters: Sequence[str]) -> None:
+def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversations, starters: Sequence[str]) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -93,17 +102,13 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, starters: Sequenc
         }
 
     @app.post("/api/compare")
-    async def compare(asked: CompareRequest) -> Response:
-        return await feedback.compare(asked)
+    async def compare(asked: CompareRequest, request: Request) -> Response:
+        return await talks.inside(caller_of(request).owner, asked, feedback.compare)
 
     @app.post("/api/rank")
-    async def rank(asked: RankRequest) -> Response:
-        return await feedback.rank(asked)
+    async def rank(asked: RankRequest, request: Request) -> Response:
+        return await talks.inside(caller_of(request).owner, asked, feedback.rank)
 
     @app.post("/api/vote")
-    async def vote(ballot: VoteRequest) -> dict[str, Any]:
-        return {"verdict": await feedback.vote(ballot)}
-
-    @app.delete("/api/conversations/{conversation}", status_code=204)
-    async def forget(conversation: str) -> None:
-        await feedback.forget(conversation)
+    async def vote(ballot: VoteRequest, request: Request) -> dict[str, Any]:
+        return {"verdict": await feedback.vote(await talks.ballot(caller_of(request).owner, ballot))}

@@ -2,7 +2,7 @@
 
 In:  a dialogue and one or more models; a vote on what was shown.
 Out: all answers as a stream; rows of the preference store; after the vote, who wrote which.
-Left out: what becomes of the votes (``align``), accounts: a rater is a pseudonym that the page makes up.
+Left out: what becomes of the votes (``align``), who may vote and in which conversation (``conversations``).
 """
 
 from __future__ import annotations
@@ -88,14 +88,6 @@ class Feedback:
         verdict = [self._identity(answer) for answer in shown]
         return dict(zip(SIDES, verdict, strict=True)) if ballot.choice else verdict
 
-    async def forget(self, conversation: str) -> None:
-        """Delete a conversation's words and votes.
-
-        Raises:
-            UserError: there is no such conversation.
-        """
-        await run_sync(self._store.delete_conversation, conversation)
-
     async def _show(
         self, asked: CompareRequest | RankRequest, names: Sequence[str], marks: Sequence[Mapping[str, Any]]
     ) -> EventStream:
@@ -117,9 +109,7 @@ class Feedback:
         return EventStream(answers, self._events(contest, answers))
 
     async def _events(self, contest: _Contest, answers: Answers) -> AsyncIterator[dict[str, Any]]:
-        conversation = contest.asked.conversation
-        if not conversation:
-            conversation = await run_sync(self._store.start_conversation, contest.asked.rater)
+        conversation = contest.asked.conversation or ""
         yield {"type": "start", "conversation": conversation, **contest.asked.left_out(contest.turns)}
         finished: dict[int, Completion] = {}
         async for event in answers:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from danlu.serve.problems import Refusal, envelope
 
 MAX_BODY_BYTES = 2_000_000
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 HEADERS = {
@@ -76,7 +77,7 @@ def _check_headers(method: str, headers: Headers) -> None:
     origin = headers.get("origin")
     if origin is not None and _name(origin.partition("://")[2]) not in HOSTS:
         raise Refusal(403, "pages from elsewhere may not use this server", "origin_not_allowed")
-    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if method in _WITH_BODY and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the body must be JSON, with content-type application/json", "unsupported_media_type")
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:

@@ -21,6 +21,7 @@ from danlu.align.ballots import Ballot
 from danlu.align.preferences import PreferenceStore
 from danlu.align.ratings import ENOUGH, left_share, rate
 from danlu.records import Preference
+from danlu.serve.accounts import caller_of
 from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
 from danlu.serve.runs import Runs
@@ -74,9 +75,7 @@ def routes(models: Models, store: PreferenceStore, runs: Runs) -> APIRouter:
 
 
 def _operators_only(request: Request) -> None:
-    """Refuse whoever is known and may not; without accounts, whoever reaches 127.0.0.1 runs the place."""
-    caller = getattr(request.state, "caller", None)
-    if caller is not None and SCOPE not in caller.scopes:
+    if SCOPE not in caller_of(request).scopes:
         raise Refusal(403, f"this key may not do that; it needs the scope '{SCOPE}'", "scope_missing")
 
 

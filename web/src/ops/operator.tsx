@@ -4,7 +4,7 @@ import { t } from "../i18n";
 
 export default function Operator() {
   return (
-    <main class="room">
+    <main class="column">
       <h1>{t("operator")}</h1>
     </main>
   );

@@ -4,7 +4,7 @@ import { t } from "../i18n";
 
 export default function Rank() {
   return (
-    <main class="room">
+    <main class="column">
       <h1>{t("rank")}</h1>
     </main>
   );

@@ -4,7 +4,7 @@ import { t } from "../i18n";
 
 export default function Runs() {
   return (
-    <main class="room">
+    <main class="column">
       <h1>{t("runs")}</h1>
     </main>
   );
