@@ -178,7 +178,7 @@ function where(id: string): string {
   return `/api/conversations/${encodeURIComponent(id)}`;
 }
 
-async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+export async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const request: RequestInit = { method, signal: signal ?? null };
   if (body !== undefined) {
     request.headers = { "content-type": "application/json" };
@@ -199,7 +199,7 @@ async function refusal(response: Response): Promise<ApiError> {
 }
 
 /** The data of each server-sent event. Bytes may be cut anywhere, in the middle of a character too. */
-async function* events(response: Response): AsyncGenerator<string> {
+export async function* events(response: Response): AsyncGenerator<string> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
@@ -213,7 +213,7 @@ async function* events(response: Response): AsyncGenerator<string> {
 }
 
 /** An event's JSON; one that tells of a fault, after the answer had begun, becomes an exception. */
-function checked(data: string) {
+export function checked(data: string) {
   const event = JSON.parse(data);
   if (event.error) throw new ApiError(event.error.message, event.error.code);
   return event;
