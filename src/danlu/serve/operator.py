@@ -19,7 +19,7 @@ from danlu.align import ballots
 from danlu.align.agreement import agree
 from danlu.align.ballots import Ballot
 from danlu.align.preferences import PreferenceStore
-from danlu.align.ratings import ENOUGH, left_share, rate
+from danlu.align.ratings import ENOUGH, Table, left_share, rate
 from danlu.records import Preference
 from danlu.serve.accounts import caller_of
 from danlu.serve.models import Models
@@ -93,6 +93,11 @@ def _vote(ballot: Ballot, models: Models) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _length(table: Table) -> dict[str, float]:
+    low, high = table.length_interval
+    return {"worth": round(table.length, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
 def _ratings(preferences: Sequence[Preference], models: Models) -> dict[str, Any]:
     """Ratings against the model that is youngest in its life of those served, which is the last."""
     table = rate(preferences, anchor=models.all()[-1].hash)
@@ -102,7 +107,7 @@ def _ratings(preferences: Sequence[Preference], models: Models) -> dict[str, Any
         "votes": len(preferences),
         "enough": ENOUGH,
         "anchor": models.name_of(table.anchor) if table else None,
-        "length": round(table.length, 3) if table else None,
+        "length": _length(table) if table else None,
         "models": [
             {**asdict(rating), "model": models.name_of(rating.model), "model_hash": rating.model}
             for rating in (table.ratings if table else ())

@@ -64,7 +64,7 @@ export interface Ratings {
   votes: number;
   enough: number;
   anchor: string | null;
-  length: number | null;
+  length: { worth: number; low: number; high: number } | null;
   models: Rating[];
   left: { times: number; of: number; low: number; high: number };
   agreement: {
@@ -127,17 +127,23 @@ export function metrics(name: string, stage: string, after: string): Promise<Ins
   return get(`/api/runs/${encodeURIComponent(name)}/metrics?${new URLSearchParams({ stage, after })}`);
 }
 
-export async function* rank(
+/** Have a question answered several times; rejects before the first event if it is refused. */
+export async function rank(
   models: string[],
   answers: number,
   prompt: string,
   options: Options,
   rater: string,
+  conversation: string,
   signal: AbortSignal,
-): AsyncGenerator<RankEvent> {
+): Promise<AsyncGenerator<RankEvent>> {
   const messages = [{ role: "user", content: prompt }];
-  const body = { models, answers, messages, rater, ...options };
-  for await (const data of events(await call("POST", "/api/rank", body, signal))) yield checked(data);
+  const body = { models, answers, messages, conversation, rater, ...options };
+  return read(await call("POST", "/api/rank", body, signal));
+}
+
+async function* read(response: Response): AsyncGenerator<RankEvent> {
+  for await (const data of events(response)) yield checked(data);
 }
 
 /** Store a ranking; tells who wrote what, place by place. */

@@ -2,7 +2,8 @@
 // Left out: how orders change (order.ts), how it looks (rank.tsx).
 
 import { batch, computed, signal } from "@preact/signals";
-import type { Identity } from "../api";
+import { type Identity, startConversation } from "../api";
+import { t } from "../i18n";
 import { recall, remember } from "../memory";
 import { Pen } from "../pen";
 import { models, options, rater, settings, starters } from "../settings";
@@ -22,6 +23,8 @@ export const verdict = signal<Identity[] | null>(null);
 export const problem = signal<string | null>(null);
 export const busy = computed(() => writing.value !== null);
 
+/** One conversation of this browser holds all its rankings, so that they can be deleted and do not fill the list. */
+const conversation = signal<string | null>(recall("rank.conversation", null));
 const newDraft = (): Draft => ({ text: signal(""), progress: signal("writing") });
 const writing = signal<AbortController | null>(null);
 
@@ -51,7 +54,7 @@ export async function write(): Promise<void> {
     reason.value = "";
   });
   try {
-    for await (const event of api.rank(asked(), howMany.value, prompt.value, options(), rater, control.signal)) {
+    for await (const event of await begin(control.signal)) {
       if (event.type === "delta") pen.write(shown.value[event.place]!.text, event.text);
       else if (event.type === "finish") shown.value[event.place]!.progress.value = progressOf(event.finish_reason);
       else if (event.type === "end") comparison.value = event.comparison;
@@ -62,6 +65,24 @@ export async function write(): Promise<void> {
     pen.flush();
     if (!comparison.value) shown.value = []; // what is not whole cannot be judged
     writing.value = null;
+  }
+}
+
+/** Ask in the conversation of rankings; where there is none yet, or it was deleted, in a new one. */
+async function begin(aborted: AbortSignal): Promise<AsyncGenerator<api.RankEvent>> {
+  const ask = async () => {
+    if (!conversation.value) {
+      conversation.value = (await startConversation(t("rank"))).id;
+      remember("rank.conversation", conversation.value);
+    }
+    return api.rank(asked(), howMany.value, prompt.value, options(), rater, conversation.value, aborted);
+  };
+  try {
+    return await ask();
+  } catch (error) {
+    if (!api.isMissing(error) || !conversation.value) throw error;
+    conversation.value = null;
+    return ask();
   }
 }
 

@@ -55,9 +55,9 @@ function Table({ got }: { got: Ratings }) {
           </tbody>
         </table>
       </div>
-      {got.length !== null && Math.abs(got.length) >= 0.05 && (
+      {got.length && (got.length.low > 0 || got.length.high < 0) && (
         <p class="note">
-          {w("lengthWorth", { value: signed(got.length, 2), which: w(got.length > 0 ? "longer" : "shorter") })}
+          {w("lengthWorth", { value: signed(got.length.worth, 2), which: w(got.length.worth > 0 ? "longer" : "shorter") })}
         </p>
       )}
     </>

@@ -40,7 +40,7 @@ function List({ first }: { first: Votes }) {
 function One({ vote }: { vote: Vote }) {
   return (
     <li>
-      <p class="line asked">{vote.prompt.at(-1)?.content}</p>
+      <p class="line prompted">{vote.prompt.at(-1)?.content}</p>
       <p class="line note">
         <strong>{verdict(vote)}</strong>
         <time dateTime={vote.time}>{moment(vote.time)}</time>
