@@ -183,7 +183,7 @@ function Funnel({ run: { funnel, dropped } }: { run: Run }) {
         <tbody>
           {funnel.map(({ step, documents, characters }) => (
             <tr key={step}>
-              <th scope="row">{step}</th>
+              <th scope="row">{named(step)}</th>
               <td class="bar"><i style={{ width: `${(100 * documents) / most}%` }} /></td>
               <td>{w("documents", { n: figure(documents) })}</td>
               <td class="note">{w("characters", { n: figure(characters) })}</td>
