@@ -48,14 +48,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (1, 2):
         Metrics(run.dir / "ppo" / METRICS).log(step, reward=0.25 * step, kl=0.5 * step)
     write_json(run.dir / "corpus" / "audit.json", {
-        "funnel": [{"step": "read", "documents": 57, "characters": 900}, {"step": "clean", "documents": 41, "characters": 700}],
+        "funnel": [
+            {"step": "read", "documents": 57, "characters": 900}, {"step": "clean", "documents": 41, "characters": 700},
+        ],
         "reasons": {"too_short": {"count": 16, "samples": []}},
     })  # fmt: skip
-    answers = [
-        {"prompt": "春", "answers": {"base": "夏夏夏", "sft": "秋\n冬"}},
-        {"prompt": "月", "answers": {"base": "水"}},
-    ]
-    write_json(run.dir / "eval" / "answers.json", {"prompts": answers})
+    spring, moon = {"base": "夏夏夏", "sft": "秋\n冬"}, {"base": "水"}
+    asked = [{"prompt": "春", "answers": spring}, {"prompt": "月", "answers": moon}]
+    write_json(run.dir / "eval" / "answers.json", {"prompts": asked})
     return root
 
 
@@ -113,7 +113,8 @@ def test_a_run_tells_its_stages_its_funnel_and_its_answers(open_page):
     expect(stages.nth(3)).to_contain_text("not begun")
     expect(page.locator(".funnel tr").nth(1)).to_contain_text("41 documents")
     expect(page.get_by_text("too short 16")).to_be_visible()
-    expect(page.locator(".ages li").nth(1)).to_have_text("after university秋\n冬", use_inner_text=True)
+    expect(page.locator(".ages li").nth(1)).to_contain_text("after university")
+    expect(page.locator(".ages li blockquote").nth(1)).to_have_text("秋 冬")
     page.get_by_label("Question").select_option("月")
     expect(page.locator(".ages li")).to_have_count(1)
 
@@ -146,7 +147,7 @@ def test_an_order_made_by_keys_is_stored_as_ranks(open_page, live):
     expect(page.get_by_text("Answer D is now 2 of 3")).to_be_attached()
     expect(page.locator("[data-place='3']")).to_be_focused()
     page.get_by_role("button", name="Move answer C down").click()  # [B] [C] [D] [A]
-    page.get_by_label("Rank of answer A").select_option("2")  # [B] [C] [A D]
+    page.get_by_label("Rank of answer A").select_option(label="3")  # [B] [C] [A D]
     page.get_by_label("Why?").fill("it greets")
     page.get_by_role("button", name="Hand in this order").click()
     page.get_by_text("Now you see who wrote which").wait_for()
@@ -233,28 +234,28 @@ def test_a_part_that_the_server_lacks_says_so(open_page):
     expect(page.get_by_text("Not available")).to_have_count(4)
 
 
-@pytest.mark.parametrize("room", ["runs", "rank", "operator"])
 @pytest.mark.parametrize(("scheme", "locale"), [("light", "en-US"), ("dark", "zh-CN")])
-def test_rooms_have_no_serious_barrier(open_page, room, scheme, locale):
+def test_rooms_have_no_serious_barrier(open_page, scheme, locale):
     page = open_page(SOME, color_scheme=scheme, locale=locale)
-    if room == "rank" and locale == "en-US":
-        answers(page, 2)
-    else:
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    for room in ("runs", "operator", "rank"):
+        if room == "rank" and locale == "en-US":
+            answers(page, 2)
+        else:
+            go(page, room)
+            page.wait_for_load_state("networkidle")
+        found = page.evaluate("axe.run('.ops')")["violations"]
+        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+        assert not serious, room
+
+
+def test_a_phone_never_scrolls_sideways(open_page):
+    page = open_page(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    for room in ("runs", "operator", "rank"):
         go(page, room)
         page.wait_for_load_state("networkidle")
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run('.ops')")["violations"]
-    serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
-    assert not serious
-
-
-@pytest.mark.parametrize("room", ["runs", "operator"])
-def test_a_phone_never_scrolls_sideways(open_page, room):
-    page = open_page(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
-    go(page, room)
-    page.wait_for_load_state("networkidle")
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.locator(".ops").evaluate("ops => ops.scrollWidth <= ops.clientWidth")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, room
+        assert page.locator(".ops").evaluate("ops => ops.scrollWidth <= ops.clientWidth"), room
 
 
 def test_orders_keep_every_answer_whatever_is_done_to_them():
