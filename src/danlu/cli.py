@@ -152,12 +152,12 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
-    from danlu.places import servable_models, starters_of, votes_of
+    from danlu.places import runs_beside, servable_models, starters_of, votes_of
     from danlu.serve import Rates, Reach, run_server
 
     reach, rates = Reach(host, tuple(allow_host or ())), Rates(requests, tokens)
-    place = store or votes_of(where)
-    run_server(servable_models(where), place, port, starters=starters_of(where), reach=reach, rates=rates)
+    models, votes = servable_models(where), store or votes_of(where)
+    run_server(models, votes, port, starters=starters_of(where), runs=runs_beside(where), reach=reach, rates=rates)
 
 
 @app.command()
@@ -276,18 +276,26 @@ def feedback_export(
         str, typer.Argument(help="A run or model directory, or a preference store: a file or a database's URL.")
     ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
+    form: Annotated[
+        str, typer.Option(help="dpo: prompt, chosen, rejected of every pair; kto: prompt, completion, good or bad.")
+    ] = "dpo",
 ) -> None:
-    """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
+    """Write the votes as JSONL in a form that TRL reads."""
     from danlu.align.database import is_url
     from danlu.align.preferences import PreferenceStore
+    from danlu.errors import unknown
     from danlu.places import votes_of
 
+    if form not in ("dpo", "kto"):
+        raise unknown("form", form, ("dpo", "kto"), "--form")
     path = Path(where)
     store = where if is_url(where) or path.is_file() else str(votes_of(path))
     if not is_url(store) and not Path(store).is_file():
         raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
-    pairs = PreferenceStore(store).export_trl(out)
-    typer.echo(f"{pairs} pairs written to {out}")
+    if form == "kto":
+        typer.echo(f"{PreferenceStore(store).export_kto(out)} answers written to {out}")
+    else:
+        typer.echo(f"{PreferenceStore(store).export_trl(out)} pairs written to {out}")
 
 
 @app.command()

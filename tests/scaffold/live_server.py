@@ -23,8 +23,8 @@ from danlu.model import Decoder, ModelConfig
 from danlu.records import Conversation, Message
 from danlu.serve import Rates, create_app
 from danlu.serve.server import listen
-from danlu.serve.worker import Setup
 from danlu.serve.store import ServeStore
+from danlu.serve.worker import Setup
 from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.tokenizer import Tokenizer

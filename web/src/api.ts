@@ -194,7 +194,7 @@ export async function logOut(): Promise<void> {
   await call("POST", "/api/logout", {});
 }
 
-async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+export async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const headers: Record<string, string> = csrf.value ? { "x-csrf-token": csrf.value } : {};
   const request: RequestInit = { method, headers, signal: signal ?? null };
   if (body !== undefined) {
@@ -217,7 +217,7 @@ async function refusal(response: Response): Promise<ApiError> {
 }
 
 /** The data of each server-sent event. Bytes may be cut anywhere, in the middle of a character too. */
-async function* events(response: Response): AsyncGenerator<string> {
+export async function* events(response: Response): AsyncGenerator<string> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
@@ -231,7 +231,7 @@ async function* events(response: Response): AsyncGenerator<string> {
 }
 
 /** An event's JSON; one that tells of a fault, after the answer had begun, becomes an exception. */
-function checked(data: string) {
+export function checked(data: string) {
   const event = JSON.parse(data);
   if (event.error) throw new ApiError(event.error.message, event.error.code);
   return event;

@@ -10,7 +10,6 @@ kernel: eight passes over fp32 logits took as long as the products themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 

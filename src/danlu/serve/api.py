@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from danlu import __version__
 from danlu.align.preferences import PreferenceStore
-from danlu.serve import accounts, chat, conversations, keys, page, problems
+from danlu.serve import accounts, chat, conversations, keys, operator, page, problems
 from danlu.serve.accounts import PUBLIC, Accounts, caller_of, current_caller
 from danlu.serve.conversations import Conversations
 from danlu.serve.engine import Engine
@@ -26,15 +26,18 @@ from danlu.serve.feedback import Feedback
 from danlu.serve.limits import Door, Reach
 from danlu.serve.models import Models
 from danlu.serve.rates import Metered, Rates, Writes
+from danlu.serve.runs import Runs
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import Talk
-from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
+from danlu.serve.votes import RankRequest, VoteRequest
+from danlu.serve.wire import ChatRequest, CompareRequest
 from danlu.serve.worker import Setup, load
 
 
 def create_app(
     places: Mapping[str, Path], store: PreferenceStore, *, setup: Setup | None = None, waiting: int = 32,
-    starters: Sequence[str] = (), own_process: bool = False, reach: Reach | None = None, rates: Rates | None = None,
+    starters: Sequence[str] = (), own_process: bool = False, runs: Path | None = None, reach: Reach | None = None,
+    rates: Rates | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application that serves the models in ``places``.
 
@@ -47,6 +50,7 @@ def create_app(
         own_process: whether the models live in a process of their own, as they do behind ``danlu serve``.
         reach: from where it can be reached; from this machine only if not given.
         rates: how much a key may ask.
+        runs: the folder of the runs that the page shows.
 
     Raises:
         UserError: a model cannot be served.
@@ -81,6 +85,7 @@ def create_app(
     app.include_router(conversations.routes(talks, talk))
     app.include_router(accounts.routes(kept))
     app.include_router(keys.routes(kept))
+    app.include_router(operator.routes(models, store, Runs(runs)))
     app.include_router(files)
     return app
 
@@ -115,6 +120,10 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversati
     @app.post("/api/compare")
     async def compare(asked: CompareRequest, request: Request) -> Response:
         return await talks.inside(caller_of(request).owner, asked, feedback.compare)
+
+    @app.post("/api/rank")
+    async def rank(asked: RankRequest, request: Request) -> Response:
+        return await talks.inside(caller_of(request).owner, asked, feedback.rank)
 
     @app.post("/api/vote")
     async def vote(ballot: VoteRequest, request: Request) -> dict[str, Any]:

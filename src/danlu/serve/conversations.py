@@ -24,7 +24,8 @@ from danlu.serve.dialogues import Generation, title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import SayRequest, Talk
-from danlu.serve.wire import CompareRequest, VoteRequest
+from danlu.serve.votes import RankRequest, VoteRequest
+from danlu.serve.wire import CompareRequest
 
 _Words = Annotated[str, Field(max_length=1_000_000)]
 
@@ -60,8 +61,7 @@ class NewMessage(Body):
         )  # fmt: skip
 
 
-_Contest = TypeVar("_Contest", bound=CompareRequest)
-_Vote = TypeVar("_Vote", bound=VoteRequest)
+_Contest = TypeVar("_Contest", CompareRequest, RankRequest)
 
 
 class Conversations:
@@ -90,7 +90,7 @@ class Conversations:
                 await run_sync(self.forget, owner, conversation)
             raise
 
-    async def ballot(self, owner: str, vote: _Vote) -> _Vote:
+    async def ballot(self, owner: str, vote: VoteRequest) -> VoteRequest:
         """Let people vote on what was shown to them, by their own name.
 
         Raises:

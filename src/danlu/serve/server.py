@@ -29,7 +29,7 @@ _LAST_WORDS_SECONDS = 5
 
 def run_server(
     models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None,
-    starters: Sequence[str] = (), reach: Reach | None = None, rates: Rates | None = None,
+    starters: Sequence[str] = (), runs: Path | None = None, reach: Reach | None = None, rates: Rates | None = None,
 ) -> None:  # fmt: skip
     """Serve until the process is told to stop.
 
@@ -41,6 +41,7 @@ def run_server(
         starters: things to try, which the page offers.
         reach: the address to listen on, and other names of the server; 127.0.0.1 and none if not given.
         rates: how much a key may ask.
+        runs: the folder of the runs that the page shows.
 
     Raises:
         UserError: the port is taken, a model cannot be served, the store cannot be opened; or others could reach the
@@ -55,7 +56,7 @@ def run_server(
                 f"{', '.join((reach.address, *reach.names))} would be open to others, and nobody has a key; make one "
                 f"first, in {preferences.place}: danlu keys add NAME, or danlu users add NAME"
             )
-        app = create_app(models, preferences, starters=starters, reach=reach, rates=rates, own_process=True)
+        app = create_app(models, preferences, starters=starters, runs=runs, reach=reach, rates=rates, own_process=True)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         shown = f"[{reach.address}]" if ":" in reach.address else reach.address
