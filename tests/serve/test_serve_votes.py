@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from danlu.align.preferences import PreferenceStore
 from danlu.records import Answer, Message
 from danlu.serve import create_app, operator, problems
+from danlu.serve.worker import Setup
 from danlu.serve.accounts import Caller
 from danlu.serve.models import Models
 from danlu.serve.runs import Runs
@@ -34,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreferenceStore]
 
 @pytest.fixture(scope="module")
 def served(model_dirs: dict[str, Path], store: PreferenceStore) -> Iterator[Live]:
-    with serving(create_app(model_dirs, store, running=6, waiting=6), store) as running:
+    with serving(create_app(model_dirs, store, setup=Setup(rows=6), waiting=6), store) as running:
         yield running
 
 
