@@ -46,6 +46,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs
 Where = Annotated[
     Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
 ]
+Shots = Annotated[
+    Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
+]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
 
 
@@ -101,13 +104,15 @@ def chat(
     stage: StageName = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
+    shots: Shots = None,
 ) -> None:
     """Talk to a model in the terminal."""
+    from danlu.infer import read_shots
     from danlu.places import find_model
     from danlu.talk import Chat
 
     model = find_model(where, stage)
-    talk = Chat(model, temperature=temperature, seed=seed)
+    talk = Chat(model, temperature=temperature, seed=seed, shots=read_shots(shots) if shots else ())
     if text is not None:
         typer.echo(talk.say(text))
         return
@@ -150,14 +155,23 @@ def serve(
             "model directory, if not given. danlu run learns from it with run.votes=STORE.",
         ),
     ] = None,
+    shots: Shots = None,
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
+    from danlu.infer import read_shots
     from danlu.places import runs_beside, servable_models, starters_of, votes_of
-    from danlu.serve import Rates, Reach, run_server
+    from danlu.serve import Options, Rates, Reach, run_server
 
-    reach, rates = Reach(host, tuple(allow_host or ())), Rates(requests, tokens)
-    models, votes = servable_models(where), store or votes_of(where)
-    run_server(models, votes, port, starters=starters_of(where), runs=runs_beside(where), reach=reach, rates=rates)
+    options = Options(
+        starters=tuple(starters_of(where)),
+        shots=tuple(read_shots(shots)) if shots else (),
+        runs=runs_beside(where),
+        reach=Reach(host, tuple(allow_host or ())),
+        rates=Rates(requests, tokens),
+        own_process=True,
+    )
+    run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)
 
 
 @app.command()

@@ -33,7 +33,8 @@ HOSTILE = "<img src=x onerror=alert(1)> [link](javascript:alert(2)) **bold** ![p
 DIALOGUES = {
     "greet": "Hello, 你好。",
     "attack": HOSTILE,
-    "count": "and on " * 40,  # never learns to end: its last token is not trained
+    # Never learns to end: its last token is not trained. As cells of a table, it is no loop that ``repair`` would cut.
+    "count": "and on | " * 30,
 }
 CONTEXT = 4096
 

@@ -2,7 +2,7 @@
 
 In:  model directories, a preference store.
 Out: ``create_app`` (FastAPI) and ``run_server``.
-Left out: metrics, moderation.
+Left out: TLS: a proxy in front has it.
 """
 
 from danlu.serve.api import create_app

@@ -204,7 +204,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._under: dict[int, tuple[Answers, int]] = {}  # by number: whose, and which of them
         self._changed = threading.Condition()
-        self._closing, self._last = False, Stats()
+        self._leaving, self._closing, self._last = False, False, Stats()
         self._line = line(self._heard, self._lost)
 
     @staticmethod
@@ -232,8 +232,9 @@ class Engine:
         with self._changed:
             queued = sum(len(answers.jobs[index].prompt) for answers, index in self._under.values())
             room = self.running + self.waiting - len(self._under)
-            if self._closing or len(jobs) > room or (self._under and queued > MAX_WAITING_TOKENS):
-                raise _busy(self._closing)
+            stopping = self._leaving or self._closing
+            if stopping or len(jobs) > room or (self._under and queued > MAX_WAITING_TOKENS):
+                raise _busy(stopping)
             self._under |= {number: (answers, index) for index, number in enumerate(numbers)}
         for number, job in zip(numbers, jobs, strict=True):
             self._line.submit(number, job)
@@ -247,6 +248,11 @@ class Engine:
     def stats(self) -> Stats:
         """How busy the worker is, a moment ago."""
         return self._last
+
+    def refuse_new(self) -> None:
+        """Take no more work: what is under way is written to its end."""
+        with self._changed:
+            self._leaving = True
 
     def close(self) -> None:
         """Stop at the next token; what is under way ends with an error that says so."""
