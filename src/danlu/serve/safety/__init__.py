@@ -1,0 +1,11 @@
+"""Two gates, before and after the model: what may be asked, and what may be answered.
+
+In:  prompts, answers that are being written, rules and, if there is one, a trained guard.
+Out: ``Safety`` (``open_safety`` makes one): prompts that are blocked, answers that end where they must.
+Left out: training the guard (``align.guard``); the review queue (``moderation``).
+"""
+
+from danlu.serve.safety.gates import MODES, Origin, Safety, blocked, open_safety
+from danlu.serve.safety.scanners import Finding
+
+__all__ = ["MODES", "Finding", "Origin", "Safety", "blocked", "open_safety"]
