@@ -244,7 +244,8 @@ def _measure(watchman: Guard, parts: dict[str, list[Example]], rate: float) -> t
         part: ([e.unsafe for e in parts[part]], watchman.scores([e.text for e in parts[part]])) for part in PARTS[1:]
     }
     unsafe, scores = scored["calibration"]
-    threshold = verdicts.threshold_at(scores, unsafe, rate)
+    # Where the kinds lie far apart the line would lie close to the safe ones: never below even odds.
+    threshold = max(0.0, verdicts.threshold_at(scores, unsafe, rate))
     unsafe, scores = scored["test"]
     called = [score >= threshold for score in scores]
     often = sum(e.unsafe for e in parts["train"]) * 2 > len(parts["train"])
