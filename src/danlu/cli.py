@@ -138,12 +138,21 @@ def serve(
             "if not given. danlu run learns from it with run.votes=STORE."
         ),
     ] = None,
+    safety: Annotated[
+        str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
+    ] = "block",
+    rules: Annotated[Path | None, typer.Option(help="A rules file (YAML) of yours, beside the bundled rules.")] = None,
+    guard: Annotated[
+        Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
+    ] = None,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
-    from danlu.places import servable_models, starters_of, votes_of
+    from danlu.places import find_guard, servable_models, starters_of, votes_of
     from danlu.serve import run_server
+    from danlu.serve.safety import open_safety
 
-    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where))
+    gates = open_safety(safety, rules, find_guard(guard) if guard else None)
+    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where), safety=gates)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 In:  a checked ``ChatRequest``.
 Out: OpenAI's chat completion, or its chunks as server-sent events.
-Left out: the wire's shapes (``wire``), who writes (``engine``).
+Left out: the wire's shapes (``wire``), who writes (``engine``), what may not be asked or answered (``safety``).
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive
 
 from danlu.infer import Completion, Token
 from danlu.serve import wire
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers, Engine, Finished, Job, Piece
 from danlu.serve.models import Models
+from danlu.serve.safety import Origin, Safety, blocked, owner_of, told, unanswered
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire import ChatRequest, Reply
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
 
 
-async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: Receive) -> Response:
-    """Answer a request.
+async def complete(models: Models, engine: Engine, safety: Safety, asked: ChatRequest, request: Request) -> Response:
+    """Answer a request; what the gates stop ends with ``finish_reason`` "content_filter".
 
     Args:
         models: what is served.
         engine: what writes.
+        safety: the gates before and after the model.
         asked: the request.
-        receive: tells of the client's leaving.
+        request: tells who asks, and of the client's leaving.
 
     Raises:
         Refusal: unknown model, too long, queue full.
@@ -40,12 +42,18 @@ async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: 
     turns = await served.fit(asked, asked.turns())
     job = await served.job(asked, turns, asked.first_seed())
     jobs = [replace(job, seed=seed) for seed in _seeds(job.seed, asked.n)]
-    answers = engine.submit(jobs)
-    reply = Reply(served.name, served.hash, asked.left_out(turns))
+    origin = Origin(owner_of(request), models=(served.name,))
+    found = await safety.scan_prompt(asked.turns(), origin)
+    reply = Reply(served.name, served.hash, {**asked.left_out(turns), **told(found)})
+    if blocked(found):
+        answers, events = Answers(jobs), unanswered(asked.n)
+    else:
+        answers = engine.submit(jobs)
+        events = safety.watch(aiter(answers), origin, asked.n)
     if asked.stream:
-        return EventStream(answers, _chunks(reply, answers, asked))
-    async with cancelled_when_gone(receive, answers):
-        finished = [event async for event in answers if isinstance(event, Finished)]
+        return EventStream(answers, _chunks(reply, answers, events, asked))
+    async with cancelled_when_gone(request.receive, answers):
+        finished = [event async for event in events if isinstance(event, Finished)]
     if len(finished) < len(jobs):
         return Response(status_code=499)  # the client left: nobody reads this
     finished.sort(key=lambda event: event.index)
@@ -76,13 +84,15 @@ def _logprobs(asked: ChatRequest, job: Job, tokens: Iterable[Token]) -> dict[str
     return wire.logprobs(job.generator.tokenizer, tokens) if asked.logprobs else None
 
 
-async def _chunks(reply: Reply, answers: Answers, asked: ChatRequest) -> AsyncIterator[Any]:
+async def _chunks(
+    reply: Reply, answers: Answers, events: AsyncIterator[Piece | Finished], asked: ChatRequest
+) -> AsyncIterator[Any]:
     """The role first, then text, then why it ended; if asked for, every chunk has ``usage``, the last one numbers."""
     nothing: dict[str, Any] = {"usage": None} if asked.counts else {}
     finished = []
     for index in range(len(answers.jobs)):
         yield reply.chunk([wire.delta(index, {"role": "assistant", "content": ""})], **nothing)
-    async for event in answers:
+    async for event in events:
         if isinstance(event, Finished):
             finished.append(event)
             choice = wire.delta(event.index, {}, event.completion.finish_reason)

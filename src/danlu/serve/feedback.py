@@ -17,9 +17,10 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers, Engine, Finished, Job, Piece
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
+from danlu.serve.safety import FILTERED, Origin, Safety, unanswered
 from danlu.serve.sse import EventStream
 from danlu.serve.wire import CompareRequest, VoteRequest
 
@@ -36,6 +37,11 @@ class _Contest:
     served: tuple[Served, ...]
     jobs: tuple[Job, ...]
 
+    def origin(self) -> Origin:
+        """Whose words the gates look at."""
+        names = tuple(one.name for one in self.served)
+        return Origin(conversation=self.asked.conversation or "", models=names)
+
     def answer(self, side: int, completion: Completion) -> Answer:
         """What was shown on a side; with the tokenizer's hash, so that its very tokens can be trained on."""
         job, served = self.jobs[side], self.served[side]
@@ -50,8 +56,8 @@ class Feedback:
     and each answer carries its model's hash, so nothing is lost by it.
     """
 
-    def __init__(self, models: Models, engine: Engine, store: PreferenceStore) -> None:
-        self._models, self._engine, self._store = models, engine, store
+    def __init__(self, models: Models, engine: Engine, store: PreferenceStore, safety: Safety) -> None:
+        self._models, self._engine, self._store, self._safety = models, engine, store, safety
 
     async def compare(self, asked: CompareRequest) -> EventStream:
         """Show two answers; the last event carries the id to vote on.
@@ -73,8 +79,11 @@ class Feedback:
             turns = await one.fit(asked, turns)
         jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
         contest = _Contest(asked, turns, tuple(contestants), tuple(jobs))
+        if await self._safety.check_prompt(asked.turns(), contest.origin()):
+            return EventStream(Answers(jobs), self._events(contest, unanswered(len(jobs))))
         answers = self._engine.submit(jobs)
-        return EventStream(answers, self._events(contest, answers))
+        watched = self._safety.watch(aiter(answers), contest.origin(), len(jobs))
+        return EventStream(answers, self._events(contest, watched))
 
     async def vote(self, ballot: VoteRequest) -> dict[str, Any]:
         """Store a vote and tell, by side, who wrote what; the store knows it, so a restarted server does too.
@@ -95,7 +104,9 @@ class Feedback:
         """
         await run_sync(self._store.delete_conversation, conversation)
 
-    async def _events(self, contest: _Contest, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def _events(
+        self, contest: _Contest, answers: AsyncIterator[Piece | Finished]
+    ) -> AsyncIterator[dict[str, Any]]:
         conversation = contest.asked.conversation
         if not conversation:
             conversation = await run_sync(self._store.start_conversation, contest.asked.rater)
@@ -108,7 +119,8 @@ class Feedback:
                 yield {"type": "finish", "side": side, "finish_reason": event.completion.finish_reason}
             else:
                 yield {"type": "delta", "side": side, "text": event.text}
-        if len(finished) == len(SIDES):
+        whole = [one for one in finished.values() if one.finish_reason != FILTERED]
+        if len(whole) == len(SIDES):  # half an answer is no match for a whole one
             yield {"type": "end", "comparison": await self._record(contest, conversation, finished)}
 
     async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:

@@ -18,6 +18,7 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.serve import page
 from danlu.serve.api import create_app
+from danlu.serve.safety import Safety
 
 ADDRESS = "127.0.0.1"
 PORT = 8000
@@ -26,7 +27,7 @@ _LAST_WORDS_SECONDS = 5
 
 def run_server(
     models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None,
-    starters: Sequence[str] = (),
+    starters: Sequence[str] = (), safety: Safety | None = None,
 ) -> None:  # fmt: skip
     """Serve until the process is told to stop.
 
@@ -36,6 +37,7 @@ def run_server(
         port: 0 takes any free one.
         console: where the address and the store's place are told.
         starters: things to try, which the page offers.
+        safety: the gates before and after the models.
 
     Raises:
         UserError: the port is taken, a model cannot be served, the store cannot be opened.
@@ -44,7 +46,7 @@ def run_server(
     listening = listen(port)  # before the models are loaded, so that a taken port is known at once
     preferences = PreferenceStore(store)
     try:
-        app = create_app(models, preferences, starters=starters)
+        app = create_app(models, preferences, starters=starters, safety=safety)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         address = f"http://{ADDRESS}:{listening.getsockname()[1]}"

@@ -5,7 +5,8 @@ Out: ``Safety`` (``open_safety`` makes one): prompts that are blocked, answers t
 Left out: training the guard (``align.guard``); the review queue (``moderation``).
 """
 
-from danlu.serve.safety.gates import MODES, Origin, Safety, blocked, open_safety
+from danlu.serve.safety.gates import MODES, Origin, Safety, blocked, open_safety, owner_of, told, unanswered
+from danlu.serve.safety.holding import FILTERED
 from danlu.serve.safety.scanners import Finding
 
-__all__ = ["MODES", "Finding", "Origin", "Safety", "blocked", "open_safety"]
+__all__ = ["FILTERED", "MODES", "Finding", "Origin", "Safety", "blocked", "open_safety", "owner_of", "told", "unanswered"]

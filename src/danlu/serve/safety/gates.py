@@ -15,8 +15,10 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from anyio.to_thread import run_sync
+from starlette.requests import Request
 
 from danlu.align.guard import Guard
 from danlu.errors import UserError, unknown
@@ -24,7 +26,7 @@ from danlu.evals.hazards import STAGES, Category, read_rules
 from danlu.records import Message
 from danlu.serve.engine import Finished, Piece
 from danlu.serve.moderation import ModerationEvent
-from danlu.serve.safety.holding import Held
+from danlu.serve.safety.holding import Held, filtered
 from danlu.serve.safety.scanners import UNSAFE, Finding, GuardScanner, RuleScanner, Scanner
 
 MODES = ("block", "review", "off")
@@ -70,7 +72,7 @@ class Safety:
         self.mode, self.categories, self._tell = mode, dict(categories or {}), tell
         self.heard: Callable[[ModerationEvent], object] = lambda _: None
 
-    def telling(self, tell: Callable[[ModerationEvent], object]) -> Safety:
+    def telling(self, tell: Callable[[ModerationEvent], object] | None) -> Safety:
         """The same gates, whose events go to ``tell``."""
         return Safety(self.scanners, self.mode, self.categories, tell)
 
@@ -145,6 +147,24 @@ class Safety:
 def blocked(found: Sequence[Finding]) -> Finding | None:
     """The first finding that blocks."""
     return next((finding for finding in found if finding.action == "block"), None)
+
+
+def told(found: Sequence[Finding]) -> dict[str, Any]:
+    """What an answer's ``moderation`` field says of its prompt: what blocks and what is warned of, if anything."""
+    loud = [finding for finding in found if finding.action in ("block", "warn")]
+    said = [{"action": finding.action, "category": finding.category} for finding in loud]
+    return {"moderation": {"prompt": said}} if said else {}
+
+
+async def unanswered(answers: int) -> AsyncIterator[Piece | Finished]:
+    """The answers to a prompt that is blocked: over before their first word."""
+    for index in range(answers):
+        yield Finished(index, filtered())
+
+
+def owner_of(request: Request) -> str:
+    """Who asks; "" where nobody has to say."""
+    return str(getattr(getattr(request.state, "caller", None), "owner", ""))
 
 
 def open_safety(mode: str = "block", rules: Path | None = None, guard: Path | None = None) -> Safety:
