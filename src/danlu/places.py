@@ -96,7 +96,9 @@ def find_guard(path: Path) -> Path:
         return path
     if Run(path).finished("guard"):
         return path / "guard" / "model"
-    raise UserError(f"{path} is neither a guard's directory nor a run with one; train one: danlu run guard guard.data=FILE")
+    raise UserError(
+        f"{path} is neither a guard's directory nor a run with one; train one: danlu run guard guard.data=FILE"
+    )
 
 
 def servable_models(path: Path) -> dict[str, Path]:

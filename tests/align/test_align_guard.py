@@ -180,7 +180,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
 
 
 def test_too_few_of_a_kind_is_said(stage: Callable[..., Stage]) -> None:
-    with pytest.raises(UserError, match="guard.data has 0 unsafe texts for train and 5 are the least"):
+    with pytest.raises(UserError, match=r"guard\.data has 0 unsafe texts for train and 5 are the least"):
         guard(stage([Example(e.text, "safe") for e in planted(200)]))
 
 
@@ -194,7 +194,7 @@ def test_the_recipe_runs_what_the_guard_needs_and_nothing_else(
     assert [spec.name for spec in stages_of(recipe)] == ["pretrain", "guard"]
     run = execute(recipe, tmp_path / "run", QUIET)
     assert run.finished("guard")
-    with pytest.raises(UserError, match="guard.data is not given"):
+    with pytest.raises(UserError, match=r"guard\.data is not given"):
         execute(read_recipe("guard", asked[:1]), tmp_path / "other", QUIET)
     with pytest.raises(UserError, match=r"guard.data: .*lables.jsonl does not exist; did you mean 'labels.jsonl'"):
         execute(read_recipe("guard", [asked[0], f"guard.data={tmp_path / 'lables.jsonl'}"]), tmp_path / "other", QUIET)

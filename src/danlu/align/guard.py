@@ -48,11 +48,11 @@ class GuardSettings(LoopSettings):
 
     data: str = ""
     """Labelled texts: JSONL with text or messages and label, folders that are named after labels, or a package."""
-    include: list[str] = []
+    include: list[str] = Field(default_factory=list)
     """Globs of the files wanted; all of them if empty."""
-    folders: dict[str, str] = {}
+    folders: dict[str, str] = Field(default_factory=dict)
     """Glob of a folder -> label, for folders that are not named after labels; others are left out."""
-    remove: list[str] = []
+    remove: list[str] = Field(default_factory=list)
     """Regular expressions of what is cut out of every text."""
     heldout: float = Field(0.3, gt=0, lt=1)
     """Share of the texts that is not learnt from: half of it sets the threshold, half measures it."""
@@ -153,9 +153,7 @@ def guard(stage: Stage) -> dict[str, Any]:
     """
     settings = cast(GuardSettings, stage.settings)
     machine = settings.machine()
-    examples = labelled.read_examples(
-        settings.data, settings.include, settings.folders, settings.remove, stage.console
-    )
+    examples = labelled.read_examples(settings.data, settings.include, settings.folders, settings.remove, stage.console)
     parts = labelled.split(examples, settings.heldout)
     _check(parts)
     base, tokenizer = hub.load_pretrained(stage.inputs["pretrain"] / "model")
@@ -188,9 +186,7 @@ def windows(tokenizer: Tokenizer, text: str, seq_len: int) -> list[list[int]]:
     return [[tokenizer.bos, *ids[start : start + room], tokenizer.eos] for start in starts]
 
 
-def _task(
-    parts: dict[str, list[Example]], settings: GuardSettings, watchman: Guard, seed: int, place: str
-) -> Task:
+def _task(parts: dict[str, list[Example]], settings: GuardSettings, watchman: Guard, seed: int, place: str) -> Task:
     tokenizer, train = watchman.tokenizer, parts["train"]
     ids = [windows(tokenizer, example.text, settings.seq_len)[0] for example in train]
     share = sum(example.unsafe for example in train) / len(train)
@@ -231,7 +227,10 @@ def _pad(rows: Sequence[list[int]], padding: int, place: str) -> tuple[Tensor, T
 
 def _check(parts: dict[str, list[Example]]) -> None:
     for part in PARTS:
-        for kind, n in (("unsafe", sum(e.unsafe for e in parts[part])), ("safe", sum(not e.unsafe for e in parts[part]))):
+        for kind, n in (
+            ("unsafe", sum(e.unsafe for e in parts[part])),
+            ("safe", sum(not e.unsafe for e in parts[part])),
+        ):
             if n < _FEWEST:
                 raise UserError(
                     f"guard.data has {n} {kind} texts for {part} and {_FEWEST} are the least; label more of them"
@@ -263,9 +262,7 @@ def _measure(watchman: Guard, parts: dict[str, list[Example]], rate: float) -> t
     }  # fmt: skip
 
 
-def _save(
-    stage: Stage, settings: GuardSettings, watchman: Guard, threshold: float, measured: dict[str, Any]
-) -> None:
+def _save(stage: Stage, settings: GuardSettings, watchman: Guard, threshold: float, measured: dict[str, Any]) -> None:
     facts = {key: measured[key] for key in ("precision", "recall", "false_positive_rate", "auc")}
     what = "A guard: it gives a text one number, the higher the more likely it is unsafe."
     card = {"title": "danlu guard", "what": what, "stage": stage.name, "threshold": round(threshold, 4), **facts}

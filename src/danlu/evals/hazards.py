@@ -79,7 +79,7 @@ class RulesFile(Settings):
 
     bundled: bool = True
     """Whether the bundled rules hold too."""
-    categories: dict[str, Category] = {}
+    categories: dict[str, Category] = Field(default_factory=dict)
     """By id."""
     rules: tuple[Rule, ...] = ()
     """In the order in which they are looked for."""
@@ -192,7 +192,7 @@ def _read(path: Path) -> RulesFile:
     return said
 
 
-_FIELDS = {"": RulesFile, "categories": Category, "rules": Rule}
+_FIELDS: dict[str, type[Settings]] = {"": RulesFile, "categories": Category, "rules": Rule}
 
 
 def _explain(problem: Any) -> str:

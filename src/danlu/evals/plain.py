@@ -80,7 +80,7 @@ def views(text: str) -> list[View]:
 
 
 def keep_back(found: list[View], width: int) -> int:
-    """Where in the original the last ``width`` plain characters begin, in the view in which they reach furthest back."""
+    """Where in the original the last ``width`` plain characters begin, in the view where they reach furthest back."""
     return min(view.starts[max(0, len(view.text) - width - SLACK)] for view in found)
 
 
@@ -151,4 +151,3 @@ def _spaced(view: View) -> View:
 def _unleet(view: View) -> View:
     """Digits and signs inside words as the letters that they resemble; same length."""
     return View(_MIXED.sub(lambda match: match[0].translate(_LEET), view.text), view.starts)
-

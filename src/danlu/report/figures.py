@@ -48,7 +48,7 @@ def figures(run: Run) -> dict[str, Any]:
         prompts: held-out prompts that those rates were measured on.
         reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name.
         kl: nats per answer between the aligned policy and the chat model at the end.
-        guard: ``precision``, ``recall``, ``false_positive_rate``, ``auc`` on texts it never saw, accuracies ``baselines``.
+        guard: ``precision``, ``recall``, ``false_positive_rate``, ``auc`` on texts it never saw; ``baselines``.
         compression: variant (dense, int8, magnitude, sparsegpt) -> bits per byte.
         bytes: model -> bytes of its weights.
         targets: list of ``{what, target, value, met}`` for the targets that this run can be held against.
@@ -123,8 +123,8 @@ def summary(result: Mapping[str, Any]) -> str:
         g = result["guard"]
         baselines = ", ".join(f"{k} {v:.1%}" for k, v in g["baselines"].items())
         lines.append(
-            f"guard       {g['accuracy']:.1%} of {g['tested']:,} texts right ({baselines}); finds {g['recall']:.1%} of the "
-            f"unsafe, calls {g['false_positive_rate']:.1%} of the safe unsafe"
+            f"guard       {g['accuracy']:.1%} of {g['tested']:,} texts right ({baselines}); finds {g['recall']:.1%} of "
+            f"the unsafe, calls {g['false_positive_rate']:.1%} of the safe unsafe"
         )
     for target in result.get("targets", []):
         verdict = "met" if target["met"] else "MISSED"

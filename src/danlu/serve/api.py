@@ -22,7 +22,7 @@ from danlu.serve.engine import Engine
 from danlu.serve.feedback import Feedback
 from danlu.serve.limits import Door
 from danlu.serve.models import Models
-from danlu.serve.moderation import ModerationStore
+from danlu.serve.reviews import ModerationStore
 from danlu.serve.safety import Safety
 from danlu.serve.wire import ChatRequest, CompareRequest, VoteRequest
 

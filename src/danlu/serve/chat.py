@@ -18,7 +18,7 @@ from danlu.infer import Completion, Token
 from danlu.serve import wire
 from danlu.serve.engine import Answers, Engine, Finished, Job, Piece
 from danlu.serve.models import Models
-from danlu.serve.safety import Origin, Safety, blocked, owner_of, told, unanswered
+from danlu.serve.safety import Origin, Safety, owner_of
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire import ChatRequest, Reply
 from danlu.streams import stream_seed
@@ -43,13 +43,8 @@ async def complete(models: Models, engine: Engine, safety: Safety, asked: ChatRe
     job = await served.job(asked, turns, asked.first_seed())
     jobs = [replace(job, seed=seed) for seed in _seeds(job.seed, asked.n)]
     origin = Origin(owner_of(request), models=(served.name,))
-    found = await safety.scan_prompt(asked.turns(), origin)
-    reply = Reply(served.name, served.hash, {**asked.left_out(turns), **told(found)})
-    if blocked(found):
-        answers, events = Answers(jobs), unanswered(asked.n)
-    else:
-        answers = engine.submit(jobs)
-        events = safety.watch(aiter(answers), origin, asked.n)
+    answers, events, further = await safety.submit(engine, jobs, asked.turns(), origin)
+    reply = Reply(served.name, served.hash, {**asked.left_out(turns), **further})
     if asked.stream:
         return EventStream(answers, _chunks(reply, answers, events, asked))
     async with cancelled_when_gone(request.receive, answers):

@@ -17,10 +17,10 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers, Engine, Finished, Job, Piece
+from danlu.serve.engine import Engine, Finished, Job, Piece
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
-from danlu.serve.safety import FILTERED, Origin, Safety, unanswered
+from danlu.serve.safety import FILTERED, Origin, Safety
 from danlu.serve.sse import EventStream
 from danlu.serve.wire import CompareRequest, VoteRequest
 
@@ -79,11 +79,8 @@ class Feedback:
             turns = await one.fit(asked, turns)
         jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
         contest = _Contest(asked, turns, tuple(contestants), tuple(jobs))
-        if await self._safety.check_prompt(asked.turns(), contest.origin()):
-            return EventStream(Answers(jobs), self._events(contest, unanswered(len(jobs))))
-        answers = self._engine.submit(jobs)
-        watched = self._safety.watch(aiter(answers), contest.origin(), len(jobs))
-        return EventStream(answers, self._events(contest, watched))
+        answers, events, _ = await self._safety.submit(self._engine, jobs, asked.turns(), contest.origin())
+        return EventStream(answers, self._events(contest, events))
 
     async def vote(self, ballot: VoteRequest) -> dict[str, Any]:
         """Store a vote and tell, by side, who wrote what; the store knows it, so a restarted server does too.

@@ -1,79 +1,29 @@
-"""What the gates found, for people to judge; their judgements are what the next guard learns from.
+"""Moderation over HTTP: asking the gates about a text, and judging what they found.
 
-In:  events of the gates, a store that keeps them, decisions of an operator.
-Out: ``ModerationEvent``; the routes of the review queue; ``POST /v1/moderations``; ``labelled_examples``.
-Left out: finding (``safety``), keeping (the store), learning (``align.guard``).
+In:  the gates, a store that keeps what they found, decisions of an operator.
+Out: ``POST /v1/moderations`` in OpenAI's form; the routes of the review queue.
+Left out: finding (``safety``), what is kept (``reviews``), learning from it (``align.guard``).
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
+from danlu.align.labelled import SAFE
 from danlu.serve.problems import Refusal
+from danlu.serve.reviews import ModerationStore, labelled_examples
+from danlu.serve.safety import Safety, reports
 
-if TYPE_CHECKING:
-    from danlu.serve.safety import Finding, Safety
-
-SAFE = "safe"
-_NAME = "danlu-safety"
-_ALL = 1_000_000
 _MAX_INPUTS, _MAX_CHARS = 32, 100_000
-# The names that clients of OpenAI's moderation read; each is answered for, even where no rule is about it.
-_OPENAI = (
-    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
-    "self-harm/instructions", "self-harm/intent", "sexual", "sexual/minors", "violence", "violence/graphic",
-)  # fmt: skip
 
 Status = Literal["open", "approved", "redacted", "labelled"]
-
-
-@dataclass(frozen=True)
-class ModerationEvent:
-    """Something that was found.
-
-    Attributes:
-        stage: ``"prompt"`` or ``"answer"``.
-        action: ``"block"``, ``"warn"`` or ``"review"``.
-        category: id in the rules file.
-        scanner: ``"rules"`` or ``"guard"``.
-        score: how sure, 0 to 1.
-        text: the message, or the answer as far as it was written.
-        owner, conversation, model: whose, where, by which model.
-    """
-
-    stage: str
-    action: str
-    category: str
-    scanner: str
-    score: float
-    text: str
-    owner: str = ""
-    conversation: str = ""
-    model: str = ""
-
-
-class ModerationStore(Protocol):
-    """What the queue needs of a store; a row is a dict with the event's fields, ``id``, ``status`` and ``label``."""
-
-    def note_moderation(self, event: ModerationEvent) -> str:
-        """Keep an event; returns its id."""
-
-    def moderation_queue(self, status: str = "open", limit: int = 100) -> list[dict[str, Any]]:
-        """Events of a status."""
-
-    def label_moderation(
-        self, id: str, decision: Literal["approve", "redact", "label"], label: str, operator: str
-    ) -> None:
-        """Keep a decision."""
 
 
 class _Decision(BaseModel):
@@ -112,14 +62,6 @@ class _ModerationRequest(BaseModel):
         return texts
 
 
-def labelled_examples(store: ModerationStore) -> Iterator[dict[str, str]]:
-    """What people decided, as rows of the JSONL that ``guard.data`` reads: what was redacted teaches nothing."""
-    for row in store.moderation_queue("approved", _ALL):
-        yield {"text": row["text"], "label": SAFE}
-    for row in store.moderation_queue("labelled", _ALL):
-        yield {"text": row["text"], "label": row["label"]}
-
-
 def add_openai_route(app: FastAPI, safety: Safety) -> None:
     """``POST /v1/moderations``, in OpenAI's form; our own categories stand beside theirs."""
 
@@ -127,8 +69,8 @@ def add_openai_route(app: FastAPI, safety: Safety) -> None:
     async def moderations(asked: _ModerationRequest) -> dict[str, Any]:
         if not safety.scanners:
             raise Refusal(404, "this server looks at nothing: it was started with --safety off", "not_found")
-        results = [_result(safety, await run_sync(safety.look, text)) for text in asked.texts()]
-        return {"id": f"modr-{uuid.uuid4().hex}", "model": _NAME, "results": results}
+        results = [reports.result(await run_sync(safety.look, text), safety.categories) for text in asked.texts()]
+        return {"id": f"modr-{uuid.uuid4().hex}", "model": reports.MODEL, "results": results}
 
 
 def add_queue_routes(app: FastAPI, store: ModerationStore, safety: Safety) -> None:
@@ -164,17 +106,3 @@ def _operator(request: Request) -> str:
     if "operator" not in caller.scopes:
         raise Refusal(403, "this needs a key with the scope 'operator'", "forbidden")
     return str(caller.owner)
-
-
-def _result(safety: Safety, found: list[Finding]) -> dict[str, Any]:
-    scores: dict[str, float] = dict.fromkeys((*_OPENAI, *safety.categories), 0.0)
-    for finding in found:
-        names = safety.categories[finding.category].openai
-        for name in (finding.category, *names):
-            scores[name] = max(scores.get(name, 0.0), finding.score)
-    return {
-        "flagged": bool(found),
-        "categories": {name: score > 0 for name, score in scores.items()},
-        "category_scores": scores,
-        "category_applied_input_types": {name: ["text"] for name in scores},
-    }

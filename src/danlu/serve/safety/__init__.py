@@ -2,11 +2,11 @@
 
 In:  prompts, answers that are being written, rules and, if there is one, a trained guard.
 Out: ``Safety`` (``open_safety`` makes one): prompts that are blocked, answers that end where they must.
-Left out: training the guard (``align.guard``); the review queue (``moderation``).
+Left out: training the guard (``align.guard``); the review queue (``reviews``).
 """
 
-from danlu.serve.safety.gates import MODES, Origin, Safety, blocked, open_safety, owner_of, told, unanswered
+from danlu.serve.safety.gates import MODES, Origin, Safety, open_safety, owner_of
 from danlu.serve.safety.holding import FILTERED
 from danlu.serve.safety.scanners import Finding
 
-__all__ = ["FILTERED", "MODES", "Finding", "Origin", "Safety", "blocked", "open_safety", "owner_of", "told", "unanswered"]
+__all__ = ["FILTERED", "MODES", "Finding", "Origin", "Safety", "open_safety", "owner_of"]

@@ -1,8 +1,8 @@
 """The gates: a prompt is looked at before the model sees it, an answer before anybody reads it.
 
 In:  scanners, in the order in which they are asked; what people say and what the model answers.
-Out: ``Safety``: ``scan_prompt`` and ``check_prompt``; ``watch``, the same answer, ended where it may not go on.
-Left out: what is found (``scanners``), what becomes of it (``moderation``).
+Out: ``Safety``: ``submit``, both gates around an engine; ``check_prompt`` and ``watch``, either by itself.
+Left out: what is found (``scanners``), what becomes of it (``reviews``).
 
 An answer is told piece by piece, each piece after every scanner is content with it: the first that blocks ends the
 answer with ``finish_reason`` "content_filter". What was told stays told, nothing is put in its place, and nothing is
@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio.to_thread import run_sync
 from starlette.requests import Request
@@ -24,8 +24,9 @@ from danlu.align.guard import Guard
 from danlu.errors import UserError, unknown
 from danlu.evals.hazards import STAGES, Category, read_rules
 from danlu.records import Message
-from danlu.serve.engine import Finished, Piece
-from danlu.serve.moderation import ModerationEvent
+from danlu.serve.engine import Answers, Engine, Finished, Job, Piece
+from danlu.serve.reviews import ModerationEvent
+from danlu.serve.safety import reports
 from danlu.serve.safety.holding import Held, filtered
 from danlu.serve.safety.scanners import UNSAFE, Finding, GuardScanner, RuleScanner, Scanner
 
@@ -47,6 +48,20 @@ class Origin:
     owner: str = ""
     conversation: str = ""
     models: tuple[str, ...] = ("",)
+
+
+class Passage(NamedTuple):
+    """What became of a prompt.
+
+    Attributes:
+        answers: what to cancel when nobody listens any more; nothing is written if the prompt is blocked.
+        events: of the answers, as far as they may be told.
+        further: the field ``moderation`` of the answer, if something loud was found in the prompt.
+    """
+
+    answers: Answers
+    events: AsyncIterator[Piece | Finished]
+    further: dict[str, Any]
 
 
 class Safety:
@@ -100,6 +115,27 @@ class Safety:
         """What blocks a dialogue, if anything does; the model must not see it then."""
         return blocked(await self.scan_prompt(messages, origin))
 
+    async def submit(
+        self, engine: Engine, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin()
+    ) -> Passage:
+        """Both gates: jobs go to the engine if their prompt may, and their answers are watched.
+
+        Args:
+            engine: what writes.
+            jobs: answers to ``messages``.
+            messages: the dialogue as the client sent it.
+            origin: for the review queue.
+
+        Raises:
+            Refusal: of the engine's.
+        """
+        found = await self.scan_prompt(messages, origin)
+        further = reports.field(found, self.categories)
+        if blocked(found):
+            return Passage(Answers(jobs), _unanswered(len(jobs)), further)
+        answers = engine.submit(jobs)
+        return Passage(answers, self.watch(aiter(answers), origin, len(jobs)), further)
+
     async def watch(
         self, events: AsyncIterator[Piece | Finished], origin: Origin = Origin(), answers: int = 1
     ) -> AsyncIterator[Piece | Finished]:
@@ -149,14 +185,7 @@ def blocked(found: Sequence[Finding]) -> Finding | None:
     return next((finding for finding in found if finding.action == "block"), None)
 
 
-def told(found: Sequence[Finding]) -> dict[str, Any]:
-    """What an answer's ``moderation`` field says of its prompt: what blocks and what is warned of, if anything."""
-    loud = [finding for finding in found if finding.action in ("block", "warn")]
-    said = [{"action": finding.action, "category": finding.category} for finding in loud]
-    return {"moderation": {"prompt": said}} if said else {}
-
-
-async def unanswered(answers: int) -> AsyncIterator[Piece | Finished]:
+async def _unanswered(answers: int) -> AsyncIterator[Piece | Finished]:
     """The answers to a prompt that is blocked: over before their first word."""
     for index in range(answers):
         yield Finished(index, filtered())

@@ -17,7 +17,6 @@ from danlu.align.guard import Guard
 from danlu.evals import plain
 from danlu.evals.hazards import Rules
 
-
 UNSAFE = "unsafe"  # the guard's category: it knows that a text is unsafe, not in which way
 
 
