@@ -248,7 +248,7 @@ def _stem(phrase: str) -> str:
 
 def _letters(phrase: str) -> str:
     letters = "".join(map(plain.letter, phrase)).strip()
-    if not letters.strip(" -"):
+    if not any(map(str.isalnum, letters)):
         raise ValueError(f"the phrase {phrase!r} has no letters")
     return letters
 

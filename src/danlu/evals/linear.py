@@ -1,7 +1,7 @@
 """Regular expressions whose time and length are bounded by their form.
 
 In:  an expression's source.
-Out: ``check``, which refuses what may take long; ``width``, the longest that it can match.
+Out: ``check``, which refuses what may take long; ``ways``, which counts how long; ``width``, the longest match.
 Left out: running it.
 
 Python's engine tries alternatives one after another, so an expression can take exponential time on a text made for it.
@@ -28,12 +28,20 @@ def check(pattern: str) -> None:
     Raises:
         ValueError: it is not an expression, or has something whose time is not bounded; says what.
     """
+    if ways(pattern) > _MAX_WAYS:
+        raise ValueError(f"pattern {pattern!r} has too many repeats that could share a text; narrow their ranges")
+
+
+def ways(pattern: str) -> int:
+    """In how many ways an expression may be tried at one place, at most.
+
+    Raises:
+        ValueError: it is not an expression, or there is no limit.
+    """
     try:
-        tree = parser.parse(pattern)
+        return _ways(parser.parse(pattern), inside=False)
     except re.error as error:
         raise ValueError(f"pattern {pattern!r} is not a regular expression ({error})") from None
-    if _ways(tree, inside=False) > _MAX_WAYS:
-        raise ValueError(f"pattern {pattern!r} has too many repeats that could share a text; narrow their ranges")
 
 
 def width(pattern: str) -> int:

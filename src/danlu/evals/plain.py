@@ -21,7 +21,7 @@ import opencc
 
 # Lower-case look-alikes of Latin letters that compatibility forms do not cover (a choice from Unicode's confusables).
 _LOOKS = {
-    "a": "аαɑ", "b": "ьвβʙ", "c": "сϲᴄ", "d": "ԁᴅ", "e": "еєεҽᴇ", "f": "ғꜰ", "g": "ցɡɢ", "h": "һнʜ",
+    "a": "аαɑᴀ", "b": "ьвβʙ", "c": "сϲᴄ", "d": "ԁᴅ", "e": "еєεҽᴇ", "f": "ғꜰ", "g": "ցɡɢ", "h": "һнʜ",
     "i": "іιıɩӏɪ", "j": "јᴊ", "k": "кκᴋ", "l": "ⅼʟ", "m": "мᴍ", "n": "пηոɴ", "o": "оοօσᴏ", "p": "рρᴘ", "q": "ԛզ",
     "r": "гʀ", "s": "ѕꜱ", "t": "тτᴛ", "u": "υսᴜ", "v": "ѵνᴠ", "w": "ѡԝɯᴡ", "x": "хχ", "y": "уγүʏ", "z": "ᴢ",
 }  # fmt: skip
@@ -64,6 +64,8 @@ class View:
 
     def without(self, gaps: list[tuple[int, int]]) -> View:
         """The view without some stretches of it, given in order."""
+        if not gaps:
+            return self
         kept = [i for (_, a), (b, _) in zip([(0, 0), *gaps], [*gaps, (len(self.text), 0)], strict=True)
                 for i in range(a, b)]  # fmt: skip
         return View("".join(self.text[i] for i in kept), (*(self.starts[i] for i in kept), self.starts[-1]))
@@ -145,7 +147,7 @@ def _spaced(view: View) -> View:
             keep = view.text.find("\n", start, end)  # a new line says more than a space
             keep = start if keep < 0 else keep
             gaps += [gap for gap in ((start, keep), (keep + 1, end)) if gap[0] < gap[1]]
-    return view.without(gaps) if gaps else view
+    return view.without(gaps)
 
 
 def _unleet(view: View) -> View:
