@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from anyio.to_thread import run_sync
 from starlette.requests import Request
@@ -24,7 +24,7 @@ from danlu.align.guard import Guard
 from danlu.errors import UserError, unknown
 from danlu.evals.hazards import STAGES, Category, read_rules
 from danlu.records import Message
-from danlu.serve.engine import Answers, Engine, Finished, Job, Piece
+from danlu.serve.engine import Answers, Finished, Job, Piece
 from danlu.serve.reviews import ModerationEvent
 from danlu.serve.safety import reports
 from danlu.serve.safety.holding import Held, filtered
@@ -48,6 +48,13 @@ class Origin:
     owner: str = ""
     conversation: str = ""
     models: tuple[str, ...] = ("",)
+
+
+class Writes(Protocol):
+    """What the gates need of an engine."""
+
+    def submit(self, jobs: Sequence[Job]) -> Answers:
+        """Begin to write answers."""
 
 
 class Passage(NamedTuple):
@@ -116,7 +123,7 @@ class Safety:
         return blocked(await self.scan_prompt(messages, origin))
 
     async def submit(
-        self, engine: Engine, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin()
+        self, engine: Writes, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin()
     ) -> Passage:
         """Both gates: jobs go to the engine if their prompt may, and their answers are watched.
 
