@@ -156,12 +156,28 @@ def serve(
         ),
     ] = None,
     shots: Shots = None,
+    safety: Annotated[
+        str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
+    ] = "block",
+    rules: Annotated[Path | None, typer.Option(help="A rules file (YAML) of yours, beside the bundled rules.")] = None,
+    guard: Annotated[
+        Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
+    guess: Annotated[
+        str,
+        typer.Option(
+            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
+            "same tokenizer."
+        ),
+    ] = "",
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.infer import read_shots
-    from danlu.places import runs_beside, servable_models, starters_of, votes_of
-    from danlu.serve import Options, Rates, Reach, run_server
+    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.serve import Options, Rates, Reach, Setup, run_server
+    from danlu.serve.safety import open_safety
 
     options = Options(
         starters=tuple(starters_of(where)),
@@ -169,6 +185,8 @@ def serve(
         runs=runs_beside(where),
         reach=Reach(host, tuple(allow_host or ())),
         rates=Rates(requests, tokens),
+        safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        setup=Setup(rows=streams, guess=guess),
         own_process=True,
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

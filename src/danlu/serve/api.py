@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from danlu import __version__
 from danlu.align.preferences import PreferenceStore
-from danlu.serve import accounts, conversations, keys, operator, page, problems, v1
+from danlu.serve import accounts, conversations, keys, moderation, operator, page, problems, v1
 from danlu.serve.accounts import PUBLIC, Accounts, caller_of, current_caller
 from danlu.serve.conversations import Conversations
 from danlu.serve.desk import Desk
@@ -56,7 +56,9 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     models, engine = Models.load(places, options.shots), _engine(places, options)
     kept, metrics, leaving = ServeStore(store.database), Metrics(engine), Leaving(engine)
     metered = Metered(engine, lambda: options.rates.of(current_caller()))
-    desk = Desk(metered, metrics)
+    safety = options.safety.telling(kept.note_moderation)
+    safety.heard = metrics.note_finding
+    desk = Desk(metered, metrics, safety)
     feedback, talk = Feedback(models, desk, store), Talk(models, desk, kept.dialogues)
     talks = Conversations(kept, store)
 
@@ -77,6 +79,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.add_middleware(Door, reach=options.reach)
     app.add_middleware(Trace, metrics=metrics)  # the last one is around all others
     app.include_router(v1.routes(models, desk, Reader(metered), engine.running + engine.waiting))
+    moderation.add_openai_route(app, safety)
+    moderation.add_queue_routes(app, kept, safety)
     _add_own(app, models, feedback, talks, options)
     _add_operation(app, metrics, leaving)
     app.include_router(conversations.routes(talks, talk))

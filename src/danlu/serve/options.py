@@ -14,6 +14,7 @@ from pathlib import Path
 from danlu.records import Message
 from danlu.serve.limits import Reach
 from danlu.serve.rates import Rates
+from danlu.serve.safety import Safety
 from danlu.serve.worker import Setup
 
 
@@ -30,6 +31,7 @@ class Options:
         runs: the folder of the runs that the page shows.
         reach: from where the server can be reached; from this machine only if not given.
         rates: how much a key may ask.
+        safety: the gates before and after the models; none if not given.
     """
 
     setup: Setup = field(default_factory=Setup)
@@ -40,3 +42,4 @@ class Options:
     runs: Path | None = None
     reach: Reach = field(default_factory=Reach)
     rates: Rates = field(default_factory=Rates)
+    safety: Safety = field(default_factory=lambda: Safety(mode="off"))
