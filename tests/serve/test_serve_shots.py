@@ -7,7 +7,7 @@ import pytest
 from live_server import serving
 
 from danlu.records import Message
-from danlu.serve import create_app
+from danlu.serve import Options, create_app
 
 SHOTS = tuple(Message(role, f"{i}, 你好") for i in range(30) for role in ("user", "assistant"))
 GREET = {"model": "knows", "messages": [{"role": "user", "content": "greet"}], "temperature": 0, "max_tokens": 2}
@@ -15,7 +15,7 @@ GREET = {"model": "knows", "messages": [{"role": "user", "content": "greet"}], "
 
 @pytest.fixture(scope="module")
 def shown(model_dirs, live):
-    app = create_app({"knows": model_dirs["knows"]}, live.store, shots=SHOTS)
+    app = create_app({"knows": model_dirs["knows"]}, live.store, Options(shots=SHOTS))
     with serving(app, live.store) as running, httpx.Client(base_url=running.url, timeout=30) as http:
         yield http
 

@@ -18,11 +18,9 @@ from starlette.types import Receive
 from danlu.infer import Completion, Token
 from danlu.records import Message
 from danlu.serve import formats, replies
-from danlu.serve.engine import Engine
+from danlu.serve.desk import Desk
 from danlu.serve.jobs import Finished, Job, Piece
-from danlu.serve.metrics import Metrics
 from danlu.serve.models import Models
-from danlu.serve.repair import repaired
 from danlu.serve.replies import Reply
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire_chat import ChatRequest
@@ -31,15 +29,14 @@ from danlu.tokens.tokenizer import Tokenizer
 from danlu.tokens.tools import Call, CallParser, introduce
 
 
-async def complete(models: Models, engine: Engine, metrics: Metrics, asked: ChatRequest, receive: Receive) -> Response:
+async def complete(models: Models, desk: Desk, asked: ChatRequest, receive: Receive) -> Response:
     """Answer a request.
 
     Args:
         models: what is served.
-        engine: what writes.
-        metrics: what counts.
+        desk: takes what is to be written.
         asked: the request.
-        receive: tells of the client's leaving.
+        request: tells who asks, and of the client's leaving.
 
     Raises:
         Refusal: unknown model, too long, a schema that cannot be kept to, queue full.
@@ -55,11 +52,9 @@ async def complete(models: Models, engine: Engine, metrics: Metrics, asked: Chat
         grammar = await run_sync(formats.compile_grammar, schema, param)
         job = replace(job, sampling=replace(job.sampling, grammar=grammar))
     jobs = [replace(job, seed=seed) for seed in seeds_of(job.seed, asked.n or 1)]
-    answers = engine.submit(jobs)
-    events = metrics.watch(answers, served.name)
-    if asked.repairs():
-        events = repaired(events, answers)
-    telling = Telling(asked, served.tokenizer, Reply(served.name, served.hash, asked.left_out(turns)))
+    answers, events, further = await desk.write(jobs, asked.turns(), repair=asked.repairs())
+    reply = Reply(served.name, served.hash, {**asked.left_out(turns), **further})
+    telling = Telling(asked, served.tokenizer, reply)
     if asked.stream:
         return EventStream(answers, telling.chunks(answers.jobs, events))
     async with cancelled_when_gone(receive, answers):

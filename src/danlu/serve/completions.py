@@ -19,11 +19,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
 from danlu.infer import Token
+from danlu.records import Message
 from danlu.serve import replies
 from danlu.serve.chat import seeds_of, tokens_of, usage_of
-from danlu.serve.engine import Engine
+from danlu.serve.desk import Desk
 from danlu.serve.jobs import Finished, Job, Piece
-from danlu.serve.metrics import Metrics
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.reading import Reader, encode_prompts
@@ -43,7 +43,7 @@ class _Echo:
 
 
 async def complete(
-    models: Models, engine: Engine, metrics: Metrics, reader: Reader, asked: CompletionRequest, receive: Receive
+    models: Models, desk: Desk, reader: Reader, most: int, asked: CompletionRequest, receive: Receive
 ) -> Response:
     """Answer a request.
 
@@ -52,12 +52,12 @@ async def complete(
     """
     served = models.get(asked.model)
     prompts = await run_sync(encode_prompts, served.tokenizer, asked.prompt, "prompt")
-    jobs = _jobs(engine, served, asked, prompts)
+    jobs = _jobs(most, served, asked, prompts)
     telling = _Telling(asked, served, await _echoes(reader, served, asked, prompts))
     if not jobs:
         return JSONResponse(telling.unanswered(sum(map(len, prompts))))
-    answers = engine.submit(jobs)
-    events = metrics.watch(answers, served.name)
+    texts = [Message("user", served.tokenizer.decode(prompt)) for prompt in prompts]
+    answers, events, _ = await desk.write(jobs, texts)
     if asked.stream:
         return EventStream(answers, telling.chunks(jobs, events))
     async with cancelled_when_gone(receive, answers):
@@ -67,13 +67,11 @@ async def complete(
     return JSONResponse(telling.whole(jobs, finished))
 
 
-def _jobs(engine: Engine, served: Served, asked: CompletionRequest, prompts: Sequence[list[int]]) -> list[Job]:
+def _jobs(most: int, served: Served, asked: CompletionRequest, prompts: Sequence[list[int]]) -> list[Job]:
     """``n`` jobs for every prompt, in order; none if nothing is to be written."""
     n, wanted = asked.n or 1, asked.limit()
-    if len(prompts) * n > engine.running + engine.waiting:
-        message = (
-            f"{len(prompts) * n} answers were asked for, and {engine.running + engine.waiting} are the most at once"
-        )
+    if len(prompts) * n > most:
+        message = f"{len(prompts) * n} answers were asked for, and {most} are the most at once"
         raise Refusal(400, f"{message}; ask for fewer", "invalid_value", "prompt")
     for prompt in prompts:
         if len(prompt) + wanted > served.context:

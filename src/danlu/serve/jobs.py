@@ -1,8 +1,9 @@
 """What goes between the server and the worker that holds the models: answers to write or prompts to read, and what
 becomes of them.
 
-In:  and out: plain records, and the same as JSON for a worker in a process of its own.
-Left out: sockets and threads (``engine``, ``worker``). Never pickle: it runs what it reads.
+In:  plain records, or lines of JSON from a process of its own.
+Out: the other of the two.
+Left out: sockets and threads (``engine``, ``worker``).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from starlette.types import Scope
 from danlu import __version__
 from danlu.serve.engine import Answers
 from danlu.serve.jobs import Finished, Piece, Stats
+from danlu.serve.reviews import ModerationEvent
 
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BETWEEN = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -55,6 +56,7 @@ class Metrics:
         self._success = counter("request_success", "Answers written to their end", "model", "finish_reason")
         self._prompt = counter("prompt_tokens", "Tokens read", "model")
         self._generated = counter("generation_tokens", "Tokens written", "model")
+        self._findings = counter("moderation", "What the gates found", "stage", "action", "category")
         self._first = histogram("time_to_first_token_seconds", "From asking to the first text", _FIRST)
         self._between = histogram("inter_token_latency_seconds", "Between tokens of an answer", _BETWEEN)
         self._whole = histogram("e2e_latency_seconds", "From asking to the end of the answer", _WHOLE)
@@ -68,15 +70,20 @@ class Metrics:
         if status >= 400:
             self._rejected.labels(scope.get("state", {}).get("refused") or "unknown").inc()
 
-    async def watch(self, answers: Answers, model: str) -> AsyncIterator[Piece | Finished]:
+    def note_finding(self, event: ModerationEvent) -> None:
+        """A gate has found something."""
+        self._findings.labels(event.stage, event.action, event.category).inc()
+
+    async def watch(self, answers: Answers) -> AsyncIterator[Piece | Finished]:
         """The events of ``answers``, unchanged, timed and counted."""
         asked = time.monotonic()
-        prompts = {id(job.prompt): job.prompt for job in answers.jobs}  # several answers share one
-        self._prompt.labels(model).inc(sum(map(len, prompts.values())))
+        prompts = {id(job.prompt): job for job in answers.jobs}  # several answers share one
+        for job in prompts.values():
+            self._prompt.labels(job.model).inc(len(job.prompt))
         told: dict[int, float] = {}
         counted = dict.fromkeys(range(len(answers.jobs)), 0)
         async for event in answers:
-            now = time.monotonic()
+            now, model = time.monotonic(), answers.jobs[event.index].model
             if isinstance(event, Finished):
                 fresh = len(event.completion.tokens) - counted[event.index]
                 self._whole.labels(model).observe(now - asked)

@@ -136,6 +136,10 @@ class Models:
             raise Refusal(404, message, "model_not_found", "model")
         return self._served[name]
 
+    def name_of(self, hash: str) -> str:
+        """What a model is called; one that is no longer served is called by its hash."""
+        return next((served.name for served in self._served.values() if served.hash == hash), hash[:12])
+
     def all(self) -> list[Served]:
         """Every model."""
         return list(self._served.values())

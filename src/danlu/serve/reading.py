@@ -20,10 +20,10 @@ from anyio.to_thread import run_sync
 from pydantic import BaseModel
 
 from danlu.infer import Sampling
-from danlu.serve.engine import Engine
 from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
+from danlu.serve.rates import Writes
 from danlu.serve.wire import dialogue
 from danlu.serve.wire_text import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from danlu.tokens import chat
@@ -75,7 +75,7 @@ class PlainText(BaseModel):
 class Reader:
     """Lets one reading at a time pass, a few wait, and refuses more: nobody's texts may hold up everybody's answers."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Writes) -> None:
         self._engine, self._turn = engine, CapacityLimiter(1)
 
     async def read(self, model: str, prompts: Sequence[Sequence[int]], what: str, top: int = 0) -> list[Finished]:

@@ -13,8 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from danlu.serve import chat, completions, reading
-from danlu.serve.engine import Engine
-from danlu.serve.metrics import Metrics
+from danlu.serve.desk import Desk
 from danlu.serve.models import Models
 from danlu.serve.replies import ChatCompletion, ModelCard, ModelList, TextCompletion
 from danlu.serve.wire_chat import ChatRequest
@@ -23,18 +22,24 @@ from danlu.serve.wire_text import CompletionRequest, DetokenizeRequest, Embeddin
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
-def routes(models: Models, engine: Engine, metrics: Metrics) -> APIRouter:
-    """Chat, completions, embeddings, models, token ids."""
+def routes(models: Models, desk: Desk, reader: reading.Reader, most: int) -> APIRouter:
+    """Chat, completions, embeddings, models, token ids.
+
+    Args:
+        models: what is served.
+        desk: takes what is to be written.
+        reader: takes what is to be read.
+        most: answers that can be asked for at once.
+    """
     router = APIRouter(prefix="/v1")
-    reader = reading.Reader(engine)
 
     @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": _STREAM}})
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        return await chat.complete(models, engine, metrics, asked, request.receive)
+        return await chat.complete(models, desk, asked, request.receive)
 
     @router.post("/completions", responses={200: {"model": TextCompletion, "content": _STREAM}})
     async def text_completions(asked: CompletionRequest, request: Request) -> Response:
-        return await completions.complete(models, engine, metrics, reader, asked, request.receive)
+        return await completions.complete(models, desk, reader, most, asked, request.receive)
 
     @router.post("/embeddings", responses={200: {"model": reading.EmbeddingList}})
     async def embeddings(asked: EmbeddingRequest) -> dict[str, Any]:

@@ -223,14 +223,6 @@ class CompareRequest(Asking):
     rater: _Rater = ""
 
 
-class VoteRequest(Body):
-    """POST /api/vote."""
-
-    comparison: Annotated[Text, Field(min_length=1, max_length=32)]
-    choice: Literal["left", "right", "tie", "both_bad"]
-    rater: _Rater = ""
-
-
 def refuse_unsupported(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
     """Refuse known fields that are not supported unless they have a value that changes nothing.
 
