@@ -74,6 +74,9 @@ class Engine(Protocol):
     stop_ids: tuple[int, ...]
     tokenizer: Tokenizer
 
+    def head(self, states: Tensor) -> Tensor:
+        """(R, D) -> logits (R, V) in fp32."""
+
 
 class Batch:
     """Some rows, from their prompts to their ends.
@@ -163,7 +166,7 @@ class Batch:
         cache.reach = tokens.shape[1]
         positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
         states = model.hidden(tokens, positions, cache=cache).states  # U, T, D
-        logits = self._head(states[torch.arange(len(unique), device=device), last])
+        logits = self._engine.head(states[torch.arange(len(unique), device=device), last])
         if len(unique) < len(prompts):
             place = {prompt: i for i, prompt in enumerate(unique)}
             copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
@@ -176,11 +179,7 @@ class Batch:
         self._cache.reach = int(positions.max()) + 1
         states = self._engine.model.hidden(tokens[:, None], positions[:, None], cache=self._cache).states
         self._positions = positions + self._alive  # an ended row stays where it is until it is dropped
-        return self._head(states[:, 0])
-
-    def _head(self, states: Tensor) -> Tensor:
-        weight = self._engine.output_weight
-        return (states.to(weight.dtype) @ weight.T).float()
+        return self._engine.head(states[:, 0])
 
     def _end(self, tokens: Tensor) -> None:
         """Find the rows that this step's tokens (B,) have brought to an end."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from danlu.model.cache import KVLayer
 from danlu.model.config import ModelConfig
+from danlu.model.linear import Joint
 from danlu.model.norm import RMSNorm
 from danlu.model.positions import Rope, rotate
 from danlu.model.quantized import make_linear
@@ -166,7 +167,7 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor, s
     return mixed.view(batch, heads, length, v.shape[-1])
 
 
-class GroupedQueryAttention(nn.Module):
+class GroupedQueryAttention(Joint):
     """Attention with ``n_kv_heads`` key-value heads (Ainslie et al. 2023); multi-head attention when all have one.
 
     Args:
@@ -188,7 +189,7 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, cache: KVLayer | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, keys and values are written at ``context.positions`` and read back."""
-        q, k, v = (_heads(part(x), self.config.head_dim) for part in (self.q, self.k, self.v))  # B, H, T, D
+        q, k, v = (_heads(part, self.config.head_dim) for part in self.through(x))  # B, H, T, D
         if self.config.qk_norm:  # of every head, before its rotation (Qwen3)
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rope is not None:
@@ -201,6 +202,10 @@ class GroupedQueryAttention(nn.Module):
         mixed = attend(q, k, v, scale=config.head_dim**-0.5, mask=mask, softcap=config.attn_softcap)
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def together(self) -> tuple[nn.Module, ...]:
+        """The layers of the input."""
+        return self.q, self.k, self.v
 
 
 def _heads(x: Tensor, dim: int) -> Tensor:

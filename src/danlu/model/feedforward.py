@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.model.config import ModelConfig
+from danlu.model.linear import Joint
 from danlu.model.quantized import make_linear
 
 
@@ -36,7 +37,7 @@ class MLP(nn.Module):
         return out
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Joint):
     """``down(act(gate(x)) * up(x))`` (Shazeer 2020, SwiGLU when the activation is SiLU)."""
 
     def __init__(self, config: ModelConfig, width: int) -> None:
@@ -48,8 +49,13 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        out: Tensor = self.down(activate(self.activation, self.gate(x)) * self.up(x))
+        gate, up = self.through(x)
+        out: Tensor = self.down(activate(self.activation, gate) * up)
         return out
+
+    def together(self) -> tuple[nn.Module, ...]:
+        """The layers of the input."""
+        return self.gate, self.up
 
 
 def make_dense(config: ModelConfig) -> MLP | GatedMLP:
