@@ -29,6 +29,7 @@ check: $(STAMP)  ## lint, types, house and unit tests: about a minute
 
 test: $(STAMP)  ## everything but GPU tests
 	sh scripts/install-browser.sh
+	sh scripts/install-postgres.sh
 	$(BIN)/ruff check src tests bench hatch_build.py
 	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy

@@ -7,11 +7,13 @@ Left out: routed experts (``moe``).
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.model.config import ModelConfig
-from danlu.model.linear import Joint
 from danlu.model.quantized import make_linear
 
 
@@ -19,7 +21,16 @@ def activate(kind: str, x: Tensor) -> Tensor:
     """``"silu"``; ``"gelu"``, which is BERT's; or its tanh form ``"gelu_tanh"``, GPT-2's and visibly different."""
     if kind == "silu":
         return F.silu(x)
+    if kind == "gelu_tanh" and x.is_cuda and torch.compiler.is_compiling():
+        return gelu_by_sigmoid(x)
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def gelu_by_sigmoid(x: Tensor) -> Tensor:
+    """The tanh form of GELU with ``(1 + tanh(u)) / 2 = sigmoid(2 u)``: a compiled tanh takes longer than the memory."""
+    wide = x.float()
+    twice = 2 * math.sqrt(2 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return (wide * twice.sigmoid()).to(x.dtype)
 
 
 class MLP(nn.Module):
@@ -37,7 +48,7 @@ class MLP(nn.Module):
         return out
 
 
-class GatedMLP(Joint):
+class GatedMLP(nn.Module):
     """``down(act(gate(x)) * up(x))`` (Shazeer 2020, SwiGLU when the activation is SiLU)."""
 
     def __init__(self, config: ModelConfig, width: int) -> None:
@@ -49,13 +60,8 @@ class GatedMLP(Joint):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        gate, up = self.through(x)
-        out: Tensor = self.down(activate(self.activation, gate) * up)
+        out: Tensor = self.down(activate(self.activation, self.gate(x)) * self.up(x))
         return out
-
-    def together(self) -> tuple[nn.Module, ...]:
-        """The layers of the input."""
-        return self.gate, self.up
 
 
 def make_dense(config: ModelConfig) -> MLP | GatedMLP:

@@ -7,7 +7,7 @@ Left out: autocast contexts; the cast is written where it happens, costs nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,23 +40,3 @@ class Linear(nn.Linear):
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as numbers of ``dtype``, for those who multiply with parts of it."""
         return self.weight.to(dtype)
-
-
-class Joint(nn.Module):
-    """A module that puts the same input through several layers, which may be one product.
-
-    Attributes:
-        native_together: a faster way to all of them, as ``Linear.native``.
-    """
-
-    native_together: Callable[[Tensor], list[Tensor]] | None = None
-
-    def together(self) -> Sequence[nn.Module]:
-        """The layers, ``Linear`` or ``QuantLinear``."""
-        raise NotImplementedError
-
-    def through(self, x: Tensor) -> list[Tensor]:
-        """(..., in) -> (..., out) of every layer."""
-        if self.native_together is not None:
-            return self.native_together(x)
-        return [layer(x) for layer in self.together()]

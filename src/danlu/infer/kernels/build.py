@@ -24,7 +24,7 @@ from danlu.device import cpu_flags
 from danlu.errors import UserError
 from danlu.files import hash_value
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCE = Path(__file__).with_name("kernels.cpp")  # which includes the headers beside it
 _FLAGS = (
     "-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC",
 )  # fmt: skip
@@ -52,8 +52,8 @@ def build() -> Built:
     compiler = _compiler()
     if compiler is None:
         return Built(None, "there is no C++ compiler (looked for CXX, c++, g++, clang++)")
-    source = _SOURCE.read_text(encoding="utf-8")
-    place = cache_root() / "kernels" / hash_value([source, _FLAGS, compiler, sorted(cpu_flags())])
+    sources = [path.read_text(encoding="utf-8") for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]
+    place = cache_root() / "kernels" / hash_value([sources, _FLAGS, compiler, sorted(cpu_flags())])
     try:
         with _alone(place.with_name(f"{place.name}.lock")):
             cached(place, lambda beside: _compile(compiler, beside / _LIBRARY))
