@@ -94,7 +94,7 @@ def test_what_nobody_forbids_is_answered_as_ever(client: openai.OpenAI) -> None:
     assert answer.moderation is None
 
 
-def test_a_comparison_with_a_blocked_side_is_nothing_to_vote_on(guarded: Live) -> None:
+def test_a_comparison_with_a_blocked_side_is_nothing_to_vote_on(guarded: Live, tmp_path: Path) -> None:
     asked = {"models": ["knows", "random"], "max_tokens": 40, "temperature": 0.01}
     for messages in (HARM, GREET):
         answer = httpx.post(f"{guarded.url}/api/compare", json=asked | {"messages": messages}, timeout=30)
@@ -103,7 +103,7 @@ def test_a_comparison_with_a_blocked_side_is_nothing_to_vote_on(guarded: Live) -
         assert finished.keys() == {"left", "right"}
         assert "content_filter" in finished.values()
         assert events[-1]["type"] == "finish"
-    assert not guarded.store.export_trl(Path("/dev/null"))
+    assert not guarded.store.export_trl(tmp_path / "pairs.jsonl")
 
 
 def test_moderations_in_openais_form(client: openai.OpenAI) -> None:
