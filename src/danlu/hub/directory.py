@@ -58,7 +58,8 @@ def load(path: Path, dtype: torch.dtype | None = torch.float32, device: torch.de
 
     Args:
         path: the directory.
-        dtype: of the parameters in memory, as they are stored if None; INT8 weights, their scales and the router's bias are what they are.
+        dtype: of the parameters in memory, as they are stored if None; INT8 weights, their scales and the router's
+            bias are what they are.
         device: where to put them.
 
     Raises:

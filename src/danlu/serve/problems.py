@@ -155,6 +155,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _path(problem: Mapping[str, Any], body: Any) -> list[str]:
     """Where in the body the fault is; pydantic's own words for the branches of a union are no part of it."""
+    if problem["loc"][0] != "body":  # a name in the query or the path
+        return [str(part) for part in problem["loc"][1:2]]
     path: list[str] = []
     for part in problem["loc"][1:]:
         there = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
