@@ -1,6 +1,17 @@
-import { defineConfig } from "vite";
+import { type Plugin, defineConfig } from "vite";
+
+/** KaTeX offers each font in three formats; every browser that runs this page reads the first. */
+const onlyWoff2: Plugin = {
+  name: "only-woff2",
+  enforce: "pre",
+  transform: (source, id) =>
+    id.includes("katex") && id.endsWith(".css")
+      ? source.replace(/,\s*url\([^)]*\.(?:woff|ttf)\)\s*format\([^)]*\)/g, "")
+      : undefined,
+};
 
 export default defineConfig({
+  plugins: [onlyWoff2],
   build: {
     outDir: "../src/danlu/serve/static",
     emptyOutDir: true,

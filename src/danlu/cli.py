@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__
+from danlu import __version__, accounts_cli
 from danlu.console import Console
 from danlu.errors import UserError
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 feedback = typer.Typer(help="Votes of the people who talk to the model.", no_args_is_help=True)
 app.add_typer(feedback, name="feedback")
+app.add_typer(accounts_cli.keys, name="keys")
+app.add_typer(accounts_cli.users, name="users")
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
@@ -43,6 +45,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, 
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
 Where = Annotated[
     Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
+]
+Shots = Annotated[
+    Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
 
@@ -99,13 +104,15 @@ def chat(
     stage: StageName = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
+    shots: Shots = None,
 ) -> None:
     """Talk to a model in the terminal."""
+    from danlu.infer import read_shots
     from danlu.places import find_model
     from danlu.talk import Chat
 
     model = find_model(where, stage)
-    talk = Chat(model, temperature=temperature, seed=seed)
+    talk = Chat(model, temperature=temperature, seed=seed, shots=read_shots(shots) if shots else ())
     if text is not None:
         typer.echo(talk.say(text))
         return
@@ -130,14 +137,25 @@ def chat(
 @app.command()
 def serve(
     where: Where = Path("runs/tang"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name that the server is called by, such as its proxy's.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=0, help="Requests a minute for a key; 0 is no limit.")] = 120,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens a minute for a key; 0 is no limit.")] = 200_000,
     store: Annotated[
         str | None,
         typer.Option(
-            help="Preference store, a file or a database's URL; the run's own, or one beside the model directory, "
-            "if not given. danlu run learns from it with run.votes=STORE."
+            "--store",
+            "--db",
+            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the "
+            "model directory, if not given. danlu run learns from it with run.votes=STORE.",
         ),
     ] = None,
+    shots: Shots = None,
     safety: Annotated[
         str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
     ] = "block",
@@ -145,14 +163,33 @@ def serve(
     guard: Annotated[
         Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
     ] = None,
+    streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
+    guess: Annotated[
+        str,
+        typer.Option(
+            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
+            "same tokenizer."
+        ),
+    ] = "",
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
-    """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
-    from danlu.places import find_guard, servable_models, starters_of, votes_of
-    from danlu.serve import run_server
+    """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
+    from danlu.infer import read_shots
+    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.serve import Options, Rates, Reach, Setup, run_server
     from danlu.serve.safety import open_safety
 
-    gates = open_safety(safety, rules, find_guard(guard) if guard else None)
-    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where), safety=gates)
+    options = Options(
+        starters=tuple(starters_of(where)),
+        shots=tuple(read_shots(shots)) if shots else (),
+        runs=runs_beside(where),
+        reach=Reach(host, tuple(allow_host or ())),
+        rates=Rates(requests, tokens),
+        safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        setup=Setup(rows=streams, guess=guess),
+        own_process=True,
+    )
+    run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)
 
 
 @app.command()
@@ -271,18 +308,26 @@ def feedback_export(
         str, typer.Argument(help="A run or model directory, or a preference store: a file or a database's URL.")
     ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
+    form: Annotated[
+        str, typer.Option(help="dpo: prompt, chosen, rejected of every pair; kto: prompt, completion, good or bad.")
+    ] = "dpo",
 ) -> None:
-    """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
+    """Write the votes as JSONL in a form that TRL reads."""
     from danlu.align.database import is_url
     from danlu.align.preferences import PreferenceStore
+    from danlu.errors import unknown
     from danlu.places import votes_of
 
+    if form not in ("dpo", "kto"):
+        raise unknown("form", form, ("dpo", "kto"), "--form")
     path = Path(where)
     store = where if is_url(where) or path.is_file() else str(votes_of(path))
     if not is_url(store) and not Path(store).is_file():
         raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
-    pairs = PreferenceStore(store).export_trl(out)
-    typer.echo(f"{pairs} pairs written to {out}")
+    if form == "kto":
+        typer.echo(f"{PreferenceStore(store).export_kto(out)} answers written to {out}")
+    else:
+        typer.echo(f"{PreferenceStore(store).export_trl(out)} pairs written to {out}")
 
 
 @app.command()

@@ -16,9 +16,8 @@ from danlu.console import Console
 from danlu.errors import UserError, nearest, unknown
 from danlu.files import read_json
 from danlu.recipe import Recipe
-from danlu.run import Run
+from danlu.run import RESOLVED, Run
 
-RESOLVED = "resolved.json"  # every run directory has one
 # The models of a run in the order of its life; the last that is finished is the one to talk to.
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 _STORE = "preferences.db"
@@ -115,6 +114,16 @@ def servable_models(path: Path) -> dict[str, Path]:
     names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
     talkers = [name for name in names if name != "pretrain"] or names
     return {name: path / name / "model" for name in talkers}
+
+
+def runs_beside(place: Path) -> Path:
+    """The folder of the runs that the page shows with ``place``: where the run is that it is or belongs to."""
+    if place.exists():
+        real = place.resolve()
+        for folder in (real, *real.parents):
+            if (folder / RESOLVED).is_file():
+                return folder.parent
+    return runs_root()
 
 
 def starters_of(place: Path) -> list[str]:

@@ -27,7 +27,9 @@ from danlu.errors import UserError
 from danlu.files import atomic_write, hash_file, hash_value, write_json
 from danlu.recipe import Settings
 
+RESOLVED = "resolved.json"  # every run directory has one
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
 REPLACED = ".replaced"
 _VERSIONED = ("danlu", "torch", "numpy", "tokenizers", "pyarrow", "safetensors")
 
@@ -119,6 +121,21 @@ class Run:
             handle.flush()
             yield self
 
+    def working(self) -> bool:
+        """Whether a process works in the directory now.
+
+        The lock is tried only if the process that it names lives: a try would be in the way of one that begins.
+        """
+        try:
+            with open(self.dir / ".lock", encoding="utf-8") as handle:
+                if _lives(int(handle.read())):
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, ValueError):  # nobody has ever worked here, or is about to write its number
+            pass
+        return False
+
     def stage_dir(self, name: str) -> Path:
         """The directory of a stage, made or not."""
         return self.dir / name
@@ -203,6 +220,17 @@ def provenance() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     hardware = {"machine": platform.machine(), "system": platform.system(), "cores": len(os.sched_getaffinity(0))}
     return {"versions": versions, "hardware": hardware}
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process of that number, anybody's."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _now() -> str:

@@ -38,6 +38,16 @@ Setext
 
 ***
 
+The sum $a_1 + b$ costs $5 or $6:
+$$
+\\sum_{i=1}^n i
+= \\frac{n(n+1)}{2}
+$$
+\\[ e^{i\\pi} = -1 \\]
+
+$$ never closed
+- and on
+
 夜静霜初落，天高月自明。
 何人吹玉笛，一曲动秋声。`;
 
@@ -72,4 +82,29 @@ test("blocks rendered one by one give the whole document's HTML, however it came
 test("raw HTML stays text and images stay links' text", () => {
   const html = md.render("<b>x</b> ![pixel](http://elsewhere.test/p) [x](javascript:alert(1))");
   assert.doesNotMatch(html, /<b>|<img|href="javascript/);
+});
+
+function formulas(source) {
+  return [...md.render(source).matchAll(/<span class="formula (\w+)">([^<]*)<\/span>/g)].map(([, how, tex]) => [how, tex]);
+}
+
+test("formulas are found by every delimiter, and prices are not formulas", () => {
+  assert.deepEqual(formulas("$a$ and \\(b\\) and $$c$$ and \\[d\\] too"), [
+    ["running", "a"], ["running", "b"], ["display", "c"], ["display", "d"],
+  ]);
+  assert.deepEqual(formulas("$$\nx\n= y\n$$"), [["display", "x\n= y"]]);
+  assert.deepEqual(formulas("- one:\n  \\[\n  x\n  \\]\n- two"), [["display", "x"]]);
+  assert.deepEqual(formulas("$f(\\$5)$"), [["running", "f(\\$5)"]]);
+  for (const plain of ["$5 or $6", "US$ 5 and A$ 6", "a $ b $", "`$a$`", "\\$a$", "$$", "$$$$", "```\n$$\na\n$$\n```"]) {
+    assert.deepEqual(formulas(plain), [], plain);
+  }
+});
+
+test("a formula without an end swallows no more than its paragraph", () => {
+  assert.match(md.render("$$\na + b\n\n# heading"), /<h1>heading<\/h1>/);
+  assert.deepEqual(formulas("$$\na\n\n$$"), []);
+});
+
+test("a formula's source is text, whatever it says", () => {
+  assert.doesNotMatch(md.render("$<img src=x onerror=alert(1)>$ $$<script>$$\n\n$$\n<b>\n$$"), /<img|<script|<b>/);
 });

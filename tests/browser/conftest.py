@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 from chromium import chromium
-from live_server import live, model_dirs, one_thread
+from live_server import guarded, live, model_dirs, one_thread
 from playwright.sync_api import Browser, Page
 
-__all__ = ["live", "model_dirs", "one_thread"]  # fixtures
+__all__ = ["guarded", "live", "model_dirs", "one_thread"]  # fixtures
 ROOT = Path(__file__).parents[2]
 WATCH = """
 window.violations = [];
@@ -55,8 +55,8 @@ def open_page(browser: Browser, built_page: None, live) -> Iterator[Callable[...
     """Open the page; whatever a test does, nothing may break the content policy, fail or ask another server."""
     contexts, problems = [], []
 
-    def open_(settings: str = '{"temperature": 0}', **options) -> Page:
-        context = browser.new_context(**{"locale": "en-US", **options})
+    def open_(settings: str = '{"temperature": 0}', at: str = "", **options) -> Page:
+        context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1200, "height": 800}, **options})
         contexts.append(context)
         context.set_default_timeout(60_000)
         context.add_init_script(WATCH)
@@ -67,8 +67,8 @@ def open_page(browser: Browser, built_page: None, live) -> Iterator[Callable[...
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: request.url.startswith(live.url) or problems.append(f"asked {request.url}"))
-        page.goto(live.url)
-        page.wait_for_selector(".welcome")
+        page.goto(f"{live.url}/{at}")
+        page.wait_for_selector(".turn" if at else ".welcome")
         return page
 
     yield open_

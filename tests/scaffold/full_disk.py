@@ -18,7 +18,7 @@ def full_disk(store: PreferenceStore) -> Iterator[None]:
     def cap(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA max_page_count = 1")  # never below what the file has already
 
-    engine = store._engine
+    engine = store.database.engine
     event.listen(engine, "connect", cap)
     engine.dispose()  # of connections from before
     try:

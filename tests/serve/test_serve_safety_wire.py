@@ -20,7 +20,7 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.model import Decoder
 from danlu.places import find_guard
-from danlu.serve import create_app
+from danlu.serve import Options, create_app
 from danlu.serve.safety import Safety, open_safety
 
 GREET = [{"role": "user", "content": "greet"}]
@@ -39,7 +39,9 @@ def guarded(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "rules.yaml").write_text(OWN_RULES, encoding="utf-8")
     store = PreferenceStore(folder / "votes.db")
-    with serving(create_app(model_dirs, store, safety=open_safety(rules=folder / "rules.yaml")), store) as running:
+    with serving(
+        create_app(model_dirs, store, Options(safety=open_safety(rules=folder / "rules.yaml"))), store
+    ) as running:
         yield running
     store.close()
 
@@ -92,7 +94,7 @@ def test_what_nobody_forbids_is_answered_as_ever(client: openai.OpenAI) -> None:
     assert answer.moderation is None
 
 
-def test_a_comparison_with_a_blocked_side_is_nothing_to_vote_on(guarded: Live) -> None:
+def test_a_comparison_with_a_blocked_side_is_nothing_to_vote_on(guarded: Live, tmp_path: Path) -> None:
     asked = {"models": ["knows", "random"], "max_tokens": 40, "temperature": 0.01}
     for messages in (HARM, GREET):
         answer = httpx.post(f"{guarded.url}/api/compare", json=asked | {"messages": messages}, timeout=30)
@@ -101,7 +103,7 @@ def test_a_comparison_with_a_blocked_side_is_nothing_to_vote_on(guarded: Live) -
         assert finished.keys() == {"left", "right"}
         assert "content_filter" in finished.values()
         assert events[-1]["type"] == "finish"
-    assert not guarded.store.export_trl(Path("/dev/null"))
+    assert not guarded.store.export_trl(tmp_path / "pairs.jsonl")
 
 
 def test_moderations_in_openais_form(client: openai.OpenAI) -> None:
@@ -132,13 +134,10 @@ def test_without_gates_moderations_claim_nothing(live: Live) -> None:
 @pytest.fixture
 def reviewed(model_dirs: dict[str, Path], tmp_path: Path) -> Iterator[httpx.Client]:
     """A server whose findings are kept in the server's own store, and accounts that let this machine operate it."""
-    serve_store = pytest.importorskip("danlu.serve.store", reason="the server's store")
     store = PreferenceStore(tmp_path / "votes.db")
-    reviews = serve_store.ServeStore(tmp_path / "votes.db")
-    app = create_app({"knows": model_dirs["knows"]}, store, safety=open_safety(), reviews=reviews)
+    app = create_app({"knows": model_dirs["knows"]}, store, Options(safety=open_safety()))
     with serving(app, store) as running, httpx.Client(base_url=running.url, timeout=30) as http:
         yield http
-    reviews.close()
     store.close()
 
 

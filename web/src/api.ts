@@ -1,6 +1,8 @@
 // In:  what the page wants to ask. Out: typed answers of the server, streams as async iterators.
 // Left out: what is shown (state.ts, *.tsx).
 
+import { csrf, locked } from "./account";
+
 export interface Message {
   role: "system" | "user" | "assistant";
   content: string;
@@ -30,7 +32,55 @@ export interface Identity {
   seed: number;
 }
 
-export type ChatEvent = { text: string } | { finish: string } | { leftOut: number };
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+}
+
+/** How an answer came about, as far as it is known. */
+export interface Facts {
+  model?: string;
+  model_hash?: string;
+  finish_reason?: string;
+  sampling?: Record<string, unknown>;
+  seed?: number;
+  usage?: Usage;
+  seconds?: number;
+}
+
+/** A message of a conversation's tree: the one it follows is its parent. */
+export interface Stored extends Facts {
+  id: string;
+  parent: string | null;
+  role: "user" | "assistant";
+  content: string;
+  created: string;
+}
+
+export interface Summary {
+  id: string;
+  title: string;
+  created: string;
+  updated: string;
+  messages: number;
+}
+
+export interface StoredConversation extends Omit<Summary, "messages"> {
+  system: string;
+  messages: Stored[];
+}
+
+/** What to answer: new words below `parent`, or, without `content`, the message `parent` once more. */
+export interface Question {
+  conversation: string | null;
+  parent: string | null;
+  content?: string;
+}
+
+export type ChatEvent =
+  | { type: "start"; conversation: string; user: string | null; left_out?: number }
+  | { type: "delta"; text: string }
+  | ({ type: "finish"; message: string | null } & Facts);
 
 export type CompareEvent =
   | { type: "start"; conversation: string; left_out: number }
@@ -65,19 +115,13 @@ export async function info(): Promise<Info> {
 
 export async function* chat(
   model: string,
-  messages: Message[],
+  question: Question,
+  system: string,
   options: Options,
   signal: AbortSignal,
 ): AsyncGenerator<ChatEvent> {
-  const body = { model, messages, stream: true, ...TRUNCATION, ...options };
-  for await (const data of events(await call("POST", "/v1/chat/completions", body, signal))) {
-    if (data === "[DONE]") return;
-    const { choices, left_out } = checked(data);
-    const choice = choices[0];
-    if (choice?.delta.role) yield { leftOut: left_out }; // once: the first piece of an answer names its role
-    if (choice?.delta.content) yield { text: choice.delta.content };
-    if (choice?.finish_reason) yield { finish: choice.finish_reason };
-  }
+  const body = { model, ...question, system, ...TRUNCATION, ...options };
+  for await (const data of events(await call("POST", "/api/chat", body, signal))) yield checked(data);
 }
 
 export async function* compare(
@@ -98,17 +142,67 @@ export async function vote(comparison: string, choice: Choice, rater: string): P
   return answer.verdict;
 }
 
-export async function forget(conversation: string): Promise<void> {
-  await call("DELETE", `/api/conversations/${encodeURIComponent(conversation)}`);
+/** A page of the conversations that were changed before a time, the last one first. */
+export async function conversations(
+  search: string,
+  before: string,
+  signal?: AbortSignal,
+): Promise<{ conversations: Summary[]; more: boolean }> {
+  const query = new URLSearchParams(Object.entries({ search, before }).filter(([, value]) => value));
+  return (await call("GET", `/api/conversations?${query}`, undefined, signal)).json();
 }
 
-async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
-  const request: RequestInit = { method, signal: signal ?? null };
+export async function conversation(id: string): Promise<StoredConversation> {
+  return (await call("GET", where(id))).json();
+}
+
+export async function startConversation(title?: string, system?: string): Promise<StoredConversation> {
+  return (await call("POST", "/api/conversations", { title, system })).json();
+}
+
+export async function revise(id: string, part: { title?: string; system?: string }): Promise<void> {
+  await call("PATCH", where(id), part);
+}
+
+/** Delete a conversation, its words and its votes. */
+export async function forget(id: string): Promise<void> {
+  await call("DELETE", where(id));
+}
+
+export async function append(
+  id: string,
+  message: Pick<Stored, "parent" | "role" | "content"> & Facts,
+): Promise<string> {
+  return (await (await call("POST", `${where(id)}/messages`, message)).json()).id;
+}
+
+function where(id: string): string {
+  return `/api/conversations/${encodeURIComponent(id)}`;
+}
+
+/** Whoever the server takes this browser for; what it answers lets later requests prove that they are this page's. */
+export async function me(): Promise<void> {
+  csrf.value = (await (await call("GET", "/api/me")).json()).csrf;
+}
+
+/** As a user with a password, or with a key; the server sets a cookie that no script can read. */
+export async function logIn(who: { user: string; password: string } | { key: string }): Promise<void> {
+  await call("POST", "/api/login", who);
+}
+
+export async function logOut(): Promise<void> {
+  await call("POST", "/api/logout", {});
+}
+
+export async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  const headers: Record<string, string> = csrf.value ? { "x-csrf-token": csrf.value } : {};
+  const request: RequestInit = { method, headers, signal: signal ?? null };
   if (body !== undefined) {
-    request.headers = { "content-type": "application/json" };
+    headers["content-type"] = "application/json";
     request.body = JSON.stringify(body);
   }
   const response = await fetch(path, request);
+  if (response.status === 401) locked.value = true;
   if (!response.ok) throw await refusal(response);
   return response;
 }
@@ -123,7 +217,7 @@ async function refusal(response: Response): Promise<ApiError> {
 }
 
 /** The data of each server-sent event. Bytes may be cut anywhere, in the middle of a character too. */
-async function* events(response: Response): AsyncGenerator<string> {
+export async function* events(response: Response): AsyncGenerator<string> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
@@ -137,7 +231,7 @@ async function* events(response: Response): AsyncGenerator<string> {
 }
 
 /** An event's JSON; one that tells of a fault, after the answer had begun, becomes an exception. */
-function checked(data: string) {
+export function checked(data: string) {
   const event = JSON.parse(data);
   if (event.error) throw new ApiError(event.error.message, event.error.code);
   return event;

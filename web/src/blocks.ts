@@ -2,8 +2,19 @@
 // Left out: HTML (markdown.ts).
 
 import MarkdownIt from "markdown-it";
+import { formulas } from "./math.ts";
 
-export const md = new MarkdownIt({ html: false, linkify: false, breaks: true }).disable("image");
+export const md = new MarkdownIt({ html: false, linkify: false, breaks: true }).disable("image").use(formulas);
+
+// Columns are aligned by a class: the content policy allows no style attributes.
+for (const cell of ["th_open", "td_open"]) {
+  md.renderer.rules[cell] = (tokens, at, options, _, self) => {
+    const token = tokens[at]!;
+    const style = token.attrGet("style");
+    if (style) token.attrs = [["class", String(style).replace("text-align:", "to-")]];
+    return self.renderToken(tokens, at, options);
+  };
+}
 
 /** Where to cut: `settled` are sources of blocks that later text cannot change, `open` is the rest. */
 export interface Cut {

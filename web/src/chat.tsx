@@ -1,26 +1,27 @@
-// The conversation: turns, an answer as it is written, the box to write in.
+// The conversation: messages on the way that is shown, and the box to write in.
 
-import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import { Announcer } from "./announce";
 import { ComparisonView } from "./compare";
 import { SUGGESTIONS, language, t } from "./i18n";
 import { Furnace, SendSign, StopSign } from "./marks";
-import { again, busy, draft, mode, send, starters, stop, turns, undecided } from "./state";
-import { Text } from "./text";
-import type { Draft, Turn } from "./turns";
+import { Question, Reply, Unanswered, sends } from "./message";
+import { mode, starters } from "./settings";
+import { busy, draft, editing, opening, send, stop, talk } from "./state";
+import type { Comparison, Node } from "./turns";
 
 /** The log. It follows the text down while the reader is at its end, and stays put while they read further up. */
 export function Conversation() {
   const place = useRef<HTMLElement>(null);
   const inner = useRef<HTMLDivElement>(null);
+  const atEnd = useRef(true);
   useEffect(() => {
     const scroller = place.current!;
-    let atEnd = true;
     const look = () => {
-      atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+      atEnd.current = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     };
     const grown = new ResizeObserver(() => {
-      if (atEnd) scroller.scrollTop = scroller.scrollHeight;
+      if (atEnd.current) scroller.scrollTop = scroller.scrollHeight;
     });
     scroller.addEventListener("scroll", look, { passive: true });
     grown.observe(inner.current!);
@@ -29,17 +30,54 @@ export function Conversation() {
       grown.disconnect();
     };
   }, []);
-  const last = turns.value.at(-1);
+  const way = talk.value.way.value;
+  const asking = busy.value;
+  useLayoutEffect(() => {
+    atEnd.current = true; // another conversation, or somebody just asked something: both are read from the end
+    place.current!.scrollTop = place.current!.scrollHeight;
+  }, [talk.value, asking]);
   return (
     <main ref={place} tabIndex={-1}>
-      <div ref={inner} class="column" role="log" aria-label={t("conversation")} aria-busy={busy.value}>
-        {turns.value.length === 0 && <Welcome />}
-        {turns.value.map((turn) => (
-          <TurnView key={turn.key} turn={turn} last={turn === last} />
-        ))}
+      <div ref={inner} class="column" role="log" aria-live="off" aria-label={t("conversation")} aria-busy={asking}>
+        {way.length === 0 && !opening.value && <Welcome />}
+        <Turns way={way} />
       </div>
+      <Announcer />
     </main>
   );
+}
+
+/** Each question with its answer, or with the two that were compared. */
+function Turns({ way }: { way: readonly Node[] }) {
+  const { comparisons } = talk.value;
+  const last = way.at(-1);
+  return way.map((node, at) => {
+    const next = way[at + 1];
+    if (node.role === "assistant") {
+      const asked = way[at - 1] ?? null;
+      const shown = asked && shownBeside(comparisons.value.get(asked.key), node);
+      if (shown) return null;
+      return (
+        <section key={node.key} class="turn">
+          {node.told.value.leftOut ? <p class="note">{t("leftOut")}</p> : null}
+          <Reply node={node} asked={asked} />
+        </section>
+      );
+    }
+    const comparison = shownBeside(comparisons.value.get(node.key), next);
+    return (
+      <section key={node.key} class={next && !comparison ? "turn asks" : "turn"}>
+        <Question node={node} />
+        {comparison && <ComparisonView comparison={comparison} last={node === last} />}
+        {!comparison && node === last && !busy.value && <Unanswered asked={node} />}
+      </section>
+    );
+  });
+}
+
+/** The comparison, if it is what leads to `next`: another version of the answer may be shown instead. */
+function shownBeside(comparison: Comparison | undefined, next: Node | undefined): Comparison | null {
+  return comparison && comparison.answer.value === (next?.key ?? null) ? comparison : null;
 }
 
 function Welcome() {
@@ -60,54 +98,10 @@ function Welcome() {
   );
 }
 
-function TurnView({ turn, last }: { turn: Turn; last: boolean }) {
-  const { reply } = turn;
-  return (
-    <section class="turn">
-      <div class="prompt">
-        <span class="unseen">{t("you")}</span>
-        <p>{turn.prompt}</p>
-      </div>
-      {last && reply.leftOut.value && <p class="note">{t("leftOut")}</p>}
-      {reply.kind === "comparison" ? (
-        <ComparisonView comparison={reply} last={last} />
-      ) : (
-        <article class="answer" aria-label={t("answer")} aria-busy={reply.progress.value === "writing"}>
-          <Furnace lit={reply.progress.value === "writing"} />
-          <div class="said">
-            <Text draft={reply} />
-            {reply.progress.value !== "writing" && <AnswerTools draft={reply} last={last} />}
-          </div>
-        </article>
-      )}
-    </section>
-  );
-}
-
-function AnswerTools({ draft, last }: { draft: Draft; last: boolean }) {
-  const copied = useSignal(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(draft.text.value);
-    copied.value = true;
-    setTimeout(() => (copied.value = false), 1500);
-  };
-  return (
-    <div class="tools">
-      <button type="button" class="quiet" onClick={() => void copy()}>
-        {t(copied.value ? "copied" : "copy")}
-      </button>
-      {last && (
-        <button type="button" class="quiet" disabled={busy.value} onClick={() => void again()}>
-          {t("again")}
-        </button>
-      )}
-    </div>
-  );
-}
-
-/** The box: Enter sends, but never the Enter that ends a word in an input method. */
+/** The box to write in; in an empty one, the arrow up goes to the last message. */
 export function Composer() {
   const box = useRef<HTMLTextAreaElement>(null);
+  const undecided = talk.value.undecided.value !== null;
   useEffect(() => {
     box.current!.style.height = "auto";
     box.current!.style.height = `${box.current!.scrollHeight}px`;
@@ -115,11 +109,13 @@ export function Composer() {
   // Before the next paint: a key pressed as soon as the box can be seen to be free belongs to the box.
   useLayoutEffect(() => {
     const touch = !matchMedia("(hover: hover)").matches; // focus would open the keyboard over what was just written
-    if (!busy.value && !undecided.value && !touch) box.current!.focus({ preventScroll: true });
-  }, [busy.value, undecided.value]);
+    if (!busy.value && !undecided && !editing.value && !touch) box.current!.focus({ preventScroll: true });
+  }, [busy.value, undecided, editing.value, talk.value]);
   const key = (event: KeyboardEvent) => {
-    const composing = event.isComposing || event.keyCode === 229; // 229: Safari's Enter that ends a composition
-    if (event.key !== "Enter" || event.shiftKey || composing) return;
+    if (event.key === "ArrowUp" && !draft.value && !busy.value) {
+      editing.value = talk.value.way.value.findLast(({ role }) => role === "user") ?? null;
+    }
+    if (!sends(event)) return;
     event.preventDefault();
     void send(draft.value);
   };

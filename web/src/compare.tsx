@@ -19,6 +19,7 @@ export function ComparisonView({ comparison, last }: { comparison: Comparison; l
   const choice = comparison.choice.value;
   return (
     <div class="comparison">
+      {comparison.leftOut.value > 0 && <p class="note">{t("leftOut")}</p>}
       <div class="sides">
         {SIDES.map((side) => (
           <SideView key={side} comparison={comparison} side={side} />

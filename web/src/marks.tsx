@@ -43,3 +43,12 @@ export const TuneSign = () => (
     <circle cx="9" cy="16" r="2.4" />
   </Sign>
 );
+export const ListSign = () => <Sign><rect x="3.5" y="5" width="17" height="14" rx="3" /><path d="M9.5 5v14" /></Sign>;
+export const DotsSign = () => <Sign><path d="M6 12h.01M12 12h.01M18 12h.01" class="dots" /></Sign>;
+export const CopySign = () => <Sign><rect x="9" y="9" width="10.5" height="10.5" rx="2.5" /><path d="M15 5.5A2.5 2.5 0 0 0 12.5 4H7a3 3 0 0 0-3 3v5.5A2.5 2.5 0 0 0 5.5 15" /></Sign>;
+export const DoneSign = () => <Sign><path d="M5 12.5l4.5 4.5L19 7.5" /></Sign>;
+export const EditSign = () => <Sign><path d="M4.5 19.5l1-4L16 5a2.1 2.1 0 0 1 3 3L8.5 18.5z" /></Sign>;
+export const AgainSign = () => <Sign><path d="M19 12a7 7 0 1 1-2.2-5.1M19 4v4h-4" /></Sign>;
+export const InfoSign = () => <Sign><circle cx="12" cy="12" r="8" /><path d="M12 11.3v4.5M12 8.2v.01" /></Sign>;
+export const PreviousSign = () => <Sign><path d="M14 7l-5 5 5 5" /></Sign>;
+export const NextSign = () => <Sign><path d="M10 7l5 5-5 5" /></Sign>;

@@ -1,18 +1,24 @@
 // An answer's words as they come: Markdown, drawn block by block, and what became of it.
 
 import { memo } from "preact/compat";
-import { useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { type Cut, cut } from "./blocks";
-import { t } from "./i18n";
+import { dress, label } from "./dress";
+import { type Key, language, t } from "./i18n";
 import { render } from "./markdown";
-import type { Draft } from "./turns";
+import type { Draft, Progress } from "./turns";
+
+const NOTES: Partial<Record<Progress, Key>> = { stopped: "stopped", cut: "cut", filtered: "filtered", failed: "failed" };
+
+const NOTHING: Cut = { settled: [], open: "" };
 
 /** An answer's words. Finished blocks keep their DOM; only the open one is drawn again. */
 export function Text({ draft }: { draft: Draft }) {
-  const done = useRef<Cut>({ settled: [], open: "" });
+  const done = useRef({ draft, cut: NOTHING });
+  if (done.current.draft !== draft) done.current = { draft, cut: NOTHING };
   const progress = draft.progress.value;
-  done.current = cut(done.current, draft.text.value);
-  const { settled, open } = done.current;
+  const { settled, open } = (done.current.cut = cut(done.current.cut, draft.text.value));
+  const note = NOTES[progress];
   return (
     <div class={progress === "writing" ? "text writing" : "text"}>
       {settled.map((source, index) => (
@@ -20,12 +26,18 @@ export function Text({ draft }: { draft: Draft }) {
       ))}
       {open.trim() && <Block key="open" source={open} />}
       {progress === "writing" && !draft.text.value && <p class="note">{t("thinking")}</p>}
-      {progress === "stopped" && <p class="note">{t("stopped")}</p>}
-      {progress === "cut" && <p class="note">{t("cut")}</p>}
+      {note && <p class="note">{t(note)}</p>}
     </div>
   );
 }
 
 const Block = memo(function Block({ source }: { source: string }) {
-  return <div class="block" dangerouslySetInnerHTML={{ __html: render(source) }} />;
+  const place = useRef<HTMLDivElement>(null);
+  // Before the next paint, so that nobody sees it undressed.
+  useLayoutEffect(() => {
+    place.current!.innerHTML = render(source);
+    dress(place.current!);
+  }, [source]);
+  useLayoutEffect(() => label(place.current!), [language.value]);
+  return <div class="block" ref={place} />;
 });

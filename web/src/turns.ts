@@ -1,56 +1,77 @@
-// In:  what was said. Out: turns whose changing parts are signals, and their plain form for a reload of the page.
-// Left out: how turns come about (state.ts), how they look (chat.tsx, compare.tsx).
+// In:  what the server keeps, or what was just said. Out: messages and comparisons whose changing parts are signals.
+// Left out: how they come about (talk.ts), how they look (message.tsx, compare.tsx).
 
 import { type Signal, signal } from "@preact/signals";
-import type { Choice, Side, Verdict } from "./api";
+import type { Choice, Facts, Side, Stored, Verdict } from "./api";
 
-/** How far an answer is; `cut` is an answer that met its length limit. */
-export type Progress = "writing" | "done" | "cut" | "stopped" | "failed";
+/** How far an answer is; `cut` met its length limit, `filtered` was ended by the safety filter. */
+export type Progress = "writing" | "done" | "cut" | "filtered" | "stopped" | "failed";
 
+const PROGRESS: Record<string, Progress> = { length: "cut", content_filter: "filtered", stopped: "stopped", failed: "failed" };
+
+/** What somebody writes, word by word. */
 export interface Draft {
   text: Signal<string>;
   progress: Signal<Progress>;
 }
 
-export interface Answer extends Draft {
-  kind: "answer";
-  leftOut: Signal<boolean>; // whether the model did not read all turns before it
+export interface Told extends Facts {
+  leftOut?: number; // messages that the model did not read
+  wait?: number; // seconds until the first words
+}
+
+/** A message; `key` is its own for as long as the page lives, `id` the server's, once that has stored it. */
+export interface Node extends Draft {
+  key: string;
+  id: Signal<string | null>;
+  parent: string | null; // a key
+  role: "user" | "assistant";
+  told: Signal<Told>;
 }
 
 export interface Comparison {
-  kind: "comparison";
   left: Draft;
   right: Draft;
   id: Signal<string | null>; // known once both answers are whole and stored
   choice: Signal<Choice | null>;
   counted: Signal<boolean>; // whether the server has the vote
   verdict: Signal<Verdict | null>;
-  leftOut: Signal<boolean>; // whether the models did not read all turns before it
+  leftOut: Signal<number>;
+  answer: Signal<string | null>; // key of the message that it went on with
 }
 
-export interface Turn {
-  key: number;
-  prompt: string;
-  reply: Answer | Comparison;
-}
-
-/** The same without signals, as JSON keeps it. */
+/** The same without signals, as JSON keeps it: a signal's JSON is its value's. */
 type Plain<T> = T extends Signal<infer V> ? V : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
 
-export function newAnswer(from?: Plain<Answer>): Answer {
-  return { kind: "answer", ...newDraft(from), leftOut: signal(from?.leftOut ?? false) };
+export function progressOf(finishReason: string | undefined): Progress {
+  return PROGRESS[finishReason ?? ""] ?? "done";
+}
+
+export function stored(message: Stored): Node {
+  const { id, parent, role, content, created: _, ...facts } = message;
+  return {
+    key: id, id: signal(id), parent, role, text: signal(content), progress: signal(progressOf(facts.finish_reason)),
+    told: signal(facts),
+  };
+}
+
+export function newNode(parent: Node | null, role: Node["role"], text = ""): Node {
+  return {
+    key: crypto.randomUUID(), id: signal(null), parent: parent?.key ?? null, role, text: signal(text),
+    progress: signal<Progress>(role === "user" ? "done" : "writing"), told: signal({}),
+  };
 }
 
 export function newComparison(from?: Plain<Comparison>): Comparison {
   return {
-    kind: "comparison",
     left: newDraft(from?.left),
     right: newDraft(from?.right),
     id: signal(from?.id ?? null),
     choice: signal(from?.choice ?? null),
     counted: signal(from?.counted ?? false),
     verdict: signal(from?.verdict ?? null),
-    leftOut: signal(from?.leftOut ?? false),
+    leftOut: signal(from?.leftOut ?? 0),
+    answer: signal(from?.answer ?? null),
   };
 }
 
@@ -59,40 +80,29 @@ function newDraft(from?: Plain<Draft>): Draft {
 }
 
 /** The side a comparison goes on with; null when neither is kept. */
-export function kept(comparison: Comparison): Side | null {
-  const choice = comparison.choice.value;
-  if (choice === "both_bad" || !comparison.id.value) return null;
-  return choice === "right" ? "right" : "left";
+export function kept({ choice, id }: Comparison): Side | null {
+  if (choice.value === "both_bad" || !id.value) return null;
+  return choice.value === "right" ? "right" : "left";
 }
 
-/** The words that the conversation goes on from; empty when the turn counts for nothing. */
-export function words(reply: Turn["reply"]): string {
-  if (reply.kind === "answer") return reply.progress.value === "failed" ? "" : reply.text.value;
-  const side = kept(reply);
-  return side ? reply[side].text.value : "";
-}
-
-/** Keep turns for a reload of this tab. Other tabs and tomorrow do not see them. */
-export function keep(turns: Turn[], conversation: string | null): void {
+/** Keep a conversation's comparisons for a reload of this tab: the server keeps only what became of them. */
+export function keep(conversation: string, comparisons: ReadonlyMap<string, Comparison>): void {
   try {
-    sessionStorage.setItem("danlu.turns", JSON.stringify({ turns, conversation })); // a signal's JSON is its value's
+    sessionStorage.setItem(`danlu.compared.${conversation}`, JSON.stringify([...comparisons]));
   } catch {
-    // storage is switched off or full: a reload starts anew
+    // storage is switched off or full: after a reload the chosen answers are there, the others are not
   }
 }
 
-export function remembered(): { turns: Turn[]; conversation: string | null } {
+export function remembered(conversation: string): Map<string, Comparison> {
   try {
-    const { turns, conversation } = JSON.parse(sessionStorage.getItem("danlu.turns")!) as {
-      turns: Plain<Turn>[];
-      conversation: string | null;
-    };
-    return { turns: turns.map(revive), conversation };
+    const pairs: [string, Plain<Comparison>][] = JSON.parse(sessionStorage.getItem(`danlu.compared.${conversation}`)!);
+    return new Map(pairs.map(([key, plain]) => [key, newComparison(plain)]));
   } catch {
-    return { turns: [], conversation: null }; // nothing kept, or not ours
+    return new Map(); // nothing kept, or not ours
   }
 }
 
-function revive({ key, prompt, reply }: Plain<Turn>): Turn {
-  return { key, prompt, reply: reply.kind === "answer" ? newAnswer(reply) : newComparison(reply) };
+export function dropped(conversation: string): void {
+  sessionStorage.removeItem(`danlu.compared.${conversation}`);
 }

@@ -2,7 +2,7 @@
 
 In:  a place as a person writes it.
 Out: an SQLAlchemy engine; the same place as it may be printed, and as it may be written to disk.
-Left out: tables and what is in them (``preferences``).
+Left out: what is done with it once it is open (``storage``), tables (``preferences``).
 
 A password in a URL is used and never repeated: what is printed hides it, what is written leaves it out, and one that
 cannot be told from the rest of the URL is refused.
@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from danlu.errors import UserError, unknown
 
-_BUSY_SECONDS = 30
+BUSY_SECONDS = 30
 _FORM = "postgresql://USER@HOST/DATABASE"
 
 
@@ -95,7 +95,7 @@ def _unreadable() -> UserError:
 
 def _sqlite(url: URL) -> Engine:
     """An engine with full sync, and write transactions that queue instead of failing."""
-    engine = _engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    engine = _engine(url, connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:

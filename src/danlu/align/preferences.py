@@ -1,101 +1,56 @@
 """The preference store: what was shown to whom, and what they preferred. The place where the loop closes.
 
 In:  prompts, the answers that were shown, votes; from the chat page, many writers at once.
-Out: ``Preference`` records, a frozen JSONL snapshot for training, TRL's prompt / chosen / rejected form.
-Left out: accounts and sessions (``serve``); the simulated human (``rankings``); how to connect (``database``).
+Out: ``Preference`` records and thumbs, a frozen JSONL snapshot for training, TRL's forms (``forms``).
+Left out: accounts and sessions (``serve``); the simulated human (``rankings``); transactions (``storage``); what the
+    tables are (``tables``) and how they came to be (``migrations``).
 
-SQLite by default (one file, every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added,
-but for one thing: a deleted conversation loses its words for good, because people have a right to that. The rollback
-journal is kept rather than a write-ahead log: votes come at the speed of people, and no second file remembers words.
+SQLite by default (every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added, but for
+one thing: a deleted conversation loses its words for good, because people have a right to that.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import JSON, ForeignKey, Index, String, func, select
-from sqlalchemy import exc as sql
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
 
-from danlu.align import database
+from danlu.align.forms import kto_rows, trl_rows
+from danlu.align.storage import Database, StoreError
+from danlu.align.tables import (
+    ComparisonRow,
+    ConversationRow,
+    ReasonRow,
+    Thumb,
+    ThumbRow,
+    VoteRow,
+    answer_of,
+    comparison_row,
+    new_id,
+    now,
+    preference_of,
+    thumb_of,
+)
 from danlu.errors import UserError
 from danlu.files import atomic_write, hash_value
 from danlu.records import Answer, Message, Preference, check_messages, write_preferences
 
+_Judgement = TypeVar("_Judgement", VoteRow, ThumbRow)
 HELDOUT_SHARE = 0.1
-# What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
-_OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
+_MIGRATIONS = Path(__file__).with_name("migrations")
 
-
-class StoreError(UserError):
-    """The database does not do what it is there for; what was to be written has left no trace."""
+__all__ = ["HELDOUT_SHARE", "PreferenceStore", "StoreError", "split_of"]
 
 
 def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
     """Whether comparisons of this prompt are "train" or "heldout": by the prompt's hash, so it never moves."""
     digest = hash_value([[m.role, m.content] for m in prompt])
     return "heldout" if int(digest, 16) / 16 ** len(digest) < heldout_share else "train"
-
-
-class Base(DeclarativeBase):
-    """Tables of the preference store."""
-
-    type_annotation_map = {dict[str, Any]: JSON, list[int]: JSON, list[dict[str, str]]: JSON}  # noqa: RUF012
-
-
-class ConversationRow(Base):
-    """A conversation that comparisons belong to; ``deleted`` once its words are gone."""
-
-    __tablename__ = "conversations"
-    id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    rater: Mapped[str]
-    time: Mapped[str]
-    deleted: Mapped[bool] = mapped_column(default=False)
-
-
-class ComparisonRow(Base):
-    """Answers shown side by side; ``display_order[i]`` is the index of the answer that stood in place i."""
-
-    __tablename__ = "comparisons"
-    id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    conversation: Mapped[str | None] = mapped_column(ForeignKey("conversations.id"), index=True)
-    prompt: Mapped[list[dict[str, str]]]
-    display_order: Mapped[list[int]]
-    split: Mapped[str]
-    time: Mapped[str]
-    deleted: Mapped[bool] = mapped_column(default=False)
-    answers: Mapped[list[AnswerRow]] = relationship(order_by="AnswerRow.place", cascade="all, delete-orphan")
-
-
-class AnswerRow(Base):
-    """One answer of a comparison, with everything that is needed to sample it again."""
-
-    __tablename__ = "answers"
-    comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
-    place: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
-    token_ids: Mapped[list[int]]
-    model: Mapped[str]
-    sampling: Mapped[dict[str, Any]]
-    seed: Mapped[str]  # 63 bits do not fit every database's integer, and nobody computes with it
-
-
-class VoteRow(Base):
-    """One judgement. A person who changes their mind adds a row; a double click does not."""
-
-    __tablename__ = "votes"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"))
-    ranks: Mapped[list[int]]
-    rater: Mapped[str]
-    time: Mapped[str]
-    __table_args__ = (Index("votes_by_comparison", "comparison", "rater"),)
 
 
 class PreferenceStore:
@@ -110,24 +65,40 @@ class PreferenceStore:
     """
 
     def __init__(self, place: str | Path) -> None:
-        self.place = database.shown(str(place))
-        self._engine = database.connect(str(place))
-        try:
-            Base.metadata.create_all(self._engine.execution_options(writing=True))
-        except sql.DBAPIError as error:
-            sentence = f"preference store {self.place} cannot be opened ({_reason(error)}); check the path or URL"
-            raise UserError(sentence) from None
+        self.database = Database(place)
+        self.place = self.database.place
+        self._session = self.database.session
+        # Before there were migrations the first one's tables were made without a note of it.
+        self.database.upgrade(_MIGRATIONS, "align_version", "align_1", ComparisonRow.__tablename__)
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        self.database.close()
 
     def start_conversation(self, rater: str) -> str:
         """Open a conversation of ``rater`` (a pseudonym); returns its id."""
-        row = ConversationRow(id=_new_id(), rater=rater, time=_now())
+        row = ConversationRow(id=new_id(), rater=rater, time=now())
         with self._session(writing=True) as session:
             session.add(row)
             return row.id
+
+    def ensure_conversation(self, conversation: str, rater: str) -> None:
+        """Let comparisons be recorded under an id that was given out elsewhere.
+
+        Raises:
+            UserError: this conversation was deleted.
+        """
+        with self._session(writing=True) as session:
+            row = session.get(ConversationRow, conversation)
+            if row is None:
+                session.add(ConversationRow(id=conversation, rater=rater, time=now()))
+            elif row.deleted:
+                raise _gone("conversation", conversation, True)
+
+    def knows(self, conversation: str) -> bool:
+        """Whether there is such a conversation, deleted or not."""
+        with self._session() as session:
+            return session.get(ConversationRow, conversation) is not None
 
     def record(
         self, prompt: Sequence[Message], answers: Sequence[Answer], conversation: str = "",
@@ -137,7 +108,7 @@ class PreferenceStore:
 
         Args:
             prompt: the turns before the answers, ending with the user's.
-            answers: the answers, K >= 1 (one answer can be deleted with its conversation, but not voted on).
+            answers: the answers, K >= 1; one by itself gets thumbs, several get votes.
             conversation: id from ``start_conversation``, or empty.
             display_order: which answer stands in which place; in the order given if empty.
 
@@ -151,21 +122,22 @@ class PreferenceStore:
             raise ValueError(f"display order {order} is not an order of {len(answers)} answers")
         with self._session(writing=True) as session:
             if conversation:
-                owner = session.get(ConversationRow, conversation)
+                owner = session.get(ConversationRow, conversation, with_for_update=True)
                 if owner is None or owner.deleted:
                     raise _gone("conversation", conversation, owner is not None)
-            comparison = _comparison_row(_new_id(), messages, answers, order, split_of(messages), _now())
+            comparison = comparison_row(new_id(), messages, answers, order, split_of(messages), now())
             comparison.conversation = conversation or None
             session.add(comparison)
             return comparison.id
 
-    def vote(self, comparison: str, ranks: Sequence[int], rater: str) -> str:
+    def vote(self, comparison: str, ranks: Sequence[int], rater: str, reason: str = "") -> str:
         """Store a judgement on a recorded comparison; the same judgement twice in a row is stored once.
 
         Args:
             comparison: id from ``record``.
             ranks: one per answer in stored order, 0 the best, equal ranks tie; empty means "all bad".
             rater: pseudonym of who judged.
+            reason: why, in the rater's words; may be added by voting the same once more.
 
         Returns:
             The vote's id, which becomes the ``Preference`` id.
@@ -174,18 +146,41 @@ class PreferenceStore:
             UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
         """
         with self._session(writing=True) as session:
-            shown = session.get(ComparisonRow, comparison)
-            if shown is None or shown.deleted:
-                raise _gone("comparison", comparison, shown is not None)
+            shown = _existing(session, comparison, locked=True)
             _check_ranks(ranks, len(shown.answers), comparison)
-            last = session.scalars(
-                select(VoteRow).where(VoteRow.comparison == comparison, VoteRow.rater == rater)
-                .order_by(VoteRow.time.desc(), VoteRow.id.desc()).limit(1)
-            ).first()  # fmt: skip
-            if last is not None and last.ranks == list(ranks):
-                return last.id
-            row = VoteRow(id=_new_id(), comparison=comparison, ranks=list(ranks), rater=rater, time=_now())
-            session.add(row)
+            row = _last(session, VoteRow, comparison, rater)
+            if row is None or row.ranks != list(ranks):
+                row = VoteRow(id=new_id(), comparison=comparison, ranks=list(ranks), rater=rater, time=now())
+                session.add(row)
+                session.flush()
+            if reason:
+                session.merge(ReasonRow(vote=row.id, words=reason))
+            return row.id
+
+    def thumb(self, comparison: str, up: bool, rater: str, reason: str = "") -> str:
+        """Store a judgement on a recorded answer that stood alone; the same twice in a row is stored once.
+
+        Args:
+            comparison: id from ``record``, of one answer.
+            up: whether it is a good one.
+            rater: pseudonym of who judged.
+            reason: why, in the rater's words.
+
+        Returns:
+            The thumb's id.
+
+        Raises:
+            UserError: no such comparison, a deleted one, or one of several answers.
+        """
+        with self._session(writing=True) as session:
+            shown = _existing(session, comparison, locked=True)
+            if len(shown.answers) != 1:
+                raise UserError(f"comparison '{comparison}' showed {len(shown.answers)} answers; rank them instead")
+            row = _last(session, ThumbRow, comparison, rater)
+            if row is None or row.up != up:
+                row = ThumbRow(id=new_id(), comparison=comparison, up=up, reason="", rater=rater, time=now())
+                session.add(row)
+            row.reason = reason or row.reason
             return row.id
 
     def shown(self, comparison: str) -> list[Answer]:
@@ -195,20 +190,26 @@ class PreferenceStore:
             UserError: no such comparison, or a deleted one.
         """
         with self._session() as session:
-            row = session.get(ComparisonRow, comparison)
-            if row is None or row.deleted:
-                raise _gone("comparison", comparison, row is not None)
-            return [*map(_answer, row.answers)]
+            return [*map(answer_of, _existing(session, comparison).answers)]
+
+    def conversation_of(self, comparison: str) -> str:
+        """The conversation that a comparison belongs to, empty if none: who may vote on it is its owner's matter.
+
+        Raises:
+            UserError: no such comparison, or a deleted one.
+        """
+        with self._session() as session:
+            return _existing(session, comparison).conversation or ""
 
     def add(self, preference: Preference) -> bool:
         """Store a whole preference made elsewhere, such as a line of a snapshot; returns False if its id is known."""
         _check_ranks(preference.ranks, len(preference.answers), preference.id)
         order = list(preference.display_order) or list(range(len(preference.answers)))
-        made = preference.time or _now()
+        made = preference.time or now()
         with self._session(writing=True) as session:
             if session.get(VoteRow, preference.id) is not None:
                 return False
-            shown = _comparison_row(_new_id(), preference.prompt, preference.answers, order, preference.split, made)
+            shown = comparison_row(new_id(), preference.prompt, preference.answers, order, preference.split, made)
             session.add(shown)
             session.flush()
             session.add(VoteRow(id=preference.id, comparison=shown.id, ranks=list(preference.ranks),
@@ -224,7 +225,17 @@ class PreferenceStore:
         with self._session() as session:
             last = {(shown.id, vote.rater): (vote, shown) for vote, shown in session.execute(query)}
             kept = sorted(last.values(), key=lambda pair: (pair[0].time, pair[0].id))
-            return [_preference(vote, shown) for vote, shown in kept]
+            return [preference_of(vote, shown) for vote, shown in kept]
+
+    def thumbs(self) -> list[Thumb]:
+        """Every rater's last word on every answer that stood alone and still exists, ordered by time and id."""
+        query = (
+            select(ThumbRow, ComparisonRow).join(ComparisonRow, ThumbRow.comparison == ComparisonRow.id)
+            .where(~ComparisonRow.deleted).order_by(ThumbRow.time, ThumbRow.id)
+        )  # fmt: skip
+        with self._session() as session:
+            last = {(shown.id, thumb.rater): thumb_of(thumb, shown) for thumb, shown in session.execute(query)}
+            return sorted(last.values(), key=lambda thumb: (thumb.time, thumb.id))
 
     def count(self) -> int:
         """How many votes ``all`` would give."""
@@ -241,13 +252,17 @@ class PreferenceStore:
             UserError: there is no such conversation.
         """
         with self._session(writing=True) as session:
-            row = session.get(ConversationRow, conversation)
+            row = session.get(ConversationRow, conversation, with_for_update=True)
             if row is None:
                 raise _gone("conversation", conversation, False)
             row.deleted = True
             for shown in session.scalars(select(ComparisonRow).where(ComparisonRow.conversation == conversation)):
                 shown.deleted = True
                 shown.prompt, shown.answers = [], []
+                votes = select(VoteRow.id).where(VoteRow.comparison == shown.id)
+                session.execute(delete(ReasonRow).where(ReasonRow.vote.in_(votes)))
+                session.execute(delete(ThumbRow).where(ThumbRow.comparison == shown.id))
+        self.database.erase()
 
     def snapshot(self, path: Path) -> int:
         """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
@@ -258,53 +273,41 @@ class PreferenceStore:
 
     def export_trl(self, path: Path) -> int:
         """Write TRL's conversational preference form, one line per strict pair; returns how many."""
-        rows = [row for preference in self.all() for row in trl_rows(preference)]
-        with atomic_write(path) as handle:
-            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return len(rows)
+        return _write_rows(path, (row for preference in self.all() for row in trl_rows(preference)))
 
-    @contextmanager
-    def _session(self, *, writing: bool = False) -> Iterator[Session]:
-        """A transaction; what it writes is on disk when the block ends, or has left no trace."""
-        engine = self._engine.execution_options(writing=writing)
-        try:
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except _OUT_OF_ORDER as error:
-            what = "cannot be written" if writing else "cannot be read"
-            sentence = f"the preference store {what} ({_reason(error)}); see to {self.place}, then try again"
-            raise StoreError(sentence) from error
+    def export_kto(self, path: Path) -> int:
+        """Write TRL's unpaired form, one line per answer that was called good or bad by itself; returns how many."""
+        judged: list[Preference | Thumb] = [*self.thumbs(), *self.all()]
+        return _write_rows(path, (row for one in judged for row in kto_rows(one)))
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """A transaction for queries that are somebody else's; nothing may be written in it."""
+        return self._session()
 
 
-def trl_rows(preference: Preference) -> list[dict[str, Any]]:
-    """TRL's ``prompt`` / ``chosen`` / ``rejected`` rows of a preference, one per strict pair."""
-    prompt = [{"role": m.role, "content": m.content} for m in preference.prompt]
-    texts = [[{"role": "assistant", "content": answer.text}] for answer in preference.answers]
-    return [{"prompt": prompt, "chosen": texts[i], "rejected": texts[j]} for i, j in preference.pairs()]
+def _existing(session: Session, comparison: str, locked: bool = False) -> ComparisonRow:
+    """A comparison; locked for a vote, because on PostgreSQL a double click is two transactions side by side."""
+    row = session.get(ComparisonRow, comparison, with_for_update=locked)
+    if row is None or row.deleted:
+        raise _gone("comparison", comparison, row is not None)
+    return row
 
 
-def _comparison_row(
-    identity: str, prompt: Sequence[Message], answers: Sequence[Answer], order: list[int], split: str, made: str
-) -> ComparisonRow:
-    rows = [
-        AnswerRow(place=place, text=a.text, token_ids=list(a.token_ids), model=a.model, sampling=dict(a.sampling),
-                  seed=str(a.seed))
-        for place, a in enumerate(answers)
-    ]  # fmt: skip
-    turns = [{"role": m.role, "content": m.content} for m in prompt]
-    return ComparisonRow(id=identity, prompt=turns, display_order=order, split=split, time=made, answers=rows)
+def _last(session: Session, table: type[_Judgement], comparison: str, rater: str) -> _Judgement | None:
+    """A rater's last word on a comparison."""
+    return session.scalars(
+        select(table).where(table.comparison == comparison, table.rater == rater)
+        .order_by(table.time.desc(), table.id.desc()).limit(1)
+    ).first()  # fmt: skip
 
 
-def _preference(vote: VoteRow, shown: ComparisonRow) -> Preference:
-    return Preference(
-        id=vote.id, prompt=tuple(Message(**turn) for turn in shown.prompt), answers=tuple(map(_answer, shown.answers)),
-        ranks=tuple(vote.ranks), rater=vote.rater, time=vote.time, display_order=tuple(shown.display_order),
-        split=shown.split,
-    )  # fmt: skip
-
-
-def _answer(row: AnswerRow) -> Answer:
-    return Answer(row.text, tuple(row.token_ids), row.model, row.sampling, int(row.seed))
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with atomic_write(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
 
 
 def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
@@ -319,16 +322,3 @@ def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:
 def _gone(kind: str, identity: str, existed: bool) -> UserError:
     what = "was deleted" if existed else "does not exist"
     return UserError(f"{kind} '{identity}' {what}; show new answers and vote on those")
-
-
-def _reason(error: sql.SQLAlchemyError) -> str:
-    """What the database itself said, on one line and without the statement, which holds people's words."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

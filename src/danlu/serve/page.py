@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 _TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8",
-          "svg": "image/svg+xml"}  # fmt: skip
+          "svg": "image/svg+xml", "woff2": "font/woff2"}  # fmt: skip
 _UNBUILT = "The chat page is not built; run 'python hatch_build.py' in the source tree, or install a wheel.\n"
 
 

@@ -5,8 +5,8 @@ Out: ``Safety`` (``open_safety`` makes one): prompts that are blocked, answers t
 Left out: training the guard (``align.guard``); the review queue (``reviews``).
 """
 
-from danlu.serve.safety.gates import MODES, Origin, Safety, open_safety, owner_of
+from danlu.serve.safety.gates import MODES, Origin, Passage, Safety, open_safety
 from danlu.serve.safety.holding import FILTERED
 from danlu.serve.safety.scanners import Finding
 
-__all__ = ["FILTERED", "MODES", "Finding", "Origin", "Safety", "open_safety", "owner_of"]
+__all__ = ["FILTERED", "MODES", "Finding", "Origin", "Passage", "Safety", "open_safety"]

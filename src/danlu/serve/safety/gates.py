@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from anyio.to_thread import run_sync
-from starlette.requests import Request
 
 from danlu.align.guard import Guard
 from danlu.errors import UserError, unknown
 from danlu.evals.hazards import Category, Stage, read_rules
 from danlu.records import Message
-from danlu.serve.engine import Answers, Finished, Job, Piece
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.reviews import ModerationEvent
 from danlu.serve.safety import reports
 from danlu.serve.safety.holding import Held, filtered
@@ -122,8 +122,9 @@ class Safety:
         return blocked(await self.scan_prompt(messages, origin))
 
     async def submit(
-        self, engine: Writes, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin()
-    ) -> Passage:
+        self, engine: Writes, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin(),
+        through: Callable[[Answers], AsyncIterator[Piece | Finished]] = aiter,
+    ) -> Passage:  # fmt: skip
         """Both gates: jobs go to the engine if their prompt may, and their answers are watched.
 
         Args:
@@ -131,6 +132,7 @@ class Safety:
             jobs: answers to ``messages``.
             messages: the dialogue as the client sent it.
             origin: for the review queue.
+            through: what answers go through before they are looked at.
 
         Raises:
             Refusal: of the engine's.
@@ -140,7 +142,7 @@ class Safety:
         if blocked(found):
             return Passage(Answers(jobs), _unanswered(len(jobs)), further)
         answers = engine.submit(jobs)
-        return Passage(answers, self.watch(aiter(answers), origin, len(jobs)), further)
+        return Passage(answers, self.watch(through(answers), origin, len(jobs)), further)
 
     async def watch(
         self, events: AsyncIterator[Piece | Finished], origin: Origin = Origin(), answers: int = 1
@@ -195,11 +197,6 @@ async def _unanswered(answers: int) -> AsyncIterator[Piece | Finished]:
     """The answers to a prompt that is blocked: over before their first word."""
     for index in range(answers):
         yield Finished(index, filtered())
-
-
-def owner_of(request: Request) -> str:
-    """Who asks; "" where nobody has to say."""
-    return str(getattr(getattr(request.state, "caller", None), "owner", ""))
 
 
 def open_safety(mode: str = "block", rules: Path | None = None, guard: Path | None = None) -> Safety:

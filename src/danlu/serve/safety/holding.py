@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from danlu.infer import Completion
-from danlu.serve.engine import Finished, Piece
+from danlu.serve.jobs import Finished, Piece
 from danlu.serve.safety.scanners import Finding, Scanner
 
 FILTERED = "content_filter"

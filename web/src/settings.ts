@@ -1,0 +1,59 @@
+// In:  what people choose. Out: the same as signals that outlive the tab; what is served; how the page looks.
+// Left out: the panel where they choose (tuning.tsx).
+
+import { effect, signal } from "@preact/signals";
+import type { ModelInfo, Options } from "./api";
+import { recall, remember } from "./memory";
+
+export interface Settings {
+  model: string;
+  against: string;
+  temperature: number;
+  top_p: number;
+  max_tokens: number;
+  system: string;
+}
+
+export type Theme = "system" | "light" | "dark";
+
+export const settings = signal<Settings>({
+  model: "", against: "", temperature: 0.8, top_p: 0.95, max_tokens: 0, system: "",
+  ...recall<Partial<Settings>>("settings", {}),
+});
+export const mode = signal<"chat" | "compare">(recall("mode", "chat"));
+export const theme = signal<Theme>(recall("theme", "system"));
+export const models = signal<ModelInfo[]>([]);
+/** Things to try, of the run that is served; none for a model of nobody's run. */
+export const starters = signal<string[]>([]);
+/** A pseudonym for votes, made up once per browser. */
+export const rater = recall<string>("rater", "") || crypto.randomUUID();
+
+remember("rater", rater);
+effect(() => remember("settings", settings.value));
+effect(() => remember("mode", mode.value));
+effect(() => remember("theme", theme.value));
+effect(() => {
+  if (theme.value === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme.value;
+});
+
+export function change(part: Partial<Settings>): void {
+  settings.value = { ...settings.value, ...part };
+}
+
+/** Take over what the server serves; a remembered model that is gone gives way to the first one. */
+export function serve(served: ModelInfo[], toTry: string[]): void {
+  models.value = served;
+  starters.value = toTry;
+  const names = served.map((model) => model.id);
+  const { model, against } = settings.value;
+  change({
+    model: names.includes(model) ? model : (names[0] ?? ""),
+    against: names.includes(against) ? against : "",
+  });
+}
+
+export function options(): Options {
+  const { temperature, top_p, max_tokens } = settings.value;
+  return { temperature, top_p, ...(max_tokens ? { max_tokens } : {}) };
+}
