@@ -35,8 +35,12 @@ def ours(generator: Any) -> Callable[[int], Speeds]:
     """Our engine, as the server runs it."""
     from danlu.infer import Request, Sampling
 
+    engines: dict[int, Any] = {}
+
     def measure(streams: int) -> Speeds:
-        engine = generator.engine(streams, budget=PROMPT * streams + streams, expected=PROMPT + NEW)
+        if streams not in engines:
+            engines[streams] = generator.engine(streams, budget=PROMPT * streams + streams, expected=PROMPT + NEW)
+        engine = engines[streams]
         started = time.perf_counter()
         for prompt in prompts(streams, generator.tokenizer.vocab_size):
             engine.add(Request(prompt, Sampling(temperature=0.0, max_new_tokens=NEW), 0))
