@@ -28,7 +28,7 @@ def settled(tensors: Iterable[Tensor]) -> list[Tensor]:
         end += -(-tensor.nbytes // _LINE) * _LINE
     if not end:
         return []
-    region = mmap.mmap(-1, end)
+    region = mmap.mmap(-1, end, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     copies = []

@@ -37,7 +37,7 @@ struct Plain {
   using Weight = W;
   using Sum = Floats;
   static constexpr int WIDTH = LANES;
-  static constexpr int COLUMNS[] = {8, 6, 4, 3};  // of a tile of 1, 2, 3, 4 rows, so that 16 registers suffice
+  static constexpr int COLUMNS[] = {8, 6, 4, 3, 2, 2};  // of a tile of 1, 2, 3, 4 rows, so that 16 registers suffice
   static Floats left(const X* p, int j) { return read<Floats>(p + j * WIDTH); }
   static Floats right(const W* p, int j) { return widen(p + j * WIDTH); }
   static void add(Sum& sum, Floats x, Floats w) { sum = hold(sum + x * w); }
@@ -50,7 +50,7 @@ struct Plain {
 
 // Two neighbours lie in one 32-bit word: a shift widens one and a mask the other, so x has evens and odds apart.
 struct Halves : Plain<Bf16> {
-  static constexpr int COLUMNS[] = {8, 4, 3, 2};  // the mask takes a register
+  static constexpr int COLUMNS[] = {8, 4, 3, 2, 2, 2};  // the mask takes a register
   static Floats right(const Bf16* p, int j) {
     auto words = read<Vector<uint32_t, LANES>>(p + j / 2 * 2 * LANES);
     return (Floats)(j % 2 ? words & 0xffff0000u : words << 16);
@@ -74,7 +74,7 @@ struct Integer {
   using Weight = int8_t;
   using Sum = Ints;
   static constexpr int WIDTH = 2 * LANES;
-  static constexpr int COLUMNS[] = {8, 4, 3, 2};  // a product waits in a register to be added
+  static constexpr int COLUMNS[] = {8, 4, 3, 2, 2, 2};  // a product waits in a register to be added
   using Pairs = Vector<int16_t, WIDTH>;
   static Pairs left(const X* p, int j) { return read<Pairs>(p + j * WIDTH); }
   static Pairs right(const int8_t* p, int j) {
@@ -121,24 +121,24 @@ template <class Kind, int MR, int NR>
     if (next)
 #pragma GCC unroll 8
       for (int n = 0; n < NR; ++n) __builtin_prefetch(next + n * stride + k, 0, 2);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int j = 0; j < SPAN<Kind> / Kind::WIDTH; ++j) {
       // The side that is fewer stays in registers.
       if constexpr (MR < NR) {
         decltype(Kind::left(x, j)) left[MR];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int m = 0; m < MR; ++m) left[m] = hold(Kind::left(x + m * padded + k, j));
 #pragma GCC unroll 8
         for (int n = 0; n < NR; ++n) {
           auto right = hold(Kind::right(w + n * stride + k, j));
-#pragma GCC unroll 4
+#pragma GCC unroll 6
           for (int m = 0; m < MR; ++m) Kind::add(sums[m][n], left[m], right);
         }
       } else {
         decltype(Kind::right(w, j)) right[NR];
 #pragma GCC unroll 8
         for (int n = 0; n < NR; ++n) right[n] = hold(Kind::right(w + n * stride + k, j));
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int m = 0; m < MR; ++m) {
           auto left = hold(Kind::left(x + m * padded + k, j));
 #pragma GCC unroll 8
@@ -147,7 +147,7 @@ template <class Kind, int MR, int NR>
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 8
     for (int n = 0; n < NR; ++n) out[m][n] = Kind::finish(sums[m][n]);
@@ -218,9 +218,11 @@ struct Task {
   }
 
   void strip(const Product& p, long row, long end, long from, long to) const {
-    for (long tiles = (end - row + 3) / 4; row < end; --tiles) {
+    for (long tiles = (end - row + 5) / 6; row < end; --tiles) {
       bool fetch = row == 0;  // once for all rows
       long size = (end - row + tiles - 1) / tiles;
+      if (size == 6) columns<6>(p, row, from, to, fetch);
+      if (size == 5) columns<5>(p, row, from, to, fetch);
       if (size == 4) columns<4>(p, row, from, to, fetch);
       if (size == 3) columns<3>(p, row, from, to, fetch);
       if (size == 2) columns<2>(p, row, from, to, fetch);
