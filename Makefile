@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check serve bench clean
 
-$(STAMP): requirements.lock pyproject.toml hatch_build.py web/.npmrc $(wildcard web/*.* web/public/* web/src/*)
+$(STAMP): requirements.lock pyproject.toml hatch_build.py web/.npmrc $(wildcard web/*.* web/public/* web/src/*.* web/src/ops/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

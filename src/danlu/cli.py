@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__, accounts_cli
+from danlu import __version__, accounts_cli, serve_cli
 from danlu.console import Console
 from danlu.errors import UserError
+from danlu.serve_cli import Shots, Where
 
 app = typer.Typer(
     name="danlu",
@@ -32,6 +33,7 @@ feedback = typer.Typer(help="Votes of the people who talk to the model.", no_arg
 app.add_typer(feedback, name="feedback")
 app.add_typer(accounts_cli.keys, name="keys")
 app.add_typer(accounts_cli.users, name="users")
+app.command()(serve_cli.serve)
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
@@ -43,9 +45,6 @@ _INTERRUPTED = 130  # as a shell says of a program that was stopped by Ctrl-C
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
-Where = Annotated[
-    Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
-]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
 
 
@@ -101,13 +100,15 @@ def chat(
     stage: StageName = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
+    shots: Shots = None,
 ) -> None:
     """Talk to a model in the terminal."""
+    from danlu.infer import read_shots
     from danlu.places import find_model
     from danlu.talk import Chat
 
     model = find_model(where, stage)
-    talk = Chat(model, temperature=temperature, seed=seed)
+    talk = Chat(model, temperature=temperature, seed=seed, shots=read_shots(shots) if shots else ())
     if text is not None:
         typer.echo(talk.say(text))
         return
@@ -127,37 +128,6 @@ def chat(
         except KeyboardInterrupt:
             typer.echo(" …", nl=False)
         typer.echo()
-
-
-@app.command()
-def serve(
-    where: Where = Path("runs/tang"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
-    ] = "127.0.0.1",
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name that the server is called by, such as its proxy's.")
-    ] = None,
-    requests: Annotated[int, typer.Option(min=0, help="Requests a minute for a key; 0 is no limit.")] = 120,
-    tokens: Annotated[int, typer.Option(min=0, help="Tokens a minute for a key; 0 is no limit.")] = 200_000,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--store",
-            "--db",
-            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the "
-            "model directory, if not given. danlu run learns from it with run.votes=STORE.",
-        ),
-    ] = None,
-) -> None:
-    """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
-    from danlu.places import runs_beside, servable_models, starters_of, votes_of
-    from danlu.serve import Rates, Reach, run_server
-
-    reach, rates = Reach(host, tuple(allow_host or ())), Rates(requests, tokens)
-    models, votes = servable_models(where), store or votes_of(where)
-    run_server(models, votes, port, starters=starters_of(where), runs=runs_beside(where), reach=reach, rates=rates)
 
 
 @app.command()

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from danlu.align.preferences import PreferenceStore
 from danlu.cli import app as verbs
 from danlu.errors import UserError
-from danlu.serve import Reach, page, run_server
+from danlu.serve import Options, Reach, page, run_server
 from danlu.serve.limits import Door
 from danlu.serve.store import ServeStore
 
 GREET = [{"role": "user", "content": "greet"}]
 ASK = {"model": "knows", "messages": GREET, "max_tokens": 2}
-STRANGERS_MAY = {"/healthz", "/api/login", *(route.path for route in page.routes().routes)}
+STRANGERS_MAY = {"/healthz", "/readyz", "/api/login", *(route.path for route in page.routes().routes)}
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_open_by_default_only_on_this_machine_and_until_there_is_a_key(live):
 @pytest.mark.parametrize("reach", [Reach("0.0.0.0"), Reach("::"), Reach(names=("chat.example.org",))], ids=str)
 def test_open_by_default_others_are_not_let_in_while_nobody_has_a_key(model_dirs, tmp_path, reach):
     with pytest.raises(UserError, match=r"nobody has a key; make one first.*danlu keys add"):
-        run_server(model_dirs, tmp_path / "p.db", 0, SimpleNamespace(say=print), reach=reach)
+        run_server(model_dirs, tmp_path / "p.db", 0, SimpleNamespace(say=print), Options(reach=reach))
 
 
 def test_open_by_default_the_last_key_does_not_open_a_server_that_others_reach(tmp_path):

@@ -43,8 +43,8 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """NUL becomes the sign for what cannot be shown, on every database alike."""
-        return value.replace("\0", "\ufffd") if value is not None else None
+        """Where NUL cannot be kept, it becomes the sign for what cannot be shown; token ids still tell it."""
+        return value.replace("\0", "\ufffd") if value and dialect.name == "postgresql" else value
 
 
 class Database:

@@ -30,7 +30,8 @@ CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 # What belongs to a model besides its weights; anything else in its directory is its owner's and is not handed on.
 _MODEL_FILES = (
     CONFIG, GENERATION, CARD, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "LICENSE*", "NOTICE*",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "guard.json",
+    "LICENSE*", "NOTICE*",
 )  # fmt: skip
 
 
@@ -57,7 +58,8 @@ def load(path: Path, dtype: torch.dtype | None = torch.float32, device: torch.de
 
     Args:
         path: the directory.
-        dtype: of the parameters in memory, as they are stored if None; INT8 weights, their scales and the router's bias are what they are.
+        dtype: of the parameters in memory, as they are stored if None; INT8 weights, their scales and the router's
+            bias are what they are.
         device: where to put them.
 
     Raises:

@@ -28,9 +28,7 @@ class Forward:
         device: where the model is.
     """
 
-    def __init__(
-        self, model: Decoder, output_weight: Tensor, native: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: Decoder, output_weight: Tensor, native: Callable[[Tensor], Tensor] | None = None) -> None:
         self._model, self._output_weight, self._native = model, output_weight, native
         self.device = output_weight.device
 

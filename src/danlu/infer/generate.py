@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.errors import UserError
+from danlu.infer import read
 from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.engine import Drafter, Engine, follow
 from danlu.infer.forward import Forward
@@ -133,6 +134,14 @@ class Generator:
                 found |= done
                 told(len(done))
         return [found[i] for i in range(len(prompts))]
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """One vector of length 1 per prompt, (N, D) (see ``read``)."""
+        return read.embed(self, prompts)
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
+        """How likely the model finds every token of each prompt but the first (see ``read``)."""
+        return read.score(self, prompts, top)
 
     def engine(
         self, rows: int, *, budget: int, expected: int = 64, cache_bytes: int = _CACHE_BYTES, pool_bytes: int = 0,

@@ -222,7 +222,8 @@ class Pages:
     def publish(self, row: int, tokens: Sequence[int], salt: str) -> None:
         """Name the full blocks."""
         if self._kept:
-            for block, name in zip(self._rows[row], digests(tokens, salt), strict=False):
+            names = digests(tokens, salt)
+            for block, name in zip(self._rows[row][: len(names)], names, strict=True):
                 self.blocks.publish(block, name)
 
     def view(self, start: int, stop: int, reach: int) -> Cache:

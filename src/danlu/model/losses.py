@@ -141,7 +141,7 @@ def loss_and_slopes(logits: Tensor, index: Tensor, times: Tensor, size: int) -> 
     wide = logits.float()
     if size < logits.shape[1]:
         wide = wide.where(columns < size, _NEVER)
-    blocks = wide.unflatten(1, (-1, _BLOCK))  # C, blocks, 1024
+    blocks = wide.view(len(wide), -1, _BLOCK)  # C, blocks, 1024
     highest = blocks.amax(-1, keepdim=True)
     sums = highest.squeeze(-1) + (blocks - highest).exp().sum(-1).log()  # C, blocks
     whole = sums.logsumexp(-1, keepdim=True)  # C, 1
@@ -200,10 +200,11 @@ class _CrossEntropy(torch.autograd.Function):
             x, times = states[part], counts[part].unsqueeze(1)  # C, 1
             index = targets[part].unsqueeze(1).where(times > 0, 0)
             logits = F.linear(x, gradients.matrix)  # C, V or more
-            if fuse:
-                lost, slopes = loss_and_slopes(logits, index, times, len(weight))
-            else:
-                lost, slopes = _loss_and_slopes_in_place(logits, index, times, any(wanted))
+            lost, slopes = (
+                loss_and_slopes(logits, index, times, len(weight))
+                if fuse
+                else _loss_and_slopes_in_place(logits, index, times, any(wanted))
+            )
             loss += lost
             if slopes is not None:
                 gradients.add(part, x, slopes)

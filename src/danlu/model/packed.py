@@ -10,13 +10,18 @@ the variable-length kernel takes a dozen integers instead.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 WIDEST, STEP = 256, 8  # head widths that the flash kernels know: multiples of 8 up to 256
-_GROUPS = {"enable_gqa": True} if "enable_gqa" in (varlen_attn.__kwdefaults__ or {}) else {}  # torch 2.11 needs no word
+_told = {"enable_gqa": True} if "enable_gqa" in (varlen_attn.__kwdefaults__ or {}) else {}  # torch 2.11 needs no word
+_kernel: Callable[..., Any] = functools.partial(varlen_attn, **_told)  # type: ignore[arg-type]
 
 
 def fits(device: torch.device, dtype: torch.dtype, width: int) -> bool:
@@ -50,7 +55,6 @@ def allowed(ends: Tensor, length: int) -> Tensor:
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, scale: float, ends: Tensor) -> Tensor:
     """Causal attention inside documents: (B, H, T, D), twice (B, H / G, T, D) -> (B, H, T, D)."""
     batch, _, length, _ = q.shape
-    rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # B*T, H, D
-    mixed = varlen_attn(*rows, ends, ends, length, length, scale=scale, window_size=(-1, 0), **_GROUPS)
-    assert isinstance(mixed, Tensor)
-    return mixed.unflatten(0, (batch, length)).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # B*T, H, D
+    mixed: Tensor = _kernel(q, k, v, ends, ends, length, length, scale=scale, window_size=(-1, 0))
+    return mixed.view(batch, length, *mixed.shape[1:]).transpose(1, 2)

@@ -119,7 +119,8 @@ class Product:
 
     def __init__(self, library: ctypes.CDLL, weights: Weights) -> None:
         self._multiply = library.danlu_linear
-        self._weights = Weights(*(None if x is None else x.detach() for x in weights))
+        kept = (None if x is None else x.detach() for x in weights[1:])
+        self._weights = Weights(weights.matrix.detach(), *kept)
         self._described = CProduct.of(self._weights)
         self._outputs, self._depth = weights.matrix.shape
         self._most = FEW if weights.matrix.dtype == torch.float32 else None
@@ -128,7 +129,7 @@ class Product:
         """(..., depth) fp32 -> (..., outputs).
 
         Raises:
-            NotImplementedError: this CPU has no kernel for the weights; the probe finds that out.
+            RuntimeError: this CPU has no kernel for the weights; the probe finds that out.
         """
         rows = x.numel() // self._depth
         if self._most is not None and rows > self._most:
@@ -139,7 +140,7 @@ class Product:
         product.out = out.data_ptr()
         threads = torch.get_num_threads()
         if self._multiply(x.data_ptr(), rows, self._depth, ctypes.byref(product), 1, threads):
-            raise NotImplementedError(f"no kernel for weights in {self._weights.matrix.dtype} on this CPU")
+            raise RuntimeError(f"no kernel for weights in {self._weights.matrix.dtype} on this CPU")
         return out
 
 
@@ -168,6 +169,6 @@ def _probe(library: ctypes.CDLL, dtype: torch.dtype) -> bool:
         right = F.linear(x, matrix.float(), bias)
     try:
         found = Product(library, Weights(matrix, scale, bias))(x)
-    except NotImplementedError:
+    except RuntimeError:
         return False
     return bool((found - right).abs().max() <= _CLOSE.get(dtype, 1e-5) * right.abs().max())

@@ -83,7 +83,7 @@ class StepForward(Forward):
 
     @staticmethod
     def fits(model: Decoder, kernels: Kernels) -> bool:
-        """Whether the kernels know all of a model: a dense one, norms before its blocks' parts, its weights readable."""
+        """Whether the kernels know all of a model: a dense one, norms before its parts, its weights readable."""
         config = model.config
         known = (
             config.attention == "gqa" and not config.n_experts and not config.attn_softcap
@@ -127,7 +127,8 @@ def _layers_of(block: nn.Module) -> list[nn.Module]:
     """The linear layers of a dense block in the order of ``_Layer``; all but the gate, if there is none."""
     assert isinstance(block, Block)
     attn, ffn = block.attn, block.ffn
-    assert isinstance(attn, GroupedQueryAttention) and isinstance(ffn, MLP | GatedMLP)
+    assert isinstance(attn, GroupedQueryAttention)
+    assert isinstance(ffn, MLP | GatedMLP)
     return [attn.q, attn.k, attn.v, attn.o, *([ffn.gate] if isinstance(ffn, GatedMLP) else []), ffn.up, ffn.down]
 
 
@@ -158,5 +159,6 @@ def _rope(model: Decoder, positions: Tensor) -> Rope | None:
 def _cache(cache: KVCache) -> _Cache:
     """Where each number is; keys and values lie alike."""
     layer, row, head, slot, one = cache.keys.stride()
-    assert one == 1 and cache.values.stride() == cache.keys.stride()
+    assert one == 1
+    assert cache.values.stride() == cache.keys.stride()
     return _Cache(cache.keys.data_ptr(), cache.values.data_ptr(), layer, row, head, slot)

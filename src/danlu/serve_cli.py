@@ -1,0 +1,77 @@
+"""``danlu serve``: the verb with the most to choose.
+
+In:  its options.
+Out: a server until it is stopped.
+Left out: every other verb (``cli``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Where = Annotated[
+    Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
+]
+Shots = Annotated[
+    Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
+]
+
+
+def serve(
+    where: Where = Path("runs/tang"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name that the server is called by, such as its proxy's.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=0, help="Requests a minute for a key; 0 is no limit.")] = 120,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens a minute for a key; 0 is no limit.")] = 200_000,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            "--db",
+            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the "
+            "model directory, if not given. danlu run learns from it with run.votes=STORE.",
+        ),
+    ] = None,
+    shots: Shots = None,
+    safety: Annotated[
+        str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
+    ] = "block",
+    rules: Annotated[Path | None, typer.Option(help="A rules file (YAML) of yours, beside the bundled rules.")] = None,
+    guard: Annotated[
+        Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
+    guess: Annotated[
+        str,
+        typer.Option(
+            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
+            "same tokenizer."
+        ),
+    ] = "",
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
+) -> None:
+    """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
+    from danlu.infer import read_shots
+    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.serve import Options, Rates, Reach, Setup, run_server
+    from danlu.serve.safety import open_safety
+
+    options = Options(
+        starters=tuple(starters_of(where)),
+        shots=tuple(read_shots(shots)) if shots else (),
+        runs=runs_beside(where),
+        reach=Reach(host, tuple(allow_host or ())),
+        rates=Rates(requests, tokens),
+        safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        setup=Setup(rows=streams, guess=guess),
+        own_process=True,
+    )
+    run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)
