@@ -25,10 +25,10 @@ from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.engine import Drafter, Engine, follow
 from danlu.infer.forward import Forward
 from danlu.infer.graphs import GraphedForward
-from danlu.infer.kernels import NONE, Kernels, StepForward, Weights, speed_up
+from danlu.infer.kernels import NONE, Kernels, StepForward, Weights, settled, speed_up
 from danlu.infer.sampler import Sampling
 from danlu.infer.storage import Pages, Slots
-from danlu.model import Decoder, Linear
+from danlu.model import Decoder, Linear, QuantLinear
 from danlu.model.norm import LayerNorm, RMSNorm
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
@@ -216,7 +216,8 @@ class Generator:
 
     def _take_head(self) -> None:
         # Ids beyond the tokenizer's fill up the vocabulary: they have no spelling and must never be drawn.
-        weight = self._source.output_weight.detach()[: self.tokenizer.vocab_size]
+        own = self.model.output_weight if self._kernels.library is not None else self._source.output_weight
+        weight = own.detach()[: self.tokenizer.vocab_size]
         self._head = self._kernels.product(Weights(weight))
         self.output_weight = weight if self._head else weight.to(self.dtype)
 
@@ -225,27 +226,33 @@ def _prepare(model: Decoder, dtype: torch.dtype, kernels: Kernels) -> tuple[Deco
     """A model that shares everything with ``model`` but the weights that nothing computes with as they are.
 
     Returns:
-        The model, and (our copy, original) of each weight that had to be cast.
+        The model, and (our copy, original) of each weight that had to be cast, or to be moved for a kernel.
     """
     memo: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copies: list[tuple[Tensor, Tensor]] = []
-    for weight in _to_cast(model, dtype, kernels):
-        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-        copies.append((memo[id(weight)], weight))
+    read = [weight for weight in _matrices(model) if kernels.reads(Weights(weight))]
+    copies = list(zip(settled(read), read, strict=True))
+    moved = set(map(id, read))
+    for weight in _to_cast(model, dtype):
+        if id(weight) not in moved:
+            copies.append((weight.detach().to(dtype), weight))
+    for ours, theirs in copies:
+        memo[id(theirs)] = nn.Parameter(ours, requires_grad=False) if isinstance(theirs, nn.Parameter) else ours
     return copy.deepcopy(model, memo).compute_in(dtype), copies
 
 
-def _to_cast(model: Decoder, dtype: torch.dtype, kernels: Kernels) -> Iterator[nn.Parameter]:
-    """Weights of products that are not in ``dtype`` and that no kernel reads, weights of norms that are narrower."""
-    whole = model.config.attention != "mla"  # there, decoding multiplies with parts of a weight
+def _matrices(model: Decoder) -> Iterator[Tensor]:
+    """What products of rows read, each once; in latent attention decoding multiplies with parts of a weight instead."""
+    if model.config.attention != "mla":
+        yield from (module.weight for module in model.blocks.modules() if isinstance(module, Linear | QuantLinear))
+    yield model.output_weight
+
+
+def _to_cast(model: Decoder, dtype: torch.dtype) -> Iterator[nn.Parameter]:
+    """Weights of products that are not in ``dtype``, weights of norms that are narrower."""
     for module in model.modules():
-        kept = module.weight if whole and isinstance(module, Linear) and kernels.reads(Weights.of(module)) else None
         for weight in module.parameters(recurse=False):
-            if hasattr(module, "compute_dtype"):
-                wanted = weight is not kept and weight.dtype != dtype
-            else:
-                wanted = isinstance(module, RMSNorm | LayerNorm) and weight.dtype.itemsize < dtype.itemsize
-            if wanted:
+            product, norm = hasattr(module, "compute_dtype"), isinstance(module, RMSNorm | LayerNorm)
+            if (product and weight.dtype != dtype) or (norm and weight.dtype.itemsize < dtype.itemsize):
                 yield weight
 
 

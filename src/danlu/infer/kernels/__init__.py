@@ -5,7 +5,8 @@ Out: the same model, reading every weight once and in the width it is stored in;
 Left out: training, GPUs, prefill in fp32: torch's own kernels are as good or better there.
 """
 
+from danlu.infer.kernels.memory import settled
 from danlu.infer.kernels.products import NONE, Kernels, Product, Weights, kernels, speed_up
 from danlu.infer.kernels.step import StepForward
 
-__all__ = ["NONE", "Kernels", "Product", "StepForward", "Weights", "kernels", "speed_up"]
+__all__ = ["NONE", "Kernels", "Product", "StepForward", "Weights", "kernels", "settled", "speed_up"]
