@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check serve bench clean
 
-$(STAMP): requirements.lock pyproject.toml hatch_build.py web/.npmrc $(wildcard web/*.* web/public/* web/src/*)
+$(STAMP): requirements.lock pyproject.toml hatch_build.py web/.npmrc $(wildcard web/*.* web/public/* web/src/*.* web/src/ops/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -29,6 +29,7 @@ check: $(STAMP)  ## lint, types, house and unit tests: about a minute
 
 test: $(STAMP)  ## everything but GPU tests
 	sh scripts/install-browser.sh
+	sh scripts/install-postgres.sh
 	$(BIN)/ruff check src tests bench hatch_build.py
 	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from danlu.device import cpu_flags
 from danlu.files import write_json
 from danlu.run import provenance
@@ -23,7 +25,10 @@ RESULTS = HERE / "results"
 
 
 def hardware() -> str:
-    """This machine's class: cores and the widest vector instructions that training uses."""
+    """This machine's class: its GPU, or cores and the widest vector instructions that training uses."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name().lower().removeprefix("nvidia ").split()[0]
+        return f"{torch.cuda.device_count()}x{name}"
     flags = cpu_flags()
     vector = "amx" if "amx_bf16" in flags else "avx512bf16" if "avx512_bf16" in flags else "avx2"
     return f"{provenance()['hardware']['cores']}core-{vector}"

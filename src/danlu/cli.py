@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__
+from danlu import __version__, accounts_cli
 from danlu.console import Console
 from danlu.errors import UserError
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 feedback = typer.Typer(help="Votes of the people who talk to the model.", no_args_is_help=True)
 app.add_typer(feedback, name="feedback")
+app.add_typer(accounts_cli.keys, name="keys")
+app.add_typer(accounts_cli.users, name="users")
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
@@ -130,20 +132,32 @@ def chat(
 @app.command()
 def serve(
     where: Where = Path("runs/tang"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name that the server is called by, such as its proxy's.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=0, help="Requests a minute for a key; 0 is no limit.")] = 120,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens a minute for a key; 0 is no limit.")] = 200_000,
     store: Annotated[
         str | None,
         typer.Option(
-            help="Preference store, a file or a database's URL; the run's own, or one beside the model directory, "
-            "if not given. danlu run learns from it with run.votes=STORE."
+            "--store",
+            "--db",
+            help="Store of votes, conversations and keys, a file or a database's URL; the run's own, or one beside the "
+            "model directory, if not given. danlu run learns from it with run.votes=STORE.",
         ),
     ] = None,
 ) -> None:
-    """Serve the chat page and an OpenAI-compatible API on 127.0.0.1; votes go to the preference store."""
-    from danlu.places import servable_models, starters_of, votes_of
-    from danlu.serve import run_server
+    """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
+    from danlu.places import runs_beside, servable_models, starters_of, votes_of
+    from danlu.serve import Rates, Reach, run_server
 
-    run_server(servable_models(where), store or votes_of(where), port, starters=starters_of(where))
+    reach, rates = Reach(host, tuple(allow_host or ())), Rates(requests, tokens)
+    models, votes = servable_models(where), store or votes_of(where)
+    run_server(models, votes, port, starters=starters_of(where), runs=runs_beside(where), reach=reach, rates=rates)
 
 
 @app.command()
@@ -262,18 +276,26 @@ def feedback_export(
         str, typer.Argument(help="A run or model directory, or a preference store: a file or a database's URL.")
     ],
     out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
+    form: Annotated[
+        str, typer.Option(help="dpo: prompt, chosen, rejected of every pair; kto: prompt, completion, good or bad.")
+    ] = "dpo",
 ) -> None:
-    """Write the votes as JSONL in the prompt/chosen/rejected form that TRL reads."""
+    """Write the votes as JSONL in a form that TRL reads."""
     from danlu.align.database import is_url
     from danlu.align.preferences import PreferenceStore
+    from danlu.errors import unknown
     from danlu.places import votes_of
 
+    if form not in ("dpo", "kto"):
+        raise unknown("form", form, ("dpo", "kto"), "--form")
     path = Path(where)
     store = where if is_url(where) or path.is_file() else str(votes_of(path))
     if not is_url(store) and not Path(store).is_file():
         raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
-    pairs = PreferenceStore(store).export_trl(out)
-    typer.echo(f"{pairs} pairs written to {out}")
+    if form == "kto":
+        typer.echo(f"{PreferenceStore(store).export_kto(out)} answers written to {out}")
+    else:
+        typer.echo(f"{PreferenceStore(store).export_trl(out)} pairs written to {out}")
 
 
 @app.command()

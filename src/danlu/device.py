@@ -126,6 +126,17 @@ def _keep_memory() -> None:
         return
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x`` on ``device``, without waiting for what a GPU is still busy with.
+
+    A copy from ordinary memory waits until everything asked of the GPU before is done, and leaves it idle until it is
+    asked for more; from page-locked memory it takes its place in the queue.
+    """
+    if device.type != "cuda" or x.is_cuda:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def matmul_flops(dtype: torch.dtype, kind: str, seconds: float = 0.3) -> float:
     """Measured FLOP/s of a square matrix product, the fastest of several: the ceiling that training is compared with.
 

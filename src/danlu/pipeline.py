@@ -24,9 +24,9 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import RESOLVED, votes_path
+from danlu.places import votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
-from danlu.run import Metrics, Run, Stage
+from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
 VOTES = "votes"
@@ -198,7 +198,7 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
         inputs={need: run.stage_dir(need) for need in spec.needs},
         outside=outside,
         seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
-        metrics=Metrics(run.stage_dir(spec.name) / "metrics.jsonl"),
+        metrics=Metrics(run.stage_dir(spec.name) / METRICS),
         console=console,
     )
     stage.dir.mkdir(parents=True, exist_ok=True)

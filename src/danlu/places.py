@@ -16,9 +16,8 @@ from danlu.console import Console
 from danlu.errors import UserError, nearest, unknown
 from danlu.files import read_json
 from danlu.recipe import Recipe
-from danlu.run import Run
+from danlu.run import RESOLVED, Run
 
-RESOLVED = "resolved.json"  # every run directory has one
 # The models of a run in the order of its life; the last that is finished is the one to talk to.
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 _STORE = "preferences.db"

@@ -27,7 +27,9 @@ from danlu.errors import UserError
 from danlu.files import atomic_write, hash_file, hash_value, write_json
 from danlu.recipe import Settings
 
+RESOLVED = "resolved.json"  # every run directory has one
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
 REPLACED = ".replaced"
 _VERSIONED = ("danlu", "torch", "numpy", "tokenizers", "pyarrow", "safetensors")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from postgres import place, postgres
 
 from danlu import hub
 from danlu.console import Console
@@ -19,6 +20,7 @@ from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.tokenizer import Tokenizer
 
+__all__ = ["place", "postgres"]  # fixtures
 LETTERS = "春夏秋冬山水花月风云"
 
 MakeStage = Callable[..., Stage]

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 from chromium import chromium
-from live_server import live, model_dirs, one_thread
+from live_server import guarded, live, model_dirs, one_thread
 from playwright.sync_api import Browser, Page
 
-__all__ = ["live", "model_dirs", "one_thread"]  # fixtures
+__all__ = ["guarded", "live", "model_dirs", "one_thread"]  # fixtures
 ROOT = Path(__file__).parents[2]
 WATCH = """
 window.violations = [];

@@ -8,6 +8,7 @@ import pytest
 from chat_page import ANSWER, TWO_MODELS, answered, compare, had, say, wait_until_idle
 from playwright.sync_api import expect
 
+
 def test_an_answer_streams_in(open_page):
     page = open_page()
     say(page, "count")

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 def test_every_stage_is_done_and_documented_figures_are_there(tiny_run):
     assert [name for name in STAGES if Run(tiny_run).finished(name)] == STAGES
+    assert list(json.loads((tiny_run / "resolved.json").read_text())["stages"]) == STAGES
+    assert {Run(tiny_run).manifest(name)["why"] for name in STAGES} == {"not made yet"}
     figures = json.loads(danlu("report", tiny_run, "--json").stdout)
     assert figures["minutes"].keys() == set(STAGES)
     assert figures["documents"]["in"] >= figures["documents"]["kept"] + figures["documents"]["duplicates"]

@@ -54,7 +54,7 @@ def test_votes_on_a_model_of_nobodys_lie_beside_it(tmp_path, monkeypatch):
 
 def test_the_server_is_given_the_place_unless_another_is_named(run, monkeypatch):
     given = []
-    monkeypatch.setattr(serve, "run_server", lambda models, store, port, starters: given.append(str(store)))
+    monkeypatch.setattr(serve, "run_server", lambda models, store, port, **_: given.append(str(store)))
     monkeypatch.setattr(places, "servable_models", lambda where: {"model": where})
     for words in ([], ["--store", "elsewhere.db"]):
         assert CliRunner().invoke(app, ["serve", str(run.dir / "ppo" / "model"), *words]).exit_code == 0

@@ -10,7 +10,7 @@ import danlu
 ROOT = Path(danlu.__file__).parent
 GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "device"}
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
-HALL = ["report", "places", "pipeline", "talk", "doctor", "plan", "anatomy", "cli"]
+HALL = ["report", "places", "pipeline", "talk", "doctor", "plan", "anatomy", "accounts_cli", "cli"]
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}
 FILES = sorted(ROOT.rglob("*.py"))
 

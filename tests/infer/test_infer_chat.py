@@ -31,12 +31,27 @@ def test_history_is_part_of_the_prompt(folder):
     assert fresh.say("dog") != used.say("dog")
 
 
+def test_what_was_said_before_is_not_read_again(folder):
+    talk, cached = Chat(folder, max_new_tokens=12), []
+    step = talk._engine.step
+
+    def watched():
+        events = step()
+        cached.extend(event.completion.cached for event in events if event.completion)
+        return events
+
+    talk._engine.step = watched
+    talk.say("quick brown fox jumps over the lazy dog. quick fox")
+    talk.say("fox")
+    assert cached[0] == 0 < cached[1]
+
+
 def test_oldest_turns_are_dropped_with_a_notice_and_the_system_stays(folder, monkeypatch):
     told = []
     talk = Chat(folder, system="dog", max_new_tokens=12, notice=told.append)
     prompts = []
-    stream = talk.generator.stream
-    monkeypatch.setattr(talk.generator, "stream", lambda prompt, *rest: prompts.append(prompt) or stream(prompt, *rest))
+    add = talk._engine.add
+    monkeypatch.setattr(talk._engine, "add", lambda request: prompts.append(list(request.prompt)) or add(request))
     for n in range(6):
         talk.say(f"fox {n}")
     assert any("96 tokens is full" in notice and "left out" in notice for notice in told)

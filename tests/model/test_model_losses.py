@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from danlu.model import linear_cross_entropy, linear_logprobs, linear_logprobs_entropy
-from danlu.model.losses import cross_entropy_reference, logprobs_reference
+from danlu.model.losses import chunk_rows, cross_entropy_reference, logprobs_reference, loss_and_slopes
 
 N, D, V = 37, 16, 50
 
@@ -112,3 +112,21 @@ def test_cross_entropy_gradient_by_finite_differences() -> None:
     with torch.no_grad():
         up, down = (linear_cross_entropy(states + s * step, weight, targets)[0] for s in (1, -1))
     assert abs((up - down) / 2 - (gradient * step).sum()) < 1e-2 * abs(up - down)
+
+
+@pytest.mark.parametrize("size", [50, 1024, 1500])
+def test_loss_and_slopes_by_blocks_equal_plain(size: int) -> None:
+    torch.manual_seed(4)
+    logits = torch.randn(N, -(-size // 1024) * 1024) * 4
+    index, times = torch.randint(0, size, (N, 1)), torch.randint(0, 3, (N, 1))
+    loss, slopes = loss_and_slopes(logits, index, times, size)
+    leaf = logits[:, :size].clone().requires_grad_()
+    plain = (torch.nn.functional.cross_entropy(leaf, index[:, 0], reduction="none") * times[:, 0]).sum()
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(slopes[:, :size], torch.autograd.grad(plain, leaf)[0], atol=1e-6, rtol=1e-5)
+    assert not slopes[:, size:].any()
+
+
+def test_chunks_of_a_cpu_fit_its_caches() -> None:
+    assert chunk_rows(torch.empty(8192, 1), 10**6, 2**30) == 512
+    assert chunk_rows(torch.empty(1024, 1), 10**6, 2**30) == 4096

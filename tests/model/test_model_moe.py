@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from danlu.model import Decoder, preset
-from danlu.model.moe import Router, expert_counts, expert_ffn
+from danlu.model.moe import Router, expert_counts, expert_ffn, mix_in_one_pass
 
 E, D, I = 8, 16, 24  # noqa: E741
 ROUTINGS = {
@@ -40,6 +40,13 @@ def test_grouped_takes_a_gradient_without_strides() -> None:
     chosen, weights = torch.rand(6, E).argsort(-1)[:, :2], torch.rand(6, 2)
     expert_ffn(x, chosen, weights, torch.randn(E, 2 * I, D), torch.randn(E, D, I), backend="grouped").sum().backward()
     assert x.grad is not None
+
+
+def test_mixing_in_one_pass_is_the_weighted_sum() -> None:
+    torch.manual_seed(0)
+    parts, weights = torch.randn(5, 3, 7), torch.rand(5, 3)
+    torch.testing.assert_close(mix_in_one_pass(parts, weights), torch.einsum("nkd,nk->nd", parts, weights))
+    assert mix_in_one_pass(parts.bfloat16(), weights).dtype == torch.bfloat16
 
 
 def router(**changes: object) -> Router:

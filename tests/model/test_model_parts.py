@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from danlu.model.attention import KEY_BLOCK, Mask, attend, attend_reference, cached_mask, causal_mask
+from danlu.model.feedforward import gelu_by_sigmoid
 from danlu.model.linear import Linear
 from danlu.model.norm import LayerNorm, rms_norm, rms_norm_reference
 from danlu.model.positions import rope_table, rotate, rotate_reference
@@ -142,3 +143,12 @@ def test_rounding_to_int8_errs_by_half_a_step_and_passes_gradients() -> None:
     quantized(x).sum().backward()
     torch.testing.assert_close(x.grad, quantized.dense(torch.float32).sum(0).expand(3, -1))
     assert set(quantized.state_dict()) == {"weight", "scale", "bias"}
+
+
+def test_gelu_by_a_sigmoid_is_the_tanh_form() -> None:
+    x = torch.linspace(-12, 12, 4001, requires_grad=True)
+    ours, plain = gelu_by_sigmoid(x), F.gelu(x, approximate="tanh")
+    torch.testing.assert_close(ours, plain, atol=2e-6, rtol=1e-5)
+    gradients = (torch.autograd.grad(y.sum(), x)[0] for y in (ours, plain))
+    torch.testing.assert_close(*gradients, atol=2e-6, rtol=1e-5)
+    assert gelu_by_sigmoid(x.bfloat16()).dtype == torch.bfloat16

@@ -21,8 +21,10 @@ from danlu.align.preferences import PreferenceStore
 from danlu.device import choose
 from danlu.model import Decoder, ModelConfig
 from danlu.records import Conversation, Message
-from danlu.serve import create_app
+from danlu.serve import Rates, create_app
 from danlu.serve.server import listen
+from danlu.serve.store import ServeStore
+from danlu.serve.worker import Setup
 from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.tokenizer import Tokenizer
@@ -119,8 +121,42 @@ def serving(app: FastAPI, store: PreferenceStore) -> Iterator[Live]:
 @pytest.fixture(scope="session")
 def live(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     store = PreferenceStore(tmp_path_factory.mktemp("store") / "votes.sqlite")
-    with serving(create_app(model_dirs, store, running=2, waiting=2), store) as running:
+    with serving(create_app(model_dirs, store, setup=Setup(rows=2), waiting=2), store) as running:
         yield running
+    store.close()
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server with accounts: alice and bob may chat, the operator may do everything."""
+
+    live: Live
+    alice: str
+    bob: str
+    operator: str
+    kept: ServeStore
+    clock: Clock
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="session")
+def guarded(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    store, clock = PreferenceStore(tmp_path_factory.mktemp("guarded") / "votes.sqlite"), Clock()
+    kept = ServeStore(store.database)
+    alice, bob = (kept.people.add_key(owner, requests=0, tokens=0)[1] for owner in ("alice", "bob"))
+    operator = kept.people.add_key("operator", scopes=("chat", "operator"), requests=0, tokens=0)[1]
+    app = create_app({"knows": model_dirs["knows"]}, store, rates=Rates(3, 100, clock))
+    with serving(app, store) as running:
+        yield Guarded(running, alice, bob, operator, kept, clock)
     store.close()
 
 

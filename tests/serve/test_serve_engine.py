@@ -1,32 +1,52 @@
-"""The engine's thread: a fault stays with its answer, closing ends everything, seeds repeat."""
+"""The engine's worker, in a thread and in a process: faults stay with their answers, closing ends everything."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from dataclasses import replace
 
 import pytest
 
 from danlu import hub
-from danlu.infer import Generator, Sampling
+from danlu.errors import UserError
+from danlu.infer import Completion, Generator, Sampling, Token
 from danlu.records import Message
-from danlu.serve.engine import Engine, Finished, Job
+from danlu.serve import jobs
+from danlu.serve.engine import Engine
+from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
 from danlu.serve.problems import Refusal
 from danlu.serve.sse import cancelled_when_gone
+from danlu.serve.worker import Setup
 from danlu.tokens import chat
+
+LONG = Sampling(temperature=2.0, max_new_tokens=2000)
 
 
 @pytest.fixture(scope="module")
-def job(model_dirs) -> Job:
-    model, tokenizer = hub.load_pretrained(model_dirs["knows"])
-    prompt = chat.encode_prompt(tokenizer, [Message("user", "greet")])
-    return Job(Generator(model, tokenizer), prompt, Sampling(temperature=0.0, max_new_tokens=40), seed=3)
+def generator(model_dirs) -> Generator:
+    return Generator(*hub.load_pretrained(model_dirs["knows"]))
+
+
+@pytest.fixture(scope="module")
+def job(generator) -> Job:
+    prompt = chat.encode_prompt(generator.tokenizer, [Message("user", "greet")])
+    return Job("knows", tuple(prompt), Sampling(temperature=0.0, max_new_tokens=40), seed=3)
 
 
 @pytest.fixture
-def engine():
-    engine = Engine(running=2, waiting=2)
+def engine(generator):
+    engine = Engine.in_thread({"knows": generator}, Setup(rows=2), waiting=2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def distant(model_dirs):
+    """An engine whose worker is a process."""
+    engine = Engine.in_process(model_dirs, Setup(rows=2), waiting=2)
     yield engine
     engine.close()
 
@@ -36,14 +56,38 @@ async def finish(engine: Engine, *jobs: Job) -> list[str]:
     return [event.completion.text for event in sorted(events, key=lambda event: event.index)]
 
 
-def test_what_is_streamed_is_what_the_generator_writes(engine, job):
-    loose = replace(job, sampling=Sampling(temperature=1.5, max_new_tokens=20))
-    expected = [loose.generator.generate([loose.prompt], loose.sampling, [seed])[0].text for seed in (1, 2)]
-    assert asyncio.run(finish(engine, replace(loose, seed=1), replace(loose, seed=2))) == expected
+async def settle(engine: Engine) -> None:
+    deadline = time.monotonic() + 60
+    while not engine.idle() or engine.stats().running:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
-def test_text_that_is_held_back_keeps_nobody_waiting(engine, job):
-    hello = job.generator.generate([job.prompt], job.sampling, [0])[0].text
+@pytest.mark.parametrize("kind", ["engine", "distant"])
+def test_what_is_streamed_is_what_the_generator_writes(request, kind, generator, job):
+    loose = replace(job, sampling=Sampling(temperature=1.5, max_new_tokens=20, stop=("zz",), top_logprobs=2))
+    expected = [generator.generate([loose.prompt], loose.sampling, [seed])[0] for seed in (1, 2)]
+
+    async def both() -> None:
+        answers = request.getfixturevalue(kind).submit([replace(loose, seed=1), replace(loose, seed=2)])
+        texts, tokens, done = ["", ""], [[], []], {}
+        async for event in answers:
+            if isinstance(event, Finished):
+                done[event.index] = event.completion
+            else:
+                texts[event.index] += event.text
+                tokens[event.index] += event.tokens
+        for i, wanted in enumerate(expected):
+            assert (texts[i], done[i].tokens) == (wanted.text, wanted.tokens)
+            assert [[id for id, _ in top] for top in done[i].top] == [[id for id, _ in top] for top in wanted.top]
+            assert done[i].logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+            assert [token.id for token in tokens[i]] == list(wanted.tokens)[: len(tokens[i])]
+
+    asyncio.run(both())
+
+
+def test_text_that_is_held_back_keeps_nobody_waiting(engine, generator, job):
+    hello = generator.generate([job.prompt], job.sampling, [0])[0].text
     held = replace(job, sampling=Sampling(temperature=0.0, max_new_tokens=40, stop=(hello + "never said",)))
     short = replace(job, sampling=Sampling(temperature=0.0, max_new_tokens=2))
 
@@ -53,57 +97,91 @@ def test_text_that_is_held_back_keeps_nobody_waiting(engine, job):
     assert asyncio.run(order()) == [1, 0], "the answer with nothing to show yet was written in one go"
 
 
-def test_a_fault_stays_with_its_answer(engine, job, caplog):
-    broken = replace(job, prompt=[10**6])  # no such id: the embedding raises in the engine's thread
-    with pytest.raises(Refusal, match="failed") as caught:
+@pytest.mark.parametrize("kind", ["engine", "distant"])
+def test_a_request_that_cannot_be_answered_says_why(request, kind, job):
+    engine = request.getfixturevalue(kind)
+    broken = replace(job, prompt=(10**6,))
+    with pytest.raises(Refusal, match="the prompt has token 1000000, and the vocabulary has") as caught:
         asyncio.run(finish(engine, broken))
+    assert caught.value.status_code == 400
+    assert asyncio.run(finish(engine, job)) == ["Hello, 你好。"]
+
+
+def test_a_fault_of_ours_ends_what_is_under_way_and_no_more(engine, generator, job, caplog):
+    weight = generator.model.embed.weight
+    width = generator.model.embed.weight.shape[1]
+
+    async def spoil() -> None:
+        answers = engine.submit([replace(job, sampling=LONG)])
+        await asyncio.sleep(0.05)
+        generator.model.embed.weight = type(weight)(weight.detach()[:, : width // 2])  # the next forward raises
+        async for _ in answers:
+            pass
+
+    try:
+        with pytest.raises(Refusal, match="failed") as caught:
+            asyncio.run(spoil())
+    finally:
+        generator.model.embed.weight = weight
     assert caught.value.status_code == 500
-    assert "10" not in caught.value.detail, "a fault's details are for the log, not for the client"
+    assert "shape" not in caught.value.detail, "a fault's details are for the log, not for the client"
     assert "fault while writing" in caplog.text
     assert asyncio.run(finish(engine, job)) == ["Hello, 你好。"]
-    deadline = time.monotonic() + 60  # the answer is told before its writer is taken off the list
-    while not engine.idle():
-        assert time.monotonic() < deadline
+    asyncio.run(settle(engine))
 
 
 def test_all_of_a_request_is_queued_or_nothing(engine, job):
     async def overfill() -> None:
-        long = replace(job, sampling=Sampling(temperature=2.0, max_new_tokens=2000))
+        long = replace(job, sampling=LONG)
         three = engine.submit([long] * 3)
         with pytest.raises(Refusal, match="full") as caught:
             engine.submit([job, job])
         assert caught.value.status_code == 503
+        assert caught.value.headers["retry-after"]
         three.cancel()
+
+    asyncio.run(overfill())
+
+
+def test_few_prompts_that_are_very_long_fill_the_queue_too(engine, job):
+    async def overfill() -> None:
+        huge = replace(job, prompt=job.prompt * 40_000)
+        first = engine.submit([huge])
+        with pytest.raises(Refusal, match="full"):
+            engine.submit([job])
+        first.cancel()
+        await settle(engine)
 
     asyncio.run(overfill())
 
 
 def test_who_left_the_queue_takes_no_room(engine, job):
     async def leave() -> None:
-        long = replace(job, sampling=Sampling(temperature=2.0, max_new_tokens=2000))
+        long = replace(job, sampling=LONG)
         running, waiting = engine.submit([long] * 2), engine.submit([job] * 2)
         waiting.cancel()
         again = engine.submit([job] * 2)
         again.cancel()
         running.cancel()
+        await settle(engine)
 
     asyncio.run(leave())
 
 
 def test_a_fault_passes_through_the_watch_for_the_client(engine, job):
     async def watched() -> None:
-        answers = engine.submit([replace(job, prompt=[10**6])])
+        answers = engine.submit([replace(job, prompt=(10**6,))])
         async with cancelled_when_gone(asyncio.Event().wait, answers):
             async for _ in answers:
                 pass
 
-    with pytest.raises(Refusal, match="failed"):
+    with pytest.raises(Refusal, match="vocabulary"):
         asyncio.run(watched())
 
 
-def test_closing_ends_what_is_under_way(job):
+def test_closing_ends_what_is_under_way(generator, job):
     async def interrupted() -> None:
-        engine = Engine()
+        engine = Engine.in_thread({"knows": generator}, Setup())
         answers = engine.submit([replace(job, sampling=Sampling(temperature=2.0, max_new_tokens=4000))])
         await asyncio.sleep(0.05)
         await asyncio.to_thread(engine.close)
@@ -114,3 +192,53 @@ def test_closing_ends_what_is_under_way(job):
             engine.submit([job])
 
     asyncio.run(interrupted())
+
+
+def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distant, job):
+    async def killed() -> None:
+        answers = distant.submit([replace(job, sampling=LONG)])
+        await asyncio.sleep(0.1)
+        os.kill(distant._line.pid, signal.SIGKILL)
+        with pytest.raises(Refusal, match="has died"):
+            async for _ in answers:
+                pass
+        assert await finish(distant, job) == ["Hello, 你好。"]
+
+    asyncio.run(killed())
+
+
+def test_a_conversation_that_goes_on_finds_its_beginning(distant, job):
+    async def twice() -> None:
+        longer = replace(job, prompt=job.prompt * 4)
+        await finish(distant, longer)
+        before = distant.stats().prefix_hits
+        await finish(distant, longer)
+        await settle(distant)
+        assert distant.stats().prefix_hits > before
+        found = distant.stats().prefix_hits
+        await finish(distant, replace(longer, salt="somebody else"))
+        await settle(distant)
+        assert distant.stats().prefix_hits == found
+        assert (distant.stats().running, distant.stats().cache_used) == (0, 0)
+        assert distant.stats().cache_total > 0
+
+    asyncio.run(twice())
+
+
+def test_a_model_that_cannot_be_served_is_refused_with_the_workers_reason(generator, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        Engine.in_process({"x": tmp_path / "nowhere"}, Setup())
+    with pytest.raises(UserError, match="draft"):
+        Engine.in_thread({"x": generator}, Setup(guess=str(tmp_path / "draft")))
+
+
+def test_what_goes_over_the_line_comes_back_equal(job):
+    sampling = Sampling(0.5, 3, 0.9, 0.1, 7, ("a", "二"), 1.1, 0.2, 0.3, ((5, -1.5),), 2, "{}")
+    there = replace(job, sampling=sampling, salt="me")
+    assert jobs.read_job(jobs.write_job(there)) == there
+    completion = Completion((1, 2), "好\n", (-0.5, -1.0), "stop", (((1, -0.5),), ((2, -1.0), (3, -2.0))), 16)
+    token = Token(1, -0.5, ((1, -0.5), (2, -1.5)))
+    for event in (Piece(1, "好\n", (token,)), Finished(2, completion), Fault(0, 400, "no"), Stats(1, 2, 3, 4, 5, 6)):
+        line = jobs.write_event(event)
+        assert line.count(b"\n") == 1
+        assert jobs.read_event(line) == event

@@ -1,6 +1,8 @@
 // In:  what the page wants to ask. Out: typed answers of the server, streams as async iterators.
 // Left out: what is shown (state.ts, *.tsx).
 
+import { csrf, locked } from "./account";
+
 export interface Message {
   role: "system" | "user" | "assistant";
   content: string;
@@ -178,13 +180,29 @@ function where(id: string): string {
   return `/api/conversations/${encodeURIComponent(id)}`;
 }
 
-async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
-  const request: RequestInit = { method, signal: signal ?? null };
+/** Whoever the server takes this browser for; what it answers lets later requests prove that they are this page's. */
+export async function me(): Promise<void> {
+  csrf.value = (await (await call("GET", "/api/me")).json()).csrf;
+}
+
+/** As a user with a password, or with a key; the server sets a cookie that no script can read. */
+export async function logIn(who: { user: string; password: string } | { key: string }): Promise<void> {
+  await call("POST", "/api/login", who);
+}
+
+export async function logOut(): Promise<void> {
+  await call("POST", "/api/logout", {});
+}
+
+export async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  const headers: Record<string, string> = csrf.value ? { "x-csrf-token": csrf.value } : {};
+  const request: RequestInit = { method, headers, signal: signal ?? null };
   if (body !== undefined) {
-    request.headers = { "content-type": "application/json" };
+    headers["content-type"] = "application/json";
     request.body = JSON.stringify(body);
   }
   const response = await fetch(path, request);
+  if (response.status === 401) locked.value = true;
   if (!response.ok) throw await refusal(response);
   return response;
 }
@@ -199,7 +217,7 @@ async function refusal(response: Response): Promise<ApiError> {
 }
 
 /** The data of each server-sent event. Bytes may be cut anywhere, in the middle of a character too. */
-async function* events(response: Response): AsyncGenerator<string> {
+export async function* events(response: Response): AsyncGenerator<string> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
@@ -213,7 +231,7 @@ async function* events(response: Response): AsyncGenerator<string> {
 }
 
 /** An event's JSON; one that tells of a fault, after the answer had begun, becomes an exception. */
-function checked(data: string) {
+export function checked(data: string) {
   const event = JSON.parse(data);
   if (event.error) throw new ApiError(event.error.message, event.error.code);
   return event;

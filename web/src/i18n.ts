@@ -119,6 +119,10 @@ const en = {
   unreachable: "The server does not answer. Is danlu serve still running?",
   noImport: "This file is not a conversation that was downloaded here as JSON; nothing was imported.",
   dismiss: "Dismiss",
+  user: "User (leave empty for a key)",
+  secret: "Password or key",
+  logIn: "Log in",
+  logOut: "Log out",
 };
 
 export type Key = keyof typeof en;
@@ -238,6 +242,10 @@ const zh: Record<Key, string> = {
   unreachable: "服务没有回应。danlu serve 还在运行吗？",
   noImport: "这个文件不是从这里下载的 JSON 对话，没有导入任何内容。",
   dismiss: "知道了",
+  user: "用户名（用密钥登录则留空）",
+  secret: "密码或密钥",
+  logIn: "登录",
+  logOut: "退出登录",
 };
 
 /** Things to try on the empty page with a model of which nobody says what it was made for. */

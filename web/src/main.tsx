@@ -3,9 +3,11 @@
 import { render } from "preact";
 import { Suspense } from "preact/compat";
 import { useEffect } from "preact/hooks";
+import { locked } from "./account";
 import { Composer, Conversation } from "./chat";
 import { IconButton, Popup, SureButton } from "./controls";
 import { type Key, t } from "./i18n";
+import { Login } from "./login";
 import { DotsSign, ListSign, NewSign, TuneSign } from "./marks";
 import { problem, tell } from "./problem";
 import { ROOMS, type Room, place } from "./router";
@@ -27,6 +29,7 @@ function Page() {
     return () => document.removeEventListener("keydown", escape);
   }, []);
   const { room } = place.value;
+  if (locked.value) return <Login />;
   return (
     <>
       {listed.value && <Sidebar />}

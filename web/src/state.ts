@@ -39,6 +39,7 @@ effect(() => {
 /** Ask the server what it serves and what was said before. */
 export async function load(): Promise<void> {
   try {
+    await api.me();
     const served = await api.info();
     serve(served.models, served.starters);
     await list.refresh();

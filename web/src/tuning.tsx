@@ -4,6 +4,7 @@ import { useSignal } from "@preact/signals";
 import { SureButton } from "./controls";
 import { type Key, t } from "./i18n";
 import { refresh } from "./list";
+import { LogOut } from "./login";
 import { tell } from "./problem";
 import { type Theme, change, mode, models, settings, theme } from "./settings";
 import { forgetAll, instruct, talk } from "./state";
@@ -50,6 +51,7 @@ export function Tuning() {
         </div>
       </fieldset>
       <Data />
+      <LogOut />
     </div>
   );
 }

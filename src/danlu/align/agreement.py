@@ -5,9 +5,9 @@ Out: ``agree``: how often two raters give the same verdict, and Krippendorff's a
 Left out: who is right (``ratings``).
 
 The thing judged is a pair of answers of one comparison, the verdict -1, 0 (a tie, or all bad) or 1. Alpha
-(Krippendorff, *Content Analysis*, chapter 12) is 1 - observed / expected disagreement with squared differences, so that
-a tie is half as far from a win as a loss is: 1 is agreement, 0 is chance. Drawn again for the intervals are comparisons,
-not pairs: those of one ranking hang together.
+(Krippendorff, *Content Analysis*, chapter 12) is 1 - observed / expected disagreement with squared differences, so
+that a tie is half as far from a win as a loss is: 1 is agreement, 0 is chance. Drawn again for the intervals are
+comparisons, not pairs: those of one ranking hang together.
 """
 
 from __future__ import annotations

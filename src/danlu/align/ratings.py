@@ -30,7 +30,7 @@ from danlu.records import Preference
 
 POINTS = 400 / math.log(10)  # Elo's scale: 400 points are odds of ten to one
 ENOUGH = 10  # of ten unanimous judgements, chance makes two in a thousand
-_ROUNDS = 300
+_ROUNDS = 200
 
 Floats = NDArray[np.float64]
 
@@ -70,12 +70,14 @@ class Table:
     Attributes:
         anchor: the model whose rating is 0.
         ratings: one per model.
-        length: what length is worth: log odds of a win per relative difference of length, (a - b) / (a + b).
+        length: what it is worth to be longer by as much as answers here typically differ, in log odds of a win.
+        length_interval: 95 %.
     """
 
     anchor: str
     ratings: tuple[Rating, ...]
     length: float
+    length_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class _Duels:
     Attributes:
         first, second: (N,) places of the models.
         score: (N,) 1 if the first was preferred, 0 if the second, a half for a tie.
-        length: (N,) relative difference of their lengths in characters, -1 to 1.
+        length: (N,) relative difference of their lengths in characters, (a - b) / (a + b), in units of its root mean
+            square over all pairs.
         judgement: (N,) which judgement each belongs to.
     """
 
@@ -117,9 +120,10 @@ def rate(preferences: Sequence[Preference], anchor: str = "", seed: int = 0, rou
     zero = models.index(anchor)
     met = _met(duels, len(models))
     reached = _reached(met, zero)
-    points = POINTS * _fit(duels, met, zero)[:-1]
-    controlled = _fit(duels, met, zero, by_length=True)
-    low, high = np.quantile(POINTS * _bootstrap(duels, met, zero, seed, rounds), (0.025, 0.975), axis=0)
+    points, controlled = POINTS * _fit(duels, met, zero), _fit(duels, met, zero, by_length=True)
+    draws = _draws(duels, seed, rounds)
+    low, high = _interval([POINTS * _fit(duels, met, zero, drawn) for drawn in draws])
+    shorter, longer = _interval([_fit(duels, met, zero, drawn, by_length=True)[-1:] for drawn in draws])
     ratings = [
         _rating(models[i], judged[models[i]], _record(duels, i), points[i], low[i], high[i], POINTS * controlled[i])
         if reached[i]
@@ -127,7 +131,7 @@ def rate(preferences: Sequence[Preference], anchor: str = "", seed: int = 0, rou
         for i in range(len(models))
     ]
     ratings.sort(key=lambda rating: (rating.points is None, -(rating.points or 0.0), rating.model))
-    return Table(anchor, tuple(ratings), float(controlled[-1]))
+    return Table(anchor, tuple(ratings), float(controlled[-1]), (float(shorter[0]), float(longer[0])))
 
 
 def left_share(preferences: Sequence[Preference]) -> tuple[int, int, float, float]:
@@ -153,11 +157,20 @@ def _duels(preferences: Sequence[Preference]) -> tuple[list[str], _Duels]:
                     rows.append((a.model, b.model, score, (long - short) / max(long + short, 1), number))
     models = sorted({name for a, b, *_ in rows for name in (a, b)})
     place = {name: index for index, name in enumerate(models)}
-    first, second, score, length, judgement = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     return models, _Duels(
-        np.array([place[name] for name in first], np.int64), np.array([place[name] for name in second], np.int64),
-        np.array(score, np.float64), np.array(length, np.float64), np.array(judgement, np.int64),
-    )  # fmt: skip
+        first=np.array([place[a] for a, *_ in rows], np.int64),
+        second=np.array([place[b] for _, b, *_ in rows], np.int64),
+        score=np.array([score for _, _, score, _, _ in rows], np.float64),
+        length=_in_typical([length for *_, length, _ in rows]),
+        judgement=np.array([number for *_, number in rows], np.int64),
+    )
+
+
+def _in_typical(lengths: Sequence[float]) -> Floats:
+    """Differences of length in units of their root mean square; zero where all are equal."""
+    found = np.array(lengths, np.float64)
+    typical = float(np.sqrt((found**2).mean())) if lengths else 0.0
+    return found / typical if typical else found
 
 
 def _seats(duels: _Duels) -> list[int]:
@@ -194,7 +207,7 @@ def _fit(
     def loss(x: Floats) -> tuple[float, Floats]:
         margin = x[first] - x[second] + x[n] * length
         pull = weight * (expit(margin) - score)
-        gradient = np.bincount(first, pull, n + 1) - np.bincount(second, pull, n + 1)
+        gradient = np.asarray(np.bincount(first, pull, n + 1) - np.bincount(second, pull, n + 1), np.float64)
         gradient[n] = pull @ length
         return float(weight @ (np.logaddexp(0.0, margin) - score * margin)), gradient
 
@@ -203,12 +216,17 @@ def _fit(
     return np.asarray(found, np.float64)
 
 
-def _bootstrap(duels: _Duels, met: NDArray[np.int64], zero: int, seed: int, rounds: int) -> Floats:
-    """(rounds, models) ratings fitted to judgements drawn again: how often each comes up is multinomial."""
+def _draws(duels: _Duels, seed: int, rounds: int) -> list[Floats]:
+    """How often each pair comes up when judgements are drawn again, whole: (N,) for every round."""
     _, own = np.unique(duels.judgement, return_inverse=True)
     n = int(own.max()) + 1
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
-    return np.stack([_fit(duels, met, zero, drawn[own].astype(np.float64))[:-1] for drawn in draws])
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
+    return [row[own].astype(np.float64) for row in drawn]
+
+
+def _interval(rounds: Sequence[Floats]) -> tuple[Floats, Floats]:
+    low, high = np.quantile(np.stack(rounds), (0.025, 0.975), axis=0)
+    return low, high
 
 
 def _record(duels: _Duels, model: int) -> tuple[int, int, int]:
@@ -221,7 +239,11 @@ def _rating(
     model: str, judgements: int, record: tuple[int, int, int], points: float | None = None, low: float | None = None,
     high: float | None = None, at_equal_length: float | None = None,
 ) -> Rating:  # fmt: skip
-    decided = low is not None and high is not None and (low > 0 or high < 0) and judgements >= ENOUGH
-    figures = [None if x is None else round(float(x), 1) + 0.0 for x in (points, low, high, at_equal_length)]
-    share = None if points is None else round(float(expit(points / POINTS)), 4)
-    return Rating(model, judgements, *record, *figures, share=share, decided=decided)
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(float(value), 1) + 0.0  # no "-0.0"
+
+    return Rating(
+        model, judgements, *record, rounded(points), rounded(low), rounded(high), rounded(at_equal_length),
+        share=None if points is None else round(float(expit(points / POINTS)), 4),
+        decided=low is not None and high is not None and bool(low > 0 or high < 0) and judgements >= ENOUGH,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ between the two. A log in use by a reader who does not end cannot be cut: the ne
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,7 @@ from sqlalchemy.orm import Session
 from danlu.align import database
 from danlu.errors import UserError
 
+_LOG = logging.getLogger("danlu.align")
 # What a database says when it cannot work: a full or read-only disk, a lock that nobody gives back, a lost connection.
 _OUT_OF_ORDER = (sql.OperationalError, sql.InterfaceError, sql.InternalError, sql.TimeoutError)
 _MIGRATING = 0x64616E6C75  # "danlu": PostgreSQL's advisory locks have numbers for names
@@ -41,8 +43,8 @@ class Words(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """NUL becomes the sign for what cannot be shown, on every database alike."""
-        return value.replace("\0", "\ufffd") if value is not None else None
+        """Where NUL cannot be kept, it becomes the sign for what cannot be shown; token ids still tell it."""
+        return value.replace("\0", "\ufffd") if value and dialect.name == "postgresql" else value
 
 
 class Database:
@@ -99,6 +101,7 @@ class Database:
 
         Raises:
             StoreError: the database fails.
+            UserError: it was given what it cannot hold, and so does not.
         """
         engine = self.engine.execution_options(writing=writing)
         try:
@@ -108,29 +111,39 @@ class Database:
             what = "cannot be written" if writing else "cannot be read"
             sentence = f"the preference store {what} ({reason(error)}); see to {self.place}, then try again"
             raise StoreError(sentence) from error
+        except sql.DataError as error:  # PostgreSQL, of an id with the character NUL in it
+            raise UserError(f"there is no such thing in the preference store ({reason(error)})") from None
 
     def erase(self) -> None:
         """After a deletion: leave nothing of it in SQLite's log."""
-        if self._sqlite:
-            self._pragma("wal_checkpoint(TRUNCATE)")
+        if not self._sqlite:
+            return
+        try:
+            busy, *_ = self._pragma("wal_checkpoint(TRUNCATE)")
+        except sql.OperationalError as error:  # the deletion itself is done: it is not to be asked for again
+            _LOG.warning("the log of %s still holds what was deleted (%s)", self.place, reason(error))
+            return
+        if busy:
+            _LOG.warning("the log of %s still holds what was deleted: somebody else reads it", self.place)
 
     def _write_ahead(self) -> None:
         """SQLite does not let the change of its journal wait for others, so we do."""
         until = time.monotonic() + database.BUSY_SECONDS
         while True:
             try:
-                return self._pragma("journal_mode=WAL")
+                self._pragma("journal_mode=WAL")
+                return
             except sql.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > until:
                     raise
                 time.sleep(0.05)
 
-    def _pragma(self, pragma: str) -> None:
+    def _pragma(self, pragma: str) -> tuple[Any, ...]:
         """Outside of any transaction: SQLite changes and cuts its journal nowhere else."""
         with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:
             try:
-                cursor.execute(f"PRAGMA {pragma}")
-                cursor.fetchall()
+                row: tuple[Any, ...] = cursor.execute(f"PRAGMA {pragma}").fetchone()
+                return row
             except connection.dialect.dbapi.Error as error:  # type: ignore[union-attr]
                 raise sql.OperationalError(pragma, None, error) from error
 

@@ -1,13 +1,26 @@
-"""Inference: sampling, batched generation over static caches, streaming, chat.
+"""Inference: sampling, continuous batching over cached keys and values, streaming, chat.
 
 In:  a model and its tokenizer, prompts as token ids.
 Out: completions with log-probabilities, or text piece by piece.
 Left out: prompts' templates (``tokens.chat``), HTTP (``serve``).
 """
 
-from danlu.infer.batch import Completion, Token
+from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.chat import Chat, fit, reserve
+from danlu.infer.engine import Engine, Event
 from danlu.infer.generate import Generator, Sampler
 from danlu.infer.sampler import Sampling
 
-__all__ = ["Chat", "Completion", "Generator", "Sampler", "Sampling", "Token", "fit", "reserve"]
+__all__ = [
+    "Chat",
+    "Completion",
+    "Engine",
+    "Event",
+    "Generator",
+    "Request",
+    "Sampler",
+    "Sampling",
+    "Token",
+    "fit",
+    "reserve",
+]

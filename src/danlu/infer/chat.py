@@ -16,6 +16,8 @@ from danlu import device
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.hub import load_pretrained
+from danlu.infer.answer import Request
+from danlu.infer.engine import follow
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.records import Message
@@ -24,6 +26,7 @@ from danlu.tokens.chat import encode_prompt
 from danlu.tokens.tokenizer import Tokenizer
 
 _TOP_P = 0.95
+_READ_TOKENS, _POOL_BYTES = 1024, 1 << 28
 
 
 def reserve(context: int, max_new_tokens: int | None) -> int:
@@ -93,6 +96,8 @@ class Chat:
         model, tokenizer = load_pretrained(Path(path))
         self.sampling = Sampling(temperature, top_p=_TOP_P, max_new_tokens=max_new_tokens)
         self.generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype)
+        # Each turn begins with all that was said before: it is kept, and only the new words are read.
+        self._engine = self.generator.engine(1, budget=_READ_TOKENS, pool_bytes=_POOL_BYTES)
         self.messages: list[Message] = [Message("system", system)] if system else []
         self._seed, self._notice = seed, notice or Console().say
         encode_prompt(tokenizer, [*self.messages, Message("user", "?")])  # a base model is told so now, not mid-talk
@@ -117,7 +122,7 @@ class Chat:
         seed = stream_seed(self._seed, "chat", len(asked))
         answer = ""
         try:
-            for piece, _ in self.generator.stream(prompt, sampling, seed):
+            for piece, _ in follow(self._engine, Request(tuple(prompt), sampling, seed)):
                 answer += piece
                 if piece:
                     yield piece

@@ -1,8 +1,9 @@
-"""The engine: prompts in, answers out, many rows in step over static caches.
+"""A model made ready for inference: prompts in, answers out.
 
 In:  a language model, its tokenizer, prompts as token ids, sampling options and one seed per prompt.
-Out: completions with the log-probability of every token, or one answer piece by piece.
-Left out: requests that come and go, and what a prompt looks like (``tokens.chat``).
+Out: completions with the log-probability of every token, one answer piece by piece, or an engine for requests that come
+     and go.
+Left out: how rows are served together (``engine``), what a prompt looks like (``tokens.chat``).
 
 A sample depends on its prompt, options and seed alone: uniform numbers are addressed by (seed, step) and no row sees
 another, so its neighbours in the batch change nothing but the last bit of a rounding.
@@ -11,7 +12,6 @@ another, so its neighbours in the batch change nothing but the last bit of a rou
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import abc
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -20,15 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from danlu.errors import UserError
-from danlu.infer.batch import Batch, Completion, Token
-from danlu.infer.detokenize import Detokenizer
+from danlu.infer.answer import Completion, Request, Token
+from danlu.infer.engine import Drafter, Engine, follow
+from danlu.infer.forward import Forward
+from danlu.infer.graphs import GraphedForward
 from danlu.infer.sampler import Sampling
+from danlu.infer.storage import Pages, Slots
 from danlu.model import Decoder
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 
 _MAX_ROWS = 256
 _CACHE_BYTES = 1 << 30
+_WHOLE_BUDGET = 8192  # tokens read at once where nobody waits for the first one
 
 
 class Sampler(Protocol):
@@ -105,21 +109,45 @@ class Generator:
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         if not len(prompts) == len(samplings) == len(seeds):
             raise ValueError(f"{len(prompts)} prompts, {len(samplings)} samplings and {len(seeds)} seeds")
-        needs = [self._need(prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
-        order = sorted(range(len(prompts)), key=lambda i: (needs[i], len(prompts[i])))  # alike together: less padding
+        needs = [self.check(prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
+        if not needs:
+            return []
+        # The neediest first: whatever memory they take, all that follow fit into it; alike together, less padding.
+        order = sorted(range(len(prompts)), key=lambda i: (-needs[i], -len(prompts[i])))
+        rows = min(batch_size or _MAX_ROWS, len(prompts))
+        engine = self.engine(rows, budget=_WHOLE_BUDGET, expected=max(needs))
+        places = {engine.add(Request(tuple(prompts[i]), samplings[i], seeds[i], streamed=False)): i for i in order}
         found: dict[int, Completion] = {}
-        while order:
-            # The neediest first: whatever memory they take, all that follow fit into it.
-            rows = batch_size or self._affordable_rows(needs[order[-1]])
-            order, chosen = order[:-rows], order[-rows:]
-            batch = Batch(
-                self, [prompts[i] for i in chosen], [samplings[i] for i in chosen], [seeds[i] for i in chosen]
-            )
-            while not batch.done:
-                batch.step()
-            found |= zip(chosen, batch.completions(), strict=True)
-            told(len(chosen))
+        while len(found) < len(prompts):
+            done = {places[e.answer]: e.completion for e in engine.step() if e.completion is not None}
+            if done:
+                found |= done
+                told(len(done))
         return [found[i] for i in range(len(prompts))]
+
+    def engine(
+        self, rows: int, *, budget: int, expected: int = 64, cache_bytes: int = _CACHE_BYTES, pool_bytes: int = 0,
+        drafter: Drafter | None = None,
+    ) -> Engine:  # fmt: skip
+        """An engine of this model for requests that come and go; give it only what ``check`` accepts.
+
+        Args:
+            rows: answers under way at most.
+            budget: tokens that a step reads at most.
+            expected: tokens that a row will need, so that room for them is taken at once.
+            cache_bytes: what the answers under way may take.
+            pool_bytes: what may be kept of earlier answers, so that prompts that begin like them are read sooner.
+            drafter: guesses what comes next.
+        """
+        if self.output_weight.device.type == "cuda":
+            pages = Pages(self.model, self.dtype, cache_bytes + pool_bytes, kept=pool_bytes > 0)
+            graphed = GraphedForward(self.model, self.output_weight, pages, rows)
+            return Engine(self, graphed, pages, rows=rows, budget=budget, drafter=drafter)
+        per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
+        first = max(1, min(rows, cache_bytes // (per_token * expected)))
+        slots = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected))
+        forward = Forward(self.model, self.output_weight)
+        return Engine(self, forward, slots, rows=rows, budget=budget, drafter=drafter)
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, seed: int
@@ -137,28 +165,23 @@ class Generator:
         Raises:
             UserError: as ``generate``, at once and not at the first piece.
         """
-        self._need(prompt, sampling)
-        return self._stream(prompt, sampling, seed)
+        need = self.check(prompt, sampling)
+        engine = self.engine(1, budget=_WHOLE_BUDGET, expected=need)
+        return follow(engine, Request(tuple(prompt), sampling, seed))
 
-    def _stream(
-        self, prompt: Sequence[int], sampling: Sampling, seed: int
-    ) -> abc.Generator[tuple[str, Token], None, Completion]:
-        detokenizer = Detokenizer(self.tokenizer, sampling.stop)
-        batch = Batch(self, [prompt], [sampling], [seed])
-        for step in itertools.count():
-            batch.step()
-            token = batch.said(0, step)
-            piece = "" if token.id in self.stop_ids else detokenizer.feed(token.id)
-            yield piece + (detokenizer.finish() if batch.done else ""), token
-            if batch.done:
-                break
-        return batch.completions()[0]
+    def check(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Positions that a prompt and its answer take.
 
-    def _need(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Positions that a prompt and its answer take, checked against the context."""
+        Raises:
+            UserError: the prompt is empty or has ids that do not exist, with the answer it exceeds the context, or a
+                bias is on a token that does not exist.
+        """
         need, context = len(prompt) + sampling.max_new_tokens, self.model.config.max_seq_len
         if not prompt:
             raise UserError("a prompt has no tokens; begin it with the tokenizer's bos")
+        strange = [id for id in prompt if not 0 <= id < self.model.config.vocab_size]
+        if strange:
+            raise UserError(f"the prompt has token {strange[0]}, and the vocabulary has {self.tokenizer.vocab_size}")
         beyond = [id for id, _ in sampling.logit_bias if id >= self.tokenizer.vocab_size]
         if beyond:
             raise UserError(f"logit_bias names token {beyond[0]}, and the vocabulary has {self.tokenizer.vocab_size}")
@@ -168,10 +191,6 @@ class Generator:
                 f"and the model has {context}; shorten one of them"
             )
         return need
-
-    def _affordable_rows(self, need: int) -> int:
-        per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
-        return max(1, min(_MAX_ROWS, _CACHE_BYTES // (per_token * need)))
 
     def _output_weight(self) -> Tensor:
         # Ids beyond the tokenizer's fill up the vocabulary: they have no spelling and must never be drawn.

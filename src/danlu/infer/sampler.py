@@ -44,6 +44,7 @@ class Sampling:
         frequency_penalty: the same, as many times as it was said.
         logit_bias: (token, what is added to its logit) pairs.
         top_logprobs: how many of the likeliest tokens to tell with every token drawn.
+        grammar: text of a JSON schema that the answer keeps to; empty for none.
     """
 
     temperature: float = 1.0
@@ -57,6 +58,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int = 0
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         checks = {

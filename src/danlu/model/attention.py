@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danlu.model.cache import KVLayer
+from danlu.model.cache import KVLayer, PagedKVLayer
 from danlu.model.config import ModelConfig
 from danlu.model.norm import RMSNorm
+from danlu.model.packed import allowed, attend_packed, borders
 from danlu.model.positions import Rope, rotate
 from danlu.model.quantized import make_linear
 
@@ -33,9 +34,12 @@ class Mask(NamedTuple):
     Attributes:
         bias: 0 where a query may see a key and -inf where not, (B or 1, 1, T, S), in the dtype of the scores;
             None means plain causal, T = S, for kernels that know that by themselves.
+        borders: where the documents of all rows begin and the last one ends (see ``packed``), for the kernel that keeps
+            inside them; None where every row is one document, and where ``bias`` tells.
     """
 
     bias: Tensor | None
+    borders: Tensor | None = None
 
 
 class Context(NamedTuple):
@@ -60,29 +64,48 @@ def plain_scores(device: torch.device, n_queries: int, n_keys: int) -> bool:
 
 
 def causal_mask(
-    length: int, documents: Tensor | None, dtype: torch.dtype, device: torch.device, window: int = 0
+    length: int,
+    documents: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int = 0,
+    kernel: bool = False,
 ) -> Mask:
     """The mask of a forward without cache.
 
     Args:
         length: T.
         documents: (B, T) document of every token; attention stays inside a document, and sees what is ``SHARED``. None:
-            one document per row.
+            one document per row. They may lie elsewhere than the scores: on the CPU, finding borders waits for no GPU.
         dtype: dtype of the scores.
         device: where the scores are.
         window: how many tokens a query sees, itself included; 0 for all before it.
+        kernel: whether the attention of this model is one that ``packed`` computes.
     """
     narrow = dtype != torch.float32  # in fp32 SDPA is as fast, and rounds as transformers does
     everything = not 0 < window < length
+    if documents is not None and everything and kernel and not bool((documents == SHARED).any()):
+        return _packed_mask(documents, device)
     if documents is None and everything and not (narrow and plain_scores(device, length, length)):
         return Mask(None)
-    allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
     if not everything:
-        allowed = allowed.triu(1 - window)
+        seen = seen.triu(1 - window)
     if documents is not None:
+        documents = documents.to(device)
         keys = documents[:, None, None, :]
-        allowed = allowed & ((documents[:, None, :, None] == keys) | (keys == SHARED))
-    return _mask(allowed, dtype)
+        seen = seen & ((documents[:, None, :, None] == keys) | (keys == SHARED))
+    return _mask(seen, dtype)
+
+
+def _packed_mask(documents: Tensor, device: torch.device) -> Mask:
+    """Borders of documents; none where every row is one."""
+    ends = borders(documents)
+    if len(ends) == len(documents) + 1:
+        return Mask(None)
+    ends = ends.to(device, non_blocking=True)
+    torch._dynamo.maybe_mark_dynamic(ends, 0)  # every batch has another number of documents
+    return Mask(None, ends)
 
 
 def cached_mask(positions: Tensor, n_keys: int, dtype: torch.dtype, window: int = 0) -> Mask:
@@ -91,13 +114,13 @@ def cached_mask(positions: Tensor, n_keys: int, dtype: torch.dtype, window: int 
     ``positions`` (B, T).
     """
     slots, last = torch.arange(n_keys, device=positions.device), positions[:, None, :, None]
-    allowed = slots <= last
-    return _mask(allowed & (slots > last - window) if window else allowed, dtype)
+    seen = slots <= last
+    return _mask(seen & (slots > last - window) if window else seen, dtype)
 
 
-def _mask(allowed: Tensor, dtype: torch.dtype) -> Mask:
-    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return Mask(bias.masked_fill_(~allowed, -math.inf))
+def _mask(seen: Tensor, dtype: torch.dtype) -> Mask:
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return Mask(bias.masked_fill_(~seen, -math.inf))
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask, softcap: float = 0.0) -> Tensor:
@@ -105,6 +128,8 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mas
     groups = q.shape[1] // k.shape[1]
     k, v = (x.float().repeat_interleave(groups, dim=1) for x in (k, v))
     bias = mask.bias
+    if mask.borders is not None:
+        bias = _mask(allowed(mask.borders, q.shape[2]), torch.float32).bias
     if bias is None:
         bias = torch.full((q.shape[2], k.shape[2]), -math.inf, device=q.device).triu(1)
     scores = q.float() @ k.transpose(-1, -2) * scale
@@ -136,6 +161,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Mask, softcap
     width = v.shape[-1]
     if width < q.shape[-1]:  # flash kernels want equal widths; zeros added to v and cut off again change nothing
         v = F.pad(v, (0, q.shape[-1] - width))
+    if mask.borders is not None:
+        return attend_packed(q, k, v, scale, mask.borders)[..., :width]
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask.bias, is_causal=mask.bias is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -186,7 +213,7 @@ class GroupedQueryAttention(nn.Module):
             self.q_norm = RMSNorm(dim, config.norm_eps)
             self.k_norm = RMSNorm(dim, config.norm_eps)
 
-    def forward(self, x: Tensor, context: Context, cache: KVLayer | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: KVLayer | PagedKVLayer | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, keys and values are written at ``context.positions`` and read back."""
         q, k, v = (_heads(part(x), self.config.head_dim) for part in (self.q, self.k, self.v))  # B, H, T, D
         if self.config.qk_norm:  # of every head, before its rotation (Qwen3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from danlu.model.attention import Context, GroupedQueryAttention
-from danlu.model.cache import KVLayer, LatentLayer
+from danlu.model.cache import CacheLayer
 from danlu.model.config import ModelConfig
 from danlu.model.feedforward import make_dense
 from danlu.model.mla import LatentAttention
@@ -38,9 +38,7 @@ class Block(nn.Module):
             self.after1 = make_norm(config.norm, config.d_model, config.norm_eps)
             self.after2 = make_norm(config.norm, config.d_model, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, context: Context, cache: KVLayer | LatentLayer | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: Context, cache: CacheLayer | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D), and tokens per expert (E,) where the block is a mixture."""
         if self.post:
             x = self.norm1(x + self.attn(x, context, cache))

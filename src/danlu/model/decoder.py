@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from danlu.model.attention import Context, Mask, cached_mask, causal_mask
 from danlu.model.block import Block
-from danlu.model.cache import KVCache, LatentCache
+from danlu.model.cache import Cache, KVCache, LatentCache
 from danlu.model.config import ModelConfig
 from danlu.model.heads import ScalarHead, last_values
 from danlu.model.linear import Linear
 from danlu.model.moe import MoE, Router
 from danlu.model.mtp import Foresight
 from danlu.model.norm import make_norm
+from danlu.model.packed import fits
 from danlu.model.positions import rope_table
 from danlu.model.quantized import QuantLinear
 
@@ -98,7 +99,7 @@ class Decoder(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | LatentCache | None = None,
+        cache: Cache | None = None,
     ) -> Hidden:
         """Run the body.
 
@@ -106,7 +107,7 @@ class Decoder(nn.Module):
             tokens: (B, T) ids.
             positions: (B, T) place of every token; 0..T-1 by default. With a cache they are also the slots written.
             documents: (B, T) document of every token; attention never crosses documents, but for those tokens that are
-                ``attention.SHARED`` by the row. Not together with a cache.
+                ``attention.SHARED`` by the row. Not together with a cache. May lie on the CPU whatever the model does.
             cache: keys and values of earlier tokens; updated in place. Queries see slots 0..their own position.
         """
         if cache is not None and documents is not None:
@@ -164,21 +165,22 @@ class Decoder(nn.Module):
             found.append(Hidden(states, None if counts is None else counts.unsqueeze(0)))
         return found
 
-    def _context(
-        self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: KVCache | LatentCache | None
-    ) -> Context:
+    def _context(self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: Cache | None) -> Context:
         """Mask and angles: the same in every layer, so built once."""
         config, dtype = self.config, self.compute_dtype
+        mla = config.attention == "mla"
+        width = config.nope_dim + config.rope_dim if mla else config.head_dim
+        kernel = not config.attn_softcap and config.v_dim <= width and fits(tokens.device, dtype, width)
 
         def mask(window: int) -> Mask:
             if cache is None:
-                return causal_mask(tokens.shape[1], documents, dtype, tokens.device, window)
+                return causal_mask(tokens.shape[1], documents, dtype, tokens.device, window, kernel)
             return cached_mask(positions, cache.reach, dtype, window)
 
         whole, window = mask(0), mask(config.window) if config.window else None
         if config.positions != "rope":
             return Context(whole, window, None, positions)
-        dim = config.rope_dim if config.attention == "mla" else config.head_dim
+        dim = config.rope_dim if mla else config.head_dim
         rope = rope_table(positions, dim, config.rope_theta, dtype, config.rope_scaling)
         return Context(whole, window, rope, positions)
 

@@ -4,7 +4,8 @@ In:  hidden states (N, D), output weight (V, D), targets (N,).
 Out: summed cross entropy, or log-probabilities (and entropies) of single tokens; differentiable in states and weight.
 Left out: what is made of them (``train``, ``align``).
 
-Products run in the dtype of the states; soft-max and sums in fp32.
+Products run in the dtype of the states; soft-max and sums in fp32. On a GPU what stands between two products is one
+kernel: eight passes over fp32 logits took as long as the products themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.model.fused import fused
+
 IGNORE = -100
+_BLOCK = 1024  # on a GPU the matrix is filled up to so many rows or a multiple: odd numbers of columns multiply slowly
+_NEVER = -1e30  # logit of a column that is only there to fill up; -inf minus -inf would be no number
 
 
 def cross_entropy_reference(
@@ -56,8 +61,8 @@ def linear_cross_entropy(
     Returns:
         The sum of the losses (fp32 scalar) and how many targets counted (int64 scalar).
     """
-    rows = chunk or chunk_rows(weight)
     grad = torch.is_grad_enabled()
+    rows = chunk or chunk_rows(weight, len(states), 2**30 if grad else 2**28)
     counts = _counts(targets, counts, ignore_index)
     loss: Tensor = _CrossEntropy.apply(states, weight, targets, counts, rows, grad)  # type: ignore[no-untyped-call]
     return loss, counts.sum()
@@ -88,16 +93,22 @@ def linear_logprobs_entropy(
 def _logprobs(
     states: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int | None, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    rows = chunk or chunk_rows(weight)
+    rows = chunk or chunk_rows(weight, len(states), 2**28)
     out: tuple[Tensor, Tensor] = _LogProbs.apply(  # type: ignore[no-untyped-call]
         states, weight, targets, temperature, rows, entropy
     )
     return out
 
 
-def chunk_rows(weight: Tensor) -> int:
-    """Rows at a time: few enough for the caches of a CPU, enough for its matrix products; many on a GPU."""
-    return 8192 if weight.is_cuda else max(512, 2**22 // weight.shape[0])
+def chunk_rows(weight: Tensor, n: int, logits: int) -> int:
+    """Rows at a time, of ``n``: few enough for the caches of a CPU, enough for its matrix products.
+
+    On a GPU as many as give that many ``logits``, nearly the same number every time: kernels are made for a size.
+    """
+    if not weight.is_cuda:
+        return max(512, 2**22 // weight.shape[0])
+    parts = -(-n // max(1024, logits // weight.shape[0]))
+    return -(-n // parts) if n else 1
 
 
 def _counts(targets: Tensor, counts: Tensor | None, ignore_index: int) -> Tensor:
@@ -110,23 +121,70 @@ def _chunks(n: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
-class _Gradients:
-    """Gradients of states and weight, filled chunk by chunk; either may not be wanted."""
+@fused
+def loss_and_slopes(logits: Tensor, index: Tensor, times: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy of a chunk and its gradient with respect to the logits, ``(p - onehot) * times``.
 
-    def __init__(self, states: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> None:
-        self.matrix = weight.to(states.dtype)
+    The sum of a row is that of its blocks: a kernel holds a block of logits in registers, and would read a whole row
+    from memory twice and slowly.
+
+    Args:
+        logits: (C, V or more) of any float dtype; a multiple of 1024 columns.
+        index: (C, 1) targets.
+        times: (C, 1) how many times each counts.
+        size: V; columns from there on only fill up the matrix.
+
+    Returns:
+        () fp32, and (C, V or more) in the dtype of the logits.
+    """
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    wide = logits.float()
+    if size < logits.shape[1]:
+        wide = wide.where(columns < size, _NEVER)
+    blocks = wide.view(len(wide), -1, _BLOCK)  # C, blocks, 1024
+    highest = blocks.amax(-1, keepdim=True)
+    sums = highest.squeeze(-1) + (blocks - highest).exp().sum(-1).log()  # C, blocks
+    whole = sums.logsumexp(-1, keepdim=True)  # C, 1
+    lost = whole - logits.gather(1, index).float()
+    slopes = ((wide - whole).exp() - (columns == index).float()) * times
+    return (lost * times).where(times > 0, 0).sum(), slopes.to(logits.dtype)
+
+
+def _loss_and_slopes_in_place(
+    logits: Tensor, index: Tensor, times: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same without a compiler: one buffer is log-probabilities, then probabilities, then slopes, in fp32."""
+    logp = logits.float().log_softmax(-1)  # C, V
+    loss = -(logp.gather(1, index) * times).where(times > 0, 0).sum()
+    if not wanted:
+        return loss, None
+    p = logp.exp_()
+    p.scatter_add_(1, index, p.new_full((), -1.0).expand_as(index))
+    return loss, p.mul_(times)
+
+
+class _Gradients:
+    """Gradients of states and weight, filled chunk by chunk; either may not be wanted.
+
+    Attributes:
+        matrix: (V or more, D), the weight in the dtype of the states; rows of zeros below it if ``aligned``.
+    """
+
+    def __init__(self, states: Tensor, weight: Tensor, wanted: tuple[bool, bool], aligned: bool = False) -> None:
+        matrix = weight.to(states.dtype)
+        self.matrix = F.pad(matrix, (0, 0, 0, -len(weight) % _BLOCK)) if aligned else matrix
         self.states = torch.empty_like(states) if wanted[0] else None
         self.weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
 
     def add(self, rows: slice, states: Tensor, dlogits: Tensor) -> None:
-        """Take in d loss / d logits (C, V) of the given rows."""
+        """Take in d loss / d logits (C, V or more) of the given rows."""
         dlogits = dlogits.to(states.dtype)
         if self.states is not None:
             torch.mm(dlogits, self.matrix, out=self.states[rows])
         if self.weight is not None and states.dtype == torch.float32:
-            self.weight.addmm_(dlogits.t(), states)
+            self.weight.addmm_(dlogits[:, : len(self.weight)].t(), states)
         elif self.weight is not None:
-            self.weight += dlogits.t() @ states
+            self.weight += (dlogits.t() @ states)[: len(self.weight)]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -135,17 +193,21 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, rows: int, grad: bool
     ) -> Tensor:
         wanted = (grad and ctx.needs_input_grad[0], grad and ctx.needs_input_grad[1])
-        gradients = _Gradients(states, weight, wanted)
+        fuse = states.is_cuda and any(wanted)
+        gradients = _Gradients(states, weight, wanted, aligned=fuse)
         loss = states.new_zeros((), dtype=torch.float32)
         for part in _chunks(states.shape[0], rows):
             x, times = states[part], counts[part].unsqueeze(1)  # C, 1
             index = targets[part].unsqueeze(1).where(times > 0, 0)
-            logp = F.linear(x, gradients.matrix).float().log_softmax(-1)  # C, V
-            loss -= (logp.gather(1, index) * times).where(times > 0, 0).sum()
-            if any(wanted):  # d loss / d logits = p - onehot(target)
-                p = logp.exp_()
-                p.scatter_add_(1, index, p.new_full((), -1.0).expand_as(index))
-                gradients.add(part, x, p.mul_(times))
+            logits = F.linear(x, gradients.matrix)  # C, V or more
+            lost, slopes = (
+                loss_and_slopes(logits, index, times, len(weight))
+                if fuse
+                else _loss_and_slopes_in_place(logits, index, times, any(wanted))
+            )
+            loss += lost
+            if slopes is not None:
+                gradients.add(part, x, slopes)
         ctx.dtype = weight.dtype
         ctx.save_for_backward(gradients.states, gradients.weight)
         return loss

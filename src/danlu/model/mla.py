@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.model.attention import Context, attend
-from danlu.model.cache import LatentLayer
+from danlu.model.cache import LatentLayer, PagedLatentLayer
 from danlu.model.config import ModelConfig, RopeScaling
 from danlu.model.norm import RMSNorm
 from danlu.model.positions import Rope, rotate, temperature
@@ -46,7 +46,7 @@ class LatentAttention(nn.Module):
         self.kv_b = make_linear(config, config.kv_rank, heads * (config.nope_dim + config.v_dim), False)
         self.o = make_linear(config, heads * config.v_dim, d, config.out_bias)
 
-    def forward(self, x: Tensor, context: Context, cache: LatentLayer | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: LatentLayer | PagedLatentLayer | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, latents are written at ``context.positions`` and read back."""
         assert context.rope is not None, "latent attention has rotary positions"
         nope, pe = self._queries(x, context.rope)

@@ -2,10 +2,12 @@
 
 In:  model directories, a preference store.
 Out: ``create_app`` (FastAPI) and ``run_server``.
-Left out: accounts, metrics, moderation.
+Left out: metrics, moderation.
 """
 
 from danlu.serve.api import create_app
+from danlu.serve.limits import Reach
+from danlu.serve.rates import Rates
 from danlu.serve.server import run_server
 
-__all__ = ["create_app", "run_server"]
+__all__ = ["Rates", "Reach", "create_app", "run_server"]

@@ -16,15 +16,17 @@ from starlette.types import Receive
 
 from danlu.infer import Completion, Token
 from danlu.serve import wire
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models
+from danlu.serve.rates import Writes
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire import ChatRequest, Reply
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
 
 
-async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: Receive) -> Response:
+async def complete(models: Models, engine: Writes, asked: ChatRequest, receive: Receive) -> Response:
     """Answer a request.
 
     Args:
@@ -43,7 +45,7 @@ async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: 
     answers = engine.submit(jobs)
     reply = Reply(served.name, served.hash, asked.left_out(turns))
     if asked.stream:
-        return EventStream(answers, _chunks(reply, answers, asked))
+        return EventStream(answers, _chunks(reply, answers, asked, served.tokenizer))
     async with cancelled_when_gone(receive, answers):
         finished = [event async for event in answers if isinstance(event, Finished)]
     if len(finished) < len(jobs):
@@ -54,7 +56,7 @@ async def complete(models: Models, engine: Engine, asked: ChatRequest, receive: 
             f.index,
             f.completion.text,
             f.completion.finish_reason,
-            _logprobs(asked, job, _tokens(f.completion, served.tokenizer)),
+            _logprobs(asked, served.tokenizer, _tokens(f.completion, served.tokenizer)),
         )
         for f in finished
     ]
@@ -72,11 +74,11 @@ def _tokens(completion: Completion, tokenizer: Tokenizer) -> Iterator[Token]:
         yield token
 
 
-def _logprobs(asked: ChatRequest, job: Job, tokens: Iterable[Token]) -> dict[str, Any] | None:
-    return wire.logprobs(job.generator.tokenizer, tokens) if asked.logprobs else None
+def _logprobs(asked: ChatRequest, tokenizer: Tokenizer, tokens: Iterable[Token]) -> dict[str, Any] | None:
+    return wire.logprobs(tokenizer, tokens) if asked.logprobs else None
 
 
-async def _chunks(reply: Reply, answers: Answers, asked: ChatRequest) -> AsyncIterator[Any]:
+async def _chunks(reply: Reply, answers: Answers, asked: ChatRequest, tokenizer: Tokenizer) -> AsyncIterator[Any]:
     """The role first, then text, then why it ended; if asked for, every chunk has ``usage``, the last one numbers."""
     nothing: dict[str, Any] = {"usage": None} if asked.counts else {}
     finished = []
@@ -87,7 +89,7 @@ async def _chunks(reply: Reply, answers: Answers, asked: ChatRequest) -> AsyncIt
             finished.append(event)
             choice = wire.delta(event.index, {}, event.completion.finish_reason)
         else:
-            told = _logprobs(asked, answers.jobs[event.index], event.tokens)
+            told = _logprobs(asked, tokenizer, event.tokens)
             choice = wire.delta(event.index, {"content": event.text}, logprobs=told)
         yield reply.chunk([choice], **nothing)
     if asked.counts:

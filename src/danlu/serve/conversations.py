@@ -12,44 +12,32 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 from starlette.responses import Response
 
 from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
 from danlu.records import Message
 from danlu.serve.accounts import caller_of
+from danlu.serve.bodies import Body
 from danlu.serve.dialogues import Generation, title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import SayRequest, Talk
-from danlu.serve.wire import CompareRequest, VoteRequest
+from danlu.serve.votes import RankRequest, VoteRequest
+from danlu.serve.wire import CompareRequest
 
 _Words = Annotated[str, Field(max_length=1_000_000)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    @field_validator("*")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
-        return value
-
-
-class NewConversation(_Body):
+class NewConversation(Body):
     """POST /api/conversations, and PATCH of one: what is left out stays."""
 
     title: Annotated[str, Field(max_length=200)] | None = None
     system: _Words | None = None
 
 
-class NewMessage(_Body):
+class NewMessage(Body):
     """POST /api/conversations/{id}/messages: a message that was written elsewhere, such as the answer voted for."""
 
     parent: Annotated[str, Field(max_length=32)] | None = None
@@ -58,9 +46,9 @@ class NewMessage(_Body):
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     model_hash: Annotated[str, Field(max_length=128)] = ""
     finish_reason: Annotated[str, Field(max_length=32)] = ""
-    sampling: Annotated[dict[str, Any], Field(max_length=64)] = {}
+    sampling: dict[str, Any] = Field(default_factory=dict, max_length=64)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    usage: dict[str, Annotated[int, Field(ge=0)]] = {}
+    usage: dict[str, Annotated[int, Field(ge=0, lt=2**31)]] = Field(default_factory=dict)
     seconds: Annotated[float, Field(ge=0)] = 0.0
 
     def generation(self) -> Generation | None:
@@ -73,8 +61,7 @@ class NewMessage(_Body):
         )  # fmt: skip
 
 
-_Contest = TypeVar("_Contest", bound=CompareRequest)
-_Vote = TypeVar("_Vote", bound=VoteRequest)
+_Contest = TypeVar("_Contest", CompareRequest, RankRequest)
 
 
 class Conversations:
@@ -103,7 +90,7 @@ class Conversations:
                 await run_sync(self.forget, owner, conversation)
             raise
 
-    async def ballot(self, owner: str, vote: _Vote) -> _Vote:
+    async def ballot(self, owner: str, vote: VoteRequest) -> VoteRequest:
         """Let people vote on what was shown to them, by their own name.
 
         Raises:

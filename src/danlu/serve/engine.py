@@ -1,59 +1,39 @@
-"""The engine: one thread that writes every answer, a token of each in turn, and a queue with an end.
+"""The engine as the server sees it: a queue with an end in front of a worker, which is a thread or a process.
 
-In:  jobs (prompt ids, sampling, seed) from the event loop.
+In:  jobs from the event loop.
 Out: ``Answers``: pieces of text as they come and each job's ``Completion``, back on the event loop.
-Left out: batching different answers into one forward pass (``infer``'s scheduler, when it comes); what is asked
-(``chat``, ``feedback``).
+Left out: how answers are written (``worker``), what is asked (``chat``, ``feedback``).
 
-A model's forward pass holds all cores, so a second thread would only make both slower. Answers take turns token by
-token instead: nobody waits for somebody else's long answer, and one whose reader left is dropped before its next token.
+In a process of its own the worker's forward passes never keep the event loop waiting, and a worker that dies takes
+nothing else with it: its answers end with an error, and another is started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import json
 import logging
+import subprocess
+import sys
 import threading
-from collections import abc, deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol
 
-from danlu.infer import Completion, Generator, Sampling, Token
+from danlu.errors import UserError
+from danlu.infer import Generator
+from danlu.serve import jobs
+from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
 from danlu.serve.problems import Refusal
+from danlu.serve.worker import Setup, Tell, Worker
 
 _LOG = logging.getLogger("danlu.serve")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One answer to write."""
-
-    generator: Generator
-    prompt: Sequence[int]
-    sampling: Sampling
-    seed: int
-
-    def stream(self) -> abc.Generator[tuple[str, Token], None, Completion]:
-        """The answer, to be written step by step; nothing is computed yet."""
-        return self.generator.stream(self.prompt, self.sampling, self.seed)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some text of answer ``index``, and the tokens that said it."""
-
-    index: int
-    text: str
-    tokens: tuple[Token, ...]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Answer ``index`` is whole."""
-
-    index: int
-    completion: Completion
+_CLOSE_SECONDS = 10
+MAX_WAITING_TOKENS = 1 << 18
+"""Of prompts in the queue: a few that are very long are as much work as many that are short."""
 
 
 class Answers:
@@ -62,16 +42,19 @@ class Answers:
     Iteration ends when all are finished or ``cancel`` was called, and raises ``Refusal`` if one fails.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], leave: Callable[[], None] = lambda: None) -> None:
         self.jobs = tuple(jobs)
         self.cancelled = False
+        self._leave = leave
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Piece | Finished | Refusal | None] = asyncio.Queue()
 
     def cancel(self) -> None:
         """Stop writing; harmless when everything is written."""
-        self.cancelled = True
-        self._events.put_nowait(None)
+        if not self.cancelled:
+            self.cancelled = True
+            self._leave()
+            self._events.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[Piece | Finished]:
         left = len(self.jobs)
@@ -85,27 +68,158 @@ class Answers:
             yield event
 
     def tell(self, event: Piece | Finished | Refusal) -> None:
-        """Called by the engine's thread."""
+        """Called from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
-class Engine:
-    """The thread and its queue.
+class Line(Protocol):
+    """The way to a worker."""
+
+    def submit(self, number: int, job: Job) -> None:
+        """Begin an answer."""
+
+    def cancel(self, number: int) -> None:
+        """Drop an answer."""
+
+    def close(self) -> None:
+        """End the worker and wait for its end."""
+
+
+class ThreadLine:
+    """A worker in a thread: for tests and notebooks, and where a second process is too much."""
+
+    def __init__(self, generators: Mapping[str, Generator], setup: Setup, tell: Tell) -> None:
+        self._worker = Worker(generators, setup, tell)
+        self.submit, self.cancel = self._worker.submit, self._worker.cancel
+        self._thread = threading.Thread(target=self._worker.run, name="danlu-worker", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread at the next token."""
+        self._worker.close()
+        self._thread.join()
+
+
+class ProcessLine:
+    """A worker in a process of its own; started again if it dies.
 
     Args:
-        running: answers written in turns at the same time; each holds a key-value cache.
+        places: model directories by name.
+        setup: how it serves.
+        tell: gets every event, from a thread of this process.
+        lost: is called when the worker has died and what it was writing is lost.
+
+    Raises:
+        UserError: a model cannot be served.
+    """
+
+    def __init__(self, places: Mapping[str, Path], setup: Setup, tell: Tell, lost: Callable[[], None]) -> None:
+        self._first = {"places": {name: str(place) for name, place in places.items()}, "setup": asdict(setup)}
+        self._tell, self._lost = tell, lost
+        self._closing, self._lock = False, threading.Lock()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._listen, name="danlu-worker", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the worker's process."""
+        return self._process.pid
+
+    def submit(self, number: int, job: Job) -> None:
+        """Begin an answer."""
+        self._send({"submit": number, "job": jobs.write_job(job)})
+
+    def cancel(self, number: int) -> None:
+        """Drop an answer."""
+        self._send({"cancel": number})
+
+    def close(self) -> None:
+        """End the worker at the next token, or by force."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._thread.join()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "danlu.serve.worker"]
+        # A session of its own: Ctrl-C is for the server, which ends the worker when the last answers are written.
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(self._first).encode() + b"\n")
+        said = json.loads(process.stdout.readline() or b"{}")
+        if "refused" in said:
+            process.wait()
+            raise UserError(said["refused"])
+        if "ready" not in said:
+            process.kill()
+            raise UserError("the worker that holds the models did not start; what it said is above")
+        return process
+
+    def _send(self, command: object) -> None:
+        line = json.dumps(command).encode() + b"\n"
+        with self._lock, contextlib.suppress(OSError):  # it has died: ``_listen`` notices, and tells whoever waits
+            self._process.stdin.write(line)  # type: ignore[union-attr]
+
+    def _listen(self) -> None:
+        while True:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                if not line.endswith(b"\n"):  # killed in the middle of a word
+                    break
+                number, _, event = line.partition(b" ")
+                self._tell(int(number), jobs.read_event(event))
+            if self._closing:
+                return
+            _LOG.error("the worker has ended (exit code %s); starting another", self._process.wait())
+            try:
+                with self._lock:
+                    self._process = self._start()
+            except (UserError, OSError) as error:
+                _LOG.error("no other worker could be started: %s", error)
+                return
+            finally:
+                self._lost()
+
+
+class Engine:
+    """A queue with an end; ``in_thread`` and ``in_process`` make one.
+
+    Args:
+        line: makes the way to a worker, given where its events go and what to call when it was lost.
+        running: answers written at the same time.
         waiting: answers that may wait for their turn; more are refused.
     """
 
-    def __init__(self, running: int = 4, waiting: int = 16) -> None:
+    def __init__(self, line: Callable[[Tell, Callable[[], None]], Line], running: int = 16, waiting: int = 32) -> None:
         self.running, self.waiting = running, waiting
-        self._queue: deque[_Writer] = deque()
-        self._writers: list[_Writer] = []
+        self._numbers = itertools.count(1)
+        self._under: dict[int, tuple[Answers, int]] = {}  # by number: whose, and which of them
         self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="danlu-engine", daemon=True)
-        self._thread.start()
+        self._closing, self._last = False, Stats()
+        self._line = line(self._heard, self._lost)
+
+    @staticmethod
+    def in_thread(generators: Mapping[str, Generator], setup: Setup, waiting: int = 32) -> Engine:
+        """An engine whose worker is a thread of this process."""
+        return Engine(lambda tell, _: ThreadLine(generators, setup, tell), setup.rows, waiting)
+
+    @staticmethod
+    def in_process(places: Mapping[str, Path], setup: Setup, waiting: int = 32) -> Engine:
+        """An engine whose worker is a process of its own.
+
+        Raises:
+            UserError: a model cannot be served.
+        """
+        return Engine(lambda tell, lost: ProcessLine(places, setup, tell, lost), setup.rows, waiting)
 
     def submit(self, jobs: Sequence[Job]) -> Answers:
         """Queue jobs, all or none; call from the event loop.
@@ -113,74 +227,71 @@ class Engine:
         Raises:
             Refusal: the queue is full or the server is stopping (503, with ``Retry-After``).
         """
-        answers = Answers(jobs)
-        writers = [_Writer(answers, index, job.stream()) for index, job in enumerate(jobs)]
+        numbers = [next(self._numbers) for _ in jobs]
+        answers = Answers(jobs, lambda: self._leave(numbers))
         with self._changed:
-            self._queue = deque(writer for writer in self._queue if not writer.answers.cancelled)
-            room = self.running + self.waiting - len(self._writers) - len(self._queue)
-            if self._closing or len(writers) > room:
+            queued = sum(len(answers.jobs[index].prompt) for answers, index in self._under.values())
+            room = self.running + self.waiting - len(self._under)
+            if self._closing or len(jobs) > room or (self._under and queued > MAX_WAITING_TOKENS):
                 raise _busy(self._closing)
-            self._queue.extend(writers)
-            self._changed.notify()
+            self._under |= {number: (answers, index) for index, number in enumerate(numbers)}
+        for number, job in zip(numbers, jobs, strict=True):
+            self._line.submit(number, job)
         return answers
 
     def idle(self) -> bool:
         """Whether nothing is being written or waits."""
         with self._changed:
-            return not self._writers and not self._queue
+            return not self._under
+
+    def stats(self) -> Stats:
+        """How busy the worker is, a moment ago."""
+        return self._last
 
     def close(self) -> None:
         """Stop at the next token; what is under way ends with an error that says so."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+        self._line.close()
+        self._end_all(_busy(stopping=True))
 
-    def _work(self) -> None:
-        while self._admit():
-            unfinished = [writer for writer in self._writers if writer.step()]
-            with self._changed:
-                self._writers = unfinished
-        for answers in {writer.answers for writer in (*self._queue, *self._writers)}:
-            answers.tell(_busy(stopping=True))
-
-    def _admit(self) -> bool:
-        """Wait for work and take up as much as may run; returns False when the engine closes."""
+    def _leave(self, numbers: Sequence[int]) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._writers or self._queue)
-            while self._queue and len(self._writers) < self.running:
-                self._writers.append(self._queue.popleft())
-            return not self._closing
+            left = [number for number in numbers if self._under.pop(number, None)]
+        for number in left:
+            self._line.cancel(number)
+
+    def _heard(self, number: int, event: jobs.Event) -> None:
+        """From the worker's thread."""
+        if isinstance(event, Stats):
+            self._last = event
+            return
+        with self._changed:
+            whose = self._under.get(number)
+            if whose is not None and not isinstance(event, Piece):
+                del self._under[number]
+        if whose is None:  # nobody waits for it any more
+            return
+        answers, index = whose
+        if isinstance(event, Fault):
+            answers.tell(_fault(event))
+        else:
+            answers.tell(replace(event, index=index))
+
+    def _lost(self) -> None:
+        self._end_all(_fault(Fault(0, 500, "the worker that wrote this answer has died; ask again")))
+
+    def _end_all(self, refusal: Refusal) -> None:
+        with self._changed:
+            left, self._under = list(self._under.values()), {}
+        for answers in {answers for answers, _ in left}:
+            answers.tell(refusal)
 
 
-class _Writer:
-    """Writes one answer, a token at a time."""
-
-    def __init__(
-        self, answers: Answers, index: int, stream: abc.Generator[tuple[str, Token], None, Completion]
-    ) -> None:
-        self.answers, self._index, self._stream = answers, index, stream
-        self._silent: list[Token] = []  # drawn, and nothing to show for them yet
-
-    def step(self) -> bool:
-        """One token on; returns whether there is more to write."""
-        if self.answers.cancelled:
-            self._stream.close()
-            return False
-        try:
-            piece, token = next(self._stream)
-            self._silent.append(token)
-            if piece:  # a token that shows nothing yet is nobody's news
-                self.answers.tell(Piece(self._index, piece, tuple(self._silent)))
-                self._silent = []
-        except StopIteration as end:
-            self.answers.tell(Finished(self._index, end.value))
-            return False
-        except Exception:  # a fault in one answer must not end the thread that all the others need
-            _LOG.exception("fault while writing an answer")
-            self.answers.tell(Refusal(500, "the model failed while it wrote this answer", "generation_failed"))
-            return False
-        return True
+def _fault(fault: Fault) -> Refusal:
+    if fault.status < 500:
+        return Refusal(fault.status, fault.message, "invalid_value")
+    return Refusal(fault.status, fault.message, "generation_failed")
 
 
 def _busy(stopping: bool) -> Refusal:

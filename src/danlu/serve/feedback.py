@@ -1,7 +1,7 @@
-"""Two answers, sides drawn by lot and names hidden, and the vote that teaches the next model.
+"""Some answers, places drawn by lot and names hidden, and the vote that teaches the next model.
 
-In:  a dialogue and one or two models; a vote on what was shown.
-Out: both answers as a stream; rows of the preference store; after the vote, who wrote which.
+In:  a dialogue and one or more models; a vote on what was shown.
+Out: all answers as a stream; rows of the preference store; after the vote, who wrote which.
 Left out: what becomes of the votes (``align``), who may vote and in which conversation (``conversations``).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -17,11 +18,14 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
+from danlu.serve.rates import Writes
 from danlu.serve.sse import EventStream
-from danlu.serve.wire import CompareRequest, VoteRequest
+from danlu.serve.votes import RankRequest, VoteRequest
+from danlu.serve.wire import CompareRequest
 
 SIDES = ("left", "right")
 RANKS = {"left": (0, 1), "right": (1, 0), "tie": (0, 0), "both_bad": ()}
@@ -29,16 +33,17 @@ RANKS = {"left": (0, 1), "right": (1, 0), "tie": (0, 0), "both_bad": ()}
 
 @dataclass(frozen=True)
 class _Contest:
-    """One comparison under way; both answer ``turns``, and ``served[i]`` and ``jobs[i]`` are what stands on side i."""
+    """One comparison under way; all answer ``turns``; ``served[i]`` and ``jobs[i]`` stand where ``marks[i]`` says."""
 
-    asked: CompareRequest
+    asked: CompareRequest | RankRequest
+    marks: Sequence[Mapping[str, Any]]
     turns: Sequence[Message]
     served: tuple[Served, ...]
     jobs: tuple[Job, ...]
 
-    def answer(self, side: int, completion: Completion) -> Answer:
-        """What was shown on a side; with the tokenizer's hash, so that its very tokens can be trained on."""
-        job, served = self.jobs[side], self.served[side]
+    def answer(self, place: int, completion: Completion) -> Answer:
+        """What was shown in a place; with the tokenizer's hash, so that its very tokens can be trained on."""
+        job, served = self.jobs[place], self.served[place]
         sampling = {**asdict(job.sampling), "tokenizer": served.tokenizer.hash}
         return Answer(completion.text, completion.tokens, served.hash, sampling, job.seed)
 
@@ -50,7 +55,7 @@ class Feedback:
     and each answer carries its model's hash, so nothing is lost by it.
     """
 
-    def __init__(self, models: Models, engine: Engine, store: PreferenceStore) -> None:
+    def __init__(self, models: Models, engine: Writes, store: PreferenceStore) -> None:
         self._models, self._engine, self._store = models, engine, store
 
     async def compare(self, asked: CompareRequest) -> EventStream:
@@ -59,59 +64,98 @@ class Feedback:
         Raises:
             Refusal: unknown model, two answers that cannot differ, too long, queue full.
         """
-        served = [self._models.get(name) for name in asked.models]
-        if len(set(asked.models)) == 1 and asked.temperature == 0:
-            raise Refusal(
-                400, "at temperature 0 a model always gives the same answer; raise it or choose two models",
-                "nothing_to_compare", "temperature",
-            )  # fmt: skip
-        contestants = [served[0], served[-1]]
-        secrets.SystemRandom().shuffle(contestants)
-        seed = asked.first_seed()
-        turns: Sequence[Message] = asked.turns()
-        for one in contestants:  # the smaller context decides: answers to different dialogues cannot be compared
-            turns = await one.fit(asked, turns)
-        jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
-        contest = _Contest(asked, turns, tuple(contestants), tuple(jobs))
-        answers = self._engine.submit(jobs)
-        return EventStream(answers, self._events(contest, answers))
+        first, last = asked.models[0], asked.models[-1]
+        return await self._show(asked, [first, last], [{"side": side} for side in SIDES])
 
-    async def vote(self, ballot: VoteRequest) -> dict[str, Any]:
-        """Store a vote and tell, by side, who wrote what; the store knows it, so a restarted server does too.
+    async def rank(self, asked: RankRequest) -> EventStream:
+        """Show several answers, the models taking turns; the last event carries the id to vote on.
+
+        Raises:
+            Refusal: unknown model, answers that cannot differ, too long, queue full.
+        """
+        names = [*islice(cycle(asked.models), asked.answers)]
+        return await self._show(asked, names, [{"place": place} for place in range(len(names))])
+
+    async def vote(self, ballot: VoteRequest) -> dict[str, Any] | list[dict[str, Any]]:
+        """Store a vote and tell who wrote what, by side or in the order of places; a restarted server knows it too.
 
         Raises:
             UserError: the comparison does not exist or was deleted.
+            Refusal: another number of answers was shown than this vote is about.
         """
         # The store syncs to disk: not on the event loop.
-        await run_sync(self._store.vote, ballot.comparison, RANKS[ballot.choice], ballot.rater)
         shown = await run_sync(self._store.shown, ballot.comparison)
-        return {side: self._identity(answer) for side, answer in zip(SIDES, shown, strict=True)}
+        _check(ballot, len(shown))
+        await run_sync(self._store_vote, ballot)
+        verdict = [self._identity(answer) for answer in shown]
+        return dict(zip(SIDES, verdict, strict=True)) if ballot.choice else verdict
+
+    async def _show(
+        self, asked: CompareRequest | RankRequest, names: Sequence[str], marks: Sequence[Mapping[str, Any]]
+    ) -> EventStream:
+        """One answer of each model named, in an order drawn by lot, as a stream."""
+        contestants = [self._models.get(name) for name in names]
+        if len(set(names)) < len(names) and asked.temperature == 0:
+            raise Refusal(
+                400, "at temperature 0 a model always gives the same answer; raise it or choose more models",
+                "nothing_to_compare", "temperature",
+            )  # fmt: skip
+        secrets.SystemRandom().shuffle(contestants)
+        seed = asked.first_seed()
+        turns: Sequence[Message] = asked.turns()
+        for one in contestants:  # the smallest context decides: answers to different dialogues cannot be compared
+            turns = await one.fit(asked, turns)
+        jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
+        contest = _Contest(asked, marks, turns, tuple(contestants), tuple(jobs))
+        answers = self._engine.submit(jobs)
+        return EventStream(answers, self._events(contest, answers))
 
     async def _events(self, contest: _Contest, answers: Answers) -> AsyncIterator[dict[str, Any]]:
         conversation = contest.asked.conversation or ""
         yield {"type": "start", "conversation": conversation, **contest.asked.left_out(contest.turns)}
         finished: dict[int, Completion] = {}
         async for event in answers:
-            side = SIDES[event.index]
+            mark = contest.marks[event.index]
             if isinstance(event, Finished):
                 finished[event.index] = event.completion
-                yield {"type": "finish", "side": side, "finish_reason": event.completion.finish_reason}
+                yield {"type": "finish", **mark, "finish_reason": event.completion.finish_reason}
             else:
-                yield {"type": "delta", "side": side, "text": event.text}
-        if len(finished) == len(SIDES):
+                yield {"type": "delta", **mark, "text": event.text}
+        if len(finished) == len(contest.jobs):
             yield {"type": "end", "comparison": await self._record(contest, conversation, finished)}
 
     async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:
-        shown = [contest.answer(side, completions[side]) for side in range(len(SIDES))]
+        shown = [contest.answer(place, completions[place]) for place in range(len(contest.jobs))]
         return await run_sync(self._store.record, contest.turns, shown, conversation)
 
+    def _store_vote(self, ballot: VoteRequest) -> None:
+        if ballot.thumb:
+            self._store.thumb(ballot.comparison, ballot.thumb == "up", ballot.rater, ballot.reason)
+        else:
+            ranks = RANKS[ballot.choice] if ballot.choice else ballot.ranks or ()
+            self._store.vote(ballot.comparison, ranks, ballot.rater, ballot.reason)
+
     def _identity(self, answer: Answer) -> dict[str, Any]:
-        """Who wrote an answer; a model that is no longer served is called by its hash."""
-        names = {served.hash: served.name for served in self._models.all()}
+        """Who wrote an answer."""
         return {
-            "model": names.get(answer.model, answer.model[:12]),
+            "model": self._models.name_of(answer.model),
             "model_hash": answer.model,
             "temperature": answer.sampling.get("temperature"),
             "top_p": answer.sampling.get("top_p"),
             "seed": answer.seed,
         }
+
+
+def _check(ballot: VoteRequest, shown: int) -> None:
+    """Refuse a vote that is about another number of answers than were shown."""
+    if ballot.thumb:
+        field, fits, mend = "thumb", shown == 1, "rank them instead"
+    elif ballot.choice:
+        field, fits, mend = "choice", shown == len(SIDES), "send 'ranks', or a 'thumb' if it is one answer"
+    else:
+        ranks = ballot.ranks or []
+        fits = shown > 1 and len(ranks) in (0, shown)
+        field, mend = "ranks", "give one rank for each, or none at all if all are bad; one by itself takes a 'thumb'"
+    if not fits:
+        message = f"comparison '{ballot.comparison}' showed {shown} answer{'s'[: shown != 1]}; {mend}"
+        raise Refusal(400, message, "vote_does_not_fit", field)

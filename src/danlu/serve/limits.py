@@ -5,11 +5,14 @@ Out: 403 for a foreign ``Host`` or ``Origin``, 413 above 2 MB, 415 for bodies th
 Left out: ranges of fields (``wire``), the queue (``engine``), accounts.
 
 ``Host`` is checked because a page anywhere can point its own name at 127.0.0.1 and then talk to us as its own origin
-(DNS rebinding). ``Origin`` and the content type are checked because a page can post a form anywhere.
+(DNS rebinding). Where others reach the server its numeric addresses will do too: nobody can point those elsewhere, and
+names are let in by name. ``Origin`` and the content type are checked because a page can post a form anywhere.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -46,11 +49,40 @@ HEADERS = {
 }
 
 
-class Door:
-    """ASGI middleware around the whole application."""
+@dataclass(frozen=True)
+class Reach:
+    """From where the server can be reached.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Attributes:
+        address: what it listens on.
+        names: what it is called by others, such as a proxy's public name.
+    """
+
+    address: str = "127.0.0.1"
+    names: tuple[str, ...] = ()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether anybody but this machine may come: then accounts are needed."""
+        return bool(self.names) or self.address not in HOSTS
+
+    def answers_to(self, host: str | None) -> bool:
+        """Whether ``host`` is one of the server's names."""
+        if host is None:
+            return False
+        named = host in HOSTS or host in {name.lower() for name in self.names}
+        return named or (self.address not in HOSTS and _numeric(host))
+
+
+class Door:
+    """ASGI middleware around the whole application.
+
+    Args:
+        reach: from where requests may come.
+    """
+
+    def __init__(self, app: ASGIApp, reach: Reach = Reach()) -> None:
+        self.app, self.reach = app, reach
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it here."""
@@ -64,7 +96,7 @@ class Door:
             await send(message)
 
         try:
-            _check_headers(scope["method"], Headers(scope=scope))
+            _check_headers(scope["method"], Headers(scope=scope), self.reach)
             body = await _read(receive)
         except Refusal as refusal:
             await JSONResponse(envelope(refusal), refusal.status_code)(scope, receive, send_guarded)
@@ -72,11 +104,14 @@ class Door:
         await self.app(scope, _replay(body, receive), send_guarded)
 
 
-def _check_headers(method: str, headers: Headers) -> None:
-    if _name(headers.get("host", "")) not in HOSTS:
-        raise Refusal(403, "this server answers to 127.0.0.1 and localhost only", "host_not_allowed")
+def _check_headers(method: str, headers: Headers, reach: Reach) -> None:
+    host = _name(headers.get("host", ""))
+    if not reach.answers_to(host):
+        known = ", ".join(("127.0.0.1", "localhost", *reach.names))
+        raise Refusal(403, f"this server answers to {known} only; --allow-host adds a name", "host_not_allowed")
     origin = headers.get("origin")
-    if origin is not None and _name(origin.partition("://")[2]) not in HOSTS:
+    own = _name(origin.partition("://")[2]) if origin is not None else host
+    if own != host and not (own in HOSTS and host in HOSTS):
         raise Refusal(403, "pages from elsewhere may not use this server", "origin_not_allowed")
     if method in _WITH_BODY and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the body must be JSON, with content-type application/json", "unsupported_media_type")
@@ -90,6 +125,13 @@ def _name(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:  # an unclosed bracket
         return None
+
+
+def _numeric(host: str) -> bool:
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
 
 
 async def _read(receive: Receive) -> bytes:

@@ -1,8 +1,8 @@
-"""The models that are served, loaded once, and how a dialogue becomes a job for one of them.
+"""The models that are served, and how a dialogue becomes a job for one of them.
 
 In:  model directories by name.
 Out: ``Models``: look one up, encode a dialogue for it, leave out or refuse what does not fit its context.
-Left out: writing the answer (``engine``).
+Left out: writing the answer (``engine``), the weights, which only the ``worker`` holds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
-from danlu import device, hub
+from danlu import hub
 from danlu.errors import UserError, nearest
-from danlu.infer import Generator, fit, reserve
+from danlu.infer import fit, reserve
+from danlu.model import parameters
 from danlu.records import Message
-from danlu.serve.engine import Job
+from danlu.serve.jobs import Job
 from danlu.serve.problems import Refusal
 from danlu.serve.wire import Asking
 from danlu.tokens import chat
@@ -42,7 +43,6 @@ class Served:
     parameters: int
     loaded: int
     tokenizer: Tokenizer
-    generator: Generator
 
     def facts(self) -> dict[str, Any]:
         """What the page shows."""
@@ -79,7 +79,7 @@ class Served:
             wanted = limit = asked.limit() or max(room, 1)
         if wanted > room:
             raise _too_long(self, len(prompt), wanted, asked.may_leave_out())
-        return Job(self.generator, prompt, asked.sampling(limit), seed)
+        return Job(self.name, tuple(prompt), asked.sampling(limit), seed)
 
 
 class Models:
@@ -110,25 +110,28 @@ class Models:
             raise Refusal(404, message, "model_not_found", "model")
         return self._served[name]
 
+    def name_of(self, hash: str) -> str:
+        """What a model is called; one that is no longer served is called by its hash."""
+        return next((served.name for served in self._served.values() if served.hash == hash), hash[:12])
+
     def all(self) -> list[Served]:
         """Every model."""
         return list(self._served.values())
 
 
 def _load(name: str, place: Path) -> Served:
-    machine = device.choose()
-    model, tokenizer = hub.load_pretrained(place)
-    if model.head_kind != "lm":
+    config, head = hub.read_config(place)
+    if head != "lm":
         raise UserError(f"{place} is a reward model: it gives scores, not words; serve the policy it was made for")
+    tokenizer = Tokenizer.load(place)
     chat.stop_ids(tokenizer)  # refuses a tokenizer without turns now, not at the first question
     return Served(
         name=name,
         hash=hub.model_hash(place),
-        context=model.config.max_seq_len,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        context=config.max_seq_len,
+        parameters=parameters(config).total,
         loaded=int(time.time()),
         tokenizer=tokenizer,
-        generator=Generator(model.to(machine.kind), tokenizer, machine.compute_dtype),
     )
 
 

@@ -1,8 +1,8 @@
 """``danlu serve``: the application on a socket of this machine.
 
-In:  model directories by name, the preference store's place, a port.
+In:  model directories by name, the store's place, where to listen.
 Out: a server until Ctrl-C.
-Left out: other addresses than 127.0.0.1: they need accounts first.
+Left out: TLS: a proxy in front has it. Other addresses than this machine's are refused as long as nobody has a key.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.serve import page
 from danlu.serve.api import create_app
+from danlu.serve.limits import Reach
+from danlu.serve.rates import Rates
+from danlu.serve.store import ServeStore
 
 ADDRESS = "127.0.0.1"
 PORT = 8000
@@ -26,7 +29,7 @@ _LAST_WORDS_SECONDS = 5
 
 def run_server(
     models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None,
-    starters: Sequence[str] = (),
+    starters: Sequence[str] = (), runs: Path | None = None, reach: Reach | None = None, rates: Rates | None = None,
 ) -> None:  # fmt: skip
     """Serve until the process is told to stop.
 
@@ -36,18 +39,28 @@ def run_server(
         port: 0 takes any free one.
         console: where the address and the store's place are told.
         starters: things to try, which the page offers.
+        reach: the address to listen on, and other names of the server; 127.0.0.1 and none if not given.
+        rates: how much a key may ask.
+        runs: the folder of the runs that the page shows.
 
     Raises:
-        UserError: the port is taken, a model cannot be served, the store cannot be opened.
+        UserError: the port is taken, a model cannot be served, the store cannot be opened; or others could reach the
+            server, and nobody has a key.
     """
-    console = console or Console()
-    listening = listen(port)  # before the models are loaded, so that a taken port is known at once
+    console, reach = console or Console(), reach or Reach()
+    listening = listen(port, reach.address)  # before the models are loaded, so that a taken port is known at once
     preferences = PreferenceStore(store)
     try:
-        app = create_app(models, preferences, starters=starters)
+        if reach.elsewhere and not ServeStore(preferences.database).people.any():
+            raise UserError(
+                f"{', '.join((reach.address, *reach.names))} would be open to others, and nobody has a key; make one "
+                f"first, in {preferences.place}: danlu keys add NAME, or danlu users add NAME"
+            )
+        app = create_app(models, preferences, starters=starters, runs=runs, reach=reach, rates=rates, own_process=True)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
-        address = f"http://{ADDRESS}:{listening.getsockname()[1]}"
+        shown = f"[{reach.address}]" if ":" in reach.address else reach.address
+        address = f"http://{shown}:{listening.getsockname()[1]}"
         console.say(f"serving {', '.join(models)} at {address}, votes go to {preferences.place} (Ctrl-C stops)")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False,
@@ -59,17 +72,17 @@ def run_server(
         preferences.close()
 
 
-def listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1.
+def listen(port: int, address: str = ADDRESS) -> socket.socket:
+    """A socket on an address of this machine.
 
     Raises:
-        UserError: another program has the port.
+        UserError: another program has the port, or the address is none of this machine's.
     """
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((ADDRESS, port))
+        listening.bind((address, port))
     except (OSError, OverflowError) as error:
         listening.close()
-        raise UserError(f"cannot listen on {ADDRESS}:{port} ({error}); choose another --port") from None
+        raise UserError(f"cannot listen on {address}:{port} ({error}); choose another --port or --host") from None
     return listening

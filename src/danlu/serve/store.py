@@ -16,6 +16,7 @@ from sqlalchemy import select
 from danlu.align.storage import Database
 from danlu.errors import UserError, unknown
 from danlu.serve.dialogues import Dialogues
+from danlu.serve.people import People
 from danlu.serve.tables import AuditRow, ModerationRow, new_id, now
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -60,7 +61,7 @@ class ServeStore:
         self.place = self.database.place
         self.database.upgrade(_MIGRATIONS, "serve_version")
         self._session = self.database.session
-        self.dialogues = Dialogues(self.database)
+        self.dialogues, self.people = Dialogues(self.database), People(self.database)
 
     def close(self) -> None:
         """Let go of the database."""

@@ -13,7 +13,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String
+from sqlalchemy import JSON, Double, ForeignKey, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from danlu.align.storage import Words
@@ -100,7 +100,7 @@ class GenerationRow(Base):
     finish_reason: Mapped[str]
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
-    seconds: Mapped[float]
+    seconds: Mapped[float] = mapped_column(Double)
 
 
 class ModerationRow(Base):
@@ -113,7 +113,7 @@ class ModerationRow(Base):
     action: Mapped[str]
     category: Mapped[str]
     scanner: Mapped[str]
-    score: Mapped[float]
+    score: Mapped[float] = mapped_column(Double)
     text: Mapped[str] = mapped_column(Words)
     owner: Mapped[str] = mapped_column(String(64))
     conversation: Mapped[str] = mapped_column(String(32), index=True)

@@ -21,9 +21,11 @@ from pydantic import Field, model_validator
 from danlu.infer import Completion
 from danlu.records import Message, check_messages
 from danlu.serve.dialogues import Dialogues, Generation, title_of
-from danlu.serve.engine import Answers, Engine, Finished, Job
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
+from danlu.serve.rates import Writes
 from danlu.serve.sse import EventStream
 from danlu.serve.wire import Asking, WireMessage, usage
 
@@ -81,7 +83,7 @@ class _Reply:
 class Talk:
     """Answers in stored conversations."""
 
-    def __init__(self, models: Models, engine: Engine, dialogues: Dialogues) -> None:
+    def __init__(self, models: Models, engine: Writes, dialogues: Dialogues) -> None:
         self._models, self._engine, self._dialogues = models, engine, dialogues
         self._writing: set[asyncio.Task[None]] = set()
 

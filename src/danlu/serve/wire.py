@@ -42,24 +42,26 @@ def _is_text(value: str) -> str:
     return value
 
 
-_Text = Annotated[str, AfterValidator(_is_text)]
+Text = Annotated[str, AfterValidator(_is_text)]
 _Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-_Stop = Annotated[_Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+_Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 _Id = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # JSON has no numbers as keys
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-_Name = Annotated[_Text, Field(min_length=1, max_length=200)]
-_Rater = Annotated[_Text, Field(max_length=64)]
+ModelName = Annotated[Text, Field(min_length=1, max_length=200)]
+_Rater = Annotated[Text, Field(max_length=64)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A JSON object of a request; nothing is converted, unknown fields are ignored."""
+
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class WireMessage(_Body):
+class WireMessage(Body):
     """A turn: OpenAI's ``developer`` is our ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text
+    content: Text
 
     @field_validator("content", mode="before")
     @classmethod
@@ -76,7 +78,7 @@ class WireMessage(_Body):
         return Message("system" if self.role == "developer" else self.role, self.content)
 
 
-class Asking(_Body):
+class Asking(Body):
     """What a chat completion and a comparison have in common: the turns and how to draw."""
 
     messages: Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -143,7 +145,7 @@ class Asking(_Body):
         )
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """``include_usage``: one more chunk at the end that counts tokens."""
 
     include_usage: bool = False
@@ -152,7 +154,7 @@ class StreamOptions(_Body):
 class ChatRequest(Asking):
     """POST /v1/chat/completions."""
 
-    model: _Name
+    model: ModelName
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
@@ -194,16 +196,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 class CompareRequest(Asking):
     """POST /api/compare: two answers of one model, or one of each of two."""
 
-    models: Annotated[list[_Name], Field(min_length=1, max_length=2)]
-    conversation: Annotated[_Text, Field(max_length=32)] | None = None
-    rater: _Rater = ""
-
-
-class VoteRequest(_Body):
-    """POST /api/vote."""
-
-    comparison: Annotated[_Text, Field(min_length=1, max_length=32)]
-    choice: Literal["left", "right", "tie", "both_bad"]
+    models: Annotated[list[ModelName], Field(min_length=1, max_length=2)]
+    conversation: Annotated[Text, Field(max_length=32)] | None = None
     rater: _Rater = ""
 
 

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from danlu.device import send
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model.count import flops_per_token
@@ -80,7 +81,8 @@ def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None, mt
             that has such; their part is also told as ``mtp_loss``.
     """
     weight = model.output_weight  # V, D
-    tokens, positions, documents = (x.to(weight.device) for x in (batch.tokens, batch.positions, batch.documents))
+    tokens, positions = (send(x, weight.device) for x in (batch.tokens, batch.positions))
+    documents = batch.documents  # they stay where they are: borders are found there
     hidden = model.hidden(tokens, positions, documents)
     loss_sum, n = _summed_loss(hidden.states, weight, batch.targets, count)
     if not mtp_weight or not model.config.n_mtp:
@@ -102,10 +104,10 @@ def _summed_loss(states: Tensor, weight: Tensor, targets: Tensor, count: Count |
     learnt = (targets != IGNORE).flatten().nonzero().squeeze(1)  # N
     flat = states.flatten(0, 1)  # B*T, D
     if len(learnt) < len(flat):
-        flat = flat.index_select(0, learnt.to(weight.device))  # N, D
+        flat = flat.index_select(0, send(learnt, weight.device))  # N, D
     times = torch.ones_like(learnt) if count is None else count(targets).flatten()[learnt]  # N
-    wanted = targets.flatten()[learnt].to(weight.device)
-    loss_sum, _ = linear_cross_entropy(flat, weight, wanted, counts=times.to(weight.device))
+    wanted = send(targets.flatten()[learnt], weight.device)
+    loss_sum, _ = linear_cross_entropy(flat, weight, wanted, counts=send(times, weight.device))
     return loss_sum, int(times.sum())
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.train import parallel
+from danlu.train.ahead import Ahead
 from danlu.train.checkpoint import load_latest, save_checkpoint
+from danlu.train.compiled import compile_blocks
 from danlu.train.optim import Optimizer, build_optimizer
 from danlu.train.schedule import learning_rate
 from danlu.train.task import LoopSettings, LossOutput, Task
@@ -84,6 +86,8 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
     world = prepare(model, settings, stage)
     optimizer = build_optimizer(model, settings)
     progress = _resume(model, optimizer, stage)
+    if model.embed.weight.is_cuda:
+        task = replace(task, batches=Ahead(task.batches))
     with stage.console.task(stage.name, total=settings.steps, unit="tokens") as bar:
         bar.resume(progress.step)
         while progress.step < settings.steps:
@@ -116,9 +120,10 @@ def prepare(model: Decoder, settings: LoopSettings, stage: Stage) -> parallel.Wo
     world = parallel.join(chosen.kind)
     model.to(chosen.kind)
     model.compute_in(chosen.compute_dtype)
+    compiled = compile_blocks(model, settings, chosen.kind)
     if world.main:
         together = f", {world.size} processes" if world.size > 1 else ""
-        stage.console.say(f"{stage.name} on {chosen.describe()}{together}")
+        stage.console.say(f"{stage.name} on {chosen.describe()}, {compiled}{together}")
     return world
 
 
@@ -144,8 +149,9 @@ def train_step(
     outputs = [_backward(task.loss(model, batch)) for batch in task.batches(index)]
     gradients = [p.grad for p in optimizer.params.values() if p.grad is not None]
     world.sum_tensors(gradients)
+    whole = torch.nn.utils.get_total_norm(gradients)  # asked for before the first number is waited for
     n, tokens, loss, means, counts = _totals(outputs, world, gradients[0].device)
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / n
+    norm = float(whole) / n
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         torch._foreach_mul_(gradients, min(1.0, settings.clip / (norm + 1e-6)) / n)

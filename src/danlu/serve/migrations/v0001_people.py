@@ -88,7 +88,7 @@ def _talk() -> None:
         _text("finish_reason"),
         sa.Column("prompt_tokens", sa.Integer, nullable=False),
         sa.Column("completion_tokens", sa.Integer, nullable=False),
-        sa.Column("seconds", sa.Float, nullable=False),
+        sa.Column("seconds", sa.Double, nullable=False),
     )
 
 
@@ -97,7 +97,7 @@ def _oversight() -> None:
         "moderation_events",
         sa.Column("id", sa.String(32), primary_key=True),
         *map(_text, ("time", "stage", "action", "category", "scanner")),
-        sa.Column("score", sa.Float, nullable=False),
+        sa.Column("score", sa.Double, nullable=False),
         _text("text"),
         sa.Column("owner", sa.String(64), nullable=False),
         sa.Column("conversation", sa.String(32), nullable=False),

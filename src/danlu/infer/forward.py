@@ -1,0 +1,66 @@
+"""The forward pass of some neighbouring rows, whatever the length of each.
+
+In:  tokens per row, how far each row has been read, a storage.
+Out: states of all tokens, and from states the logits of the ids that the tokenizer has.
+Left out: which rows and which tokens (``engine``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from danlu.infer.storage import Storage
+from danlu.model import Decoder
+
+
+class Forward:
+    """Runs a model.
+
+    Args:
+        model: its weights in the dtype they are multiplied in.
+        output_weight: (V, D) the rows that may be drawn.
+
+    Attributes:
+        device: where the model is.
+    """
+
+    def __init__(self, model: Decoder, output_weight: Tensor) -> None:
+        self._model, self._output_weight = model, output_weight
+        self.device = output_weight.device
+
+    def decode(
+        self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
+    ) -> Tensor:
+        """Logits (R, T, V) behind every token of the first rows; otherwise as ``states``."""
+        return self.logits(self.states(storage, 0, rows, read, needs))
+
+    def states(
+        self, storage: Storage, start: int, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
+    ) -> Tensor:
+        """States (R, T, D) of the rows from ``start`` on, T the most tokens of any.
+
+        Shorter rows are padded on the right. A padding token writes into a slot that its row will fill later, before
+        anybody reads it; the last slot of a row is never filled, and takes what would go beyond.
+
+        Args:
+            storage: keys and values.
+            start: the first row.
+            rows: tokens to read.
+            read: tokens of each row that were read before.
+            needs: slots of each row.
+        """
+        width = max(map(len, rows))
+        padded = [[*row, *[0] * (width - len(row))] for row in rows]
+        places = [[min(done + i, need - 1) for i in range(width)] for done, need in zip(read, needs, strict=True)]
+        reach = min(max(done + width for done in read), max(needs))
+        tokens = torch.tensor(padded, device=self.device)
+        positions = torch.tensor(places, device=self.device)
+        cache = storage.view(start, start + len(rows), reach)
+        return self._model.hidden(tokens, positions, cache=cache).states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V) in fp32."""
+        return (states.to(self._output_weight.dtype) @ self._output_weight.T).float()

@@ -1,0 +1,244 @@
+"""The worker: holds the models, runs their engines in turn, in a thread or in a process of its own.
+
+In:  jobs and cancellations, each job under a number.
+Out: events under the same numbers.
+Left out: clients, queues with an end, refusals (``engine``).
+
+A forward pass holds all cores, so one thread serves every model: each gets a step in turn. In a process of its own the
+worker reads commands from standard input and writes events to standard output, a JSON line each, and ends when its
+input does: a server that was killed leaves no worker behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from danlu import device, hub
+from danlu.errors import UserError
+from danlu.infer import Engine, Event, Generator, Request, Token
+from danlu.infer.answer import Answer
+from danlu.infer.engine import Drafter
+from danlu.infer.speculate import DraftModel, PromptLookup
+from danlu.serve import jobs
+from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
+
+_LOG = logging.getLogger("danlu.serve")
+_FAILED = "the model failed while it wrote this answer; the server's log has the details"
+_STATS_SECONDS = 0.5
+_READ_TOKENS = {"cpu": 128, "cuda": 4096}  # of prompts per step: what everybody else's next token waits for
+Tell = Callable[[int, jobs.Event], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a worker serves.
+
+    Attributes:
+        rows: answers under way at most, per model.
+        cache_bytes: what their keys and values may take, per model.
+        pool_bytes: what may be kept of earlier prompts, per model.
+        guess: how to guess what comes next (``infer.speculate``): ``"lookup"``, the directory of a smaller model with
+            the same vocabulary, or empty for not at all.
+    """
+
+    rows: int = 16
+    cache_bytes: int = 1 << 30
+    pool_bytes: int = 1 << 28
+    guess: str = ""
+
+
+def load(place: Path) -> Generator:
+    """A model directory made ready for inference on this machine."""
+    machine = device.choose()
+    model, tokenizer = hub.load_pretrained(place)
+    return Generator(model.to(machine.kind), tokenizer, machine.compute_dtype)
+
+
+@dataclass
+class _Under:
+    """An answer's number, and tokens that were drawn for it and have nothing to show yet."""
+
+    number: int
+    silent: list[Token] = field(default_factory=list)
+
+
+class Worker:
+    """Engines in turn.
+
+    Args:
+        generators: models by the name they are served under.
+        setup: how.
+        tell: gets every event, from the thread that ``run`` is in.
+    """
+
+    def __init__(self, generators: Mapping[str, Generator], setup: Setup, tell: Tell) -> None:
+        self._generators, self._tell = dict(generators), tell
+        self._engines = {name: _engine(generator, setup) for name, generator in self._generators.items()}
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._under: dict[Answer, _Under] = {}
+        self._told = (Stats(), 0.0)
+
+    # From any thread.
+
+    def submit(self, number: int, job: Job) -> None:
+        """Begin an answer."""
+        self._commands.put(lambda: self._begin(number, job))
+
+    def cancel(self, number: int) -> None:
+        """Drop an answer; harmless if it has ended."""
+        self._commands.put(lambda: self._drop(number))
+
+    def close(self) -> None:
+        """Stop at the next token."""
+        self._commands.put(None)
+
+    # From the worker's own.
+
+    def run(self) -> None:
+        """Work until ``close``."""
+        while self._obey():
+            for engine in self._engines.values():
+                if engine.running or engine.waiting:
+                    self._step(engine)
+            self._tell_stats()
+
+    def _obey(self) -> bool:
+        """Do what was asked for; waits if there is nothing else to do. Returns False when it is time to end."""
+        while True:
+            idle = not any(engine.running or engine.waiting for engine in self._engines.values())
+            if idle:
+                self._tell_stats()
+            try:
+                command = self._commands.get(block=idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+
+    def _begin(self, number: int, job: Job) -> None:
+        try:
+            self._generators[job.model].check(job.prompt, job.sampling)
+            answer = self._engines[job.model].add(Request(job.prompt, job.sampling, job.seed, job.salt))
+        except UserError as error:
+            self._tell(number, Fault(0, 400, str(error)))
+            return
+        self._under[answer] = _Under(number)
+
+    def _drop(self, number: int) -> None:
+        for answer, under in self._under.items():
+            if under.number == number:
+                answer.cancelled = True
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            events = engine.step()
+        except Exception:  # a fault must not end the thread that every later answer needs
+            _LOG.exception("fault while writing answers")
+            for answer in engine.answers():
+                if answer in self._under:
+                    self._tell(self._under.pop(answer).number, Fault(0, 500, _FAILED))
+            engine.clear()
+            return
+        for event in events:
+            self._pass_on(event)
+        for answer in [answer for answer in self._under if answer.cancelled]:
+            del self._under[answer]
+
+    def _pass_on(self, event: Event) -> None:
+        under = self._under[event.answer]
+        under.silent.append(event.token)
+        if event.piece:  # a token that shows nothing yet is nobody's news
+            self._tell(under.number, Piece(0, event.piece, tuple(under.silent)))
+            under.silent = []
+        if event.completion is not None:
+            self._tell(under.number, Finished(0, event.completion))
+            del self._under[event.answer]
+
+    def _tell_stats(self) -> None:
+        now, (last, when) = time.monotonic(), self._told
+        stats = self._stats()
+        if stats != last and (now - when > _STATS_SECONDS or not stats.running):
+            self._tell(0, stats)
+            self._told = stats, now
+
+    def _stats(self) -> Stats:
+        engines = list(self._engines.values())
+        used = [engine.storage.used() for engine in engines]
+        blocks = [engine.storage.blocks for engine in engines if engine.storage.blocks is not None]
+        return Stats(
+            running=sum(engine.running for engine in engines),
+            waiting=sum(engine.waiting for engine in engines),
+            cache_used=sum(taken for taken, _ in used),
+            cache_total=sum(total for _, total in used),
+            prefix_queries=sum(one.queries for one in blocks),
+            prefix_hits=sum(one.hits for one in blocks),
+        )
+
+
+def _engine(generator: Generator, setup: Setup) -> Engine:
+    return generator.engine(
+        setup.rows,
+        budget=_READ_TOKENS[generator.output_weight.device.type],
+        cache_bytes=setup.cache_bytes,
+        pool_bytes=setup.pool_bytes,
+        drafter=_drafter(generator, setup.guess),
+    )
+
+
+def _drafter(generator: Generator, guess: str) -> Drafter | None:
+    if guess in ("", "lookup"):
+        return PromptLookup() if guess else None
+    small = load(Path(guess))
+    if small.tokenizer.hash != generator.tokenizer.hash:
+        raise UserError(f"the draft model {guess} has another tokenizer than the model that is served")
+    return DraftModel(small.model, small.output_weight, small.dtype, generator.tokenizer.vocab_size)
+
+
+def main() -> None:
+    """A worker that is told on standard input what to do: first how to set up, then jobs."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints must not end up between the events
+    first = json.loads(sys.stdin.buffer.readline())
+
+    def say(line: bytes) -> None:
+        out.write(line)
+        out.flush()
+
+    def tell(number: int, event: jobs.Event) -> None:
+        say(b"%d " % number + jobs.write_event(event))
+
+    try:
+        generators = {name: load(Path(place)) for name, place in first["places"].items()}
+        worker = Worker(generators, Setup(**first["setup"]), tell)
+    except UserError as error:
+        say(json.dumps({"refused": str(error)}).encode() + b"\n")
+        sys.exit(2)
+    say(b'{"ready": true}\n')
+    threading.Thread(target=_listen, args=(worker,), daemon=True).start()
+    worker.run()
+
+
+def _listen(worker: Worker) -> None:
+    for line in sys.stdin.buffer:
+        command: dict[str, Any] = json.loads(line)
+        if "submit" in command:
+            worker.submit(command["submit"], jobs.read_job(command["job"]))
+        else:
+            worker.cancel(command["cancel"])
+    worker.close()
+
+
+if __name__ == "__main__":
+    main()

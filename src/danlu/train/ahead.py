@@ -1,0 +1,28 @@
+"""The next step's batches, made while a GPU is busy with this one's.
+
+In:  a task's batches, a pure function of the step.
+Out: the same function, which has the answer at hand when asked for steps in a row.
+Left out: CPUs, where whoever makes batches takes the time from whoever learns from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+class Ahead:
+    """Batches one step ahead; what the function raises is raised when that step is asked for."""
+
+    def __init__(self, batches: Callable[[int], Sequence[Any]]) -> None:
+        self._batches = batches
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[Sequence[Any]]] | None = None
+
+    def __call__(self, step: int) -> Sequence[Any]:
+        """The batches of ``step``; those of the step behind it are begun."""
+        waiting = self._next if self._next is not None and self._next[0] == step else None
+        found = self._batches(step) if waiting is None else waiting[1].result()
+        self._next = step + 1, self._pool.submit(self._batches, step + 1)
+        return found

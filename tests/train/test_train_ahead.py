@@ -1,0 +1,37 @@
+"""Batches made ahead are the batches asked for."""
+
+import threading
+
+import pytest
+
+from danlu.train.ahead import Ahead
+
+
+def test_any_order_gives_what_the_function_gives():
+    ahead = Ahead(lambda step: [step * step])
+    assert [ahead(step) for step in (0, 1, 2, 7, 8, 3)] == [[0], [1], [4], [49], [64], [9]]
+
+
+def test_the_next_step_is_made_while_this_one_is_learnt():
+    made = threading.Event()
+
+    def batches(step):
+        if step == 1:
+            made.set()
+        return [step]
+
+    Ahead(batches)(0)
+    assert made.wait(10)
+
+
+def test_an_error_comes_when_its_step_is_asked_for():
+    def batches(step):
+        if step == 2:
+            raise ValueError("no such row")
+        return [step]
+
+    ahead = Ahead(batches)
+    assert ahead(0) == [0]
+    assert ahead(1) == [1]
+    with pytest.raises(ValueError, match="no such row"):
+        ahead(2)

@@ -1,0 +1,112 @@
+// In:  a question, who may answer it, what a person thinks of the answers. Out: one ranking after another, as signals.
+// Left out: how orders change (order.ts), how it looks (rank.tsx).
+
+import { batch, computed, signal } from "@preact/signals";
+import { type Identity, startConversation } from "../api";
+import { t } from "../i18n";
+import { recall, remember } from "../memory";
+import { Pen } from "../pen";
+import { models, options, rater, settings, starters } from "../settings";
+import { type Draft, progressOf } from "../turns";
+import * as api from "./api";
+import { sentence } from "./load";
+import { type Tiers, ranks, untouched } from "./order";
+
+export const chosen = signal<string[]>(recall("rank.models", []));
+export const howMany = signal(recall("rank.answers", 4));
+export const prompt = signal("");
+export const shown = signal<Draft[]>([]);
+export const tiers = signal<Tiers>([]);
+export const reason = signal("");
+export const comparison = signal<string | null>(null);
+export const verdict = signal<Identity[] | null>(null);
+export const problem = signal<string | null>(null);
+export const busy = computed(() => writing.value !== null);
+
+/** One conversation of this browser holds all its rankings, so that they can be deleted and do not fill the list. */
+const conversation = signal<string | null>(recall("rank.conversation", null));
+const newDraft = (): Draft => ({ text: signal(""), progress: signal("writing") });
+const writing = signal<AbortController | null>(null);
+
+/** The models asked, of those that are served; without a choice, the one that the chat talks to. */
+export function asked(): string[] {
+  const served = models.value.map((model) => model.id);
+  const found = chosen.value.filter((name) => served.includes(name));
+  return found.length ? found : served.includes(settings.value.model) ? [settings.value.model] : served.slice(0, 1);
+}
+
+export function choose(names: string[], answers: number): void {
+  chosen.value = names;
+  howMany.value = Math.max(answers, names.length, 2);
+  remember("rank.models", chosen.value);
+  remember("rank.answers", howMany.value);
+}
+
+/** Have the question answered. */
+export async function write(): Promise<void> {
+  const control = new AbortController();
+  const pen = new Pen();
+  batch(() => {
+    writing.value = control;
+    shown.value = Array.from({ length: howMany.value }, () => newDraft());
+    tiers.value = untouched(howMany.value);
+    comparison.value = verdict.value = problem.value = null;
+    reason.value = "";
+  });
+  try {
+    for await (const event of await begin(control.signal)) {
+      if (event.type === "delta") pen.write(shown.value[event.place]!.text, event.text);
+      else if (event.type === "finish") shown.value[event.place]!.progress.value = progressOf(event.finish_reason);
+      else if (event.type === "end") comparison.value = event.comparison;
+    }
+  } catch (error) {
+    if (!control.signal.aborted) problem.value = sentence(error);
+  } finally {
+    pen.flush();
+    if (!comparison.value) shown.value = []; // what is not whole cannot be judged
+    writing.value = null;
+  }
+}
+
+/** Ask in the conversation of rankings; where there is none yet, or it was deleted, in a new one. */
+async function begin(aborted: AbortSignal): Promise<AsyncGenerator<api.RankEvent>> {
+  const ask = async () => {
+    if (!conversation.value) {
+      conversation.value = (await startConversation(t("rank"))).id;
+      remember("rank.conversation", conversation.value);
+    }
+    return api.rank(asked(), howMany.value, prompt.value, options(), rater, conversation.value, aborted);
+  };
+  try {
+    return await ask();
+  } catch (error) {
+    if (!api.isMissing(error) || !conversation.value) throw error;
+    conversation.value = null;
+    return ask();
+  }
+}
+
+export function stop(): void {
+  writing.value?.abort();
+}
+
+/** Hand in the order, or that all are bad. */
+export async function handIn(allBad: boolean): Promise<void> {
+  const found = allBad ? [] : ranks(tiers.value);
+  try {
+    verdict.value = await api.vote(comparison.value!, found, reason.value.trim(), rater);
+    problem.value = null;
+  } catch (error) {
+    problem.value = sentence(error);
+  }
+}
+
+/** Start over with one of the things to try that was not asked just now. */
+export function next(): void {
+  const others = starters.value.filter((one) => one !== prompt.value);
+  batch(() => {
+    prompt.value = others[Math.floor(Math.random() * others.length)] ?? "";
+    shown.value = [];
+    comparison.value = verdict.value = problem.value = null;
+  });
+}
