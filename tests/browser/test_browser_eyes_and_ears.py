@@ -9,7 +9,20 @@ from chat_page import ANSWER, TWO_MODELS, compare, had, say
 from playwright.sync_api import Page, expect
 
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-RICH = "# Title\n\nA [link](https://a.test), `code`, $a^2$.\n\n> quoted\n\n```python\ndef f(): return 'x'  # 1\n```\n\n| a |\n| - |\n| b |"
+RICH = """# Title
+
+A [link](https://a.test), `code`, $a^2$.
+
+> quoted
+
+```python
+def f(): return 'x'  # 1
+```
+
+| a |
+| - |
+| b |
+"""
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 
 
@@ -51,7 +64,8 @@ def test_an_answer_is_told_by_the_sentence_and_not_by_the_token(open_page):
         """() => {
             window.told = [];
             const place = document.querySelector("main [aria-live=polite]");
-            new MutationObserver(() => told.push(place.textContent)).observe(place, {childList: true, characterData: true, subtree: true});
+            const watch = new MutationObserver(() => told.push(place.textContent));
+            watch.observe(place, { childList: true, characterData: true, subtree: true });
         }"""
     )
     say(page, "greet")

@@ -40,7 +40,7 @@ HOSTILE = [
     f"[x](java\tscript:{ACT})",
     f"[x](vbscript:{ACT})",
     f"[x](data:text/html,<script>opener.{ACT}</script>)",
-    f"[x](data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==)",
+    "[x](data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==)",
     f"<javascript:{ACT}>",
     f"[x]: javascript:{ACT}\n\n[x]",
     f"[x](https://a.test \"\\\" onmouseover={ACT} \\\"\")",
