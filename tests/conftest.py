@@ -1,4 +1,4 @@
-"""How tests are shared out between processes, one per core: what a file or a run builds once is built by one of them."""
+"""How tests are shared out between processes, one per core: what a file builds once is built by one of them."""
 
 from pathlib import Path
 
