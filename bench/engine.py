@@ -227,6 +227,7 @@ def prepared(folder: Path, random: bool) -> tuple[Any, Path]:
     from danlu.device import choose
     from danlu.hub import shelf
     from danlu.infer import Generator
+    from danlu.infer.kernels import kernels_for
     from danlu.model import Decoder, preset
     from danlu.tokens.tokenizer import Tokenizer
 
@@ -239,8 +240,8 @@ def prepared(folder: Path, random: bool) -> tuple[Any, Path]:
         source = folder / "random"
     else:
         source = shelf.obtain(Path("smollm2"), Console())
-    model, tokenizer = hub.load_pretrained(source)
-    generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype)
+    model, tokenizer = hub.load_pretrained(source, dtype=None)
+    generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype, kernels_for(place))
     generator.stop_ids = ()  # nothing stops early, here as in the peers
     return generator, source
 

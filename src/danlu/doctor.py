@@ -13,6 +13,7 @@ import shutil
 import torch
 
 from danlu import device
+from danlu.infer.kernels import kernels_for
 from danlu.run import provenance
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -27,6 +28,7 @@ def examine() -> str:
         f"device      {chosen.describe()}",
         f"matmul      {device.matmul_flops(torch.float32, chosen.kind) / 1e9:.0f} GFLOP/s in float32, "
         f"{device.matmul_flops(torch.bfloat16, chosen.kind) / 1e9:.0f} in bfloat16",
+        f"few rows    {kernels_for(chosen).describe()}",
         f"memory      {memory / 1e9:.1f} GB; disk {shutil.disk_usage('.').free / 1e9:.1f} GB free here",
         "versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "npm         " + _npm(),

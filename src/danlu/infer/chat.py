@@ -19,6 +19,7 @@ from danlu.infer.answer import Request
 from danlu.infer.engine import follow
 from danlu.infer.fitting import reserve
 from danlu.infer.generate import Generator
+from danlu.infer.kernels import kernels_for
 from danlu.infer.sampler import Sampling
 from danlu.infer.shots import left_out, with_shots
 from danlu.records import Message
@@ -63,9 +64,9 @@ class Chat:
             UserError: no model there, or one without a chat template.
         """
         place = device.choose()
-        model, tokenizer = load_pretrained(Path(path))
+        model, tokenizer = load_pretrained(Path(path), dtype=None)
         self.sampling = Sampling(temperature, top_p=_TOP_P, max_new_tokens=max_new_tokens)
-        self.generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype)
+        self.generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype, kernels_for(place))
         # Each turn begins with all that was said before: it is kept, and only the new words are read.
         self._engine = self.generator.engine(1, budget=_READ_TOKENS, pool_bytes=_POOL_BYTES)
         self.messages: list[Message] = [Message("system", system)] if system else []

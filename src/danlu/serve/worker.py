@@ -28,6 +28,7 @@ from danlu.errors import UserError
 from danlu.infer import Completion, Engine, Event, Generator, Request, Token
 from danlu.infer.answer import Answer
 from danlu.infer.engine import Drafter
+from danlu.infer.kernels import kernels_for
 from danlu.infer.speculate import DraftModel, PromptLookup
 from danlu.serve import jobs
 from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
@@ -60,8 +61,10 @@ class Setup:
 def load(place: Path) -> Generator:
     """A model directory made ready for inference on this machine."""
     machine = device.choose()
-    model, tokenizer = hub.load_pretrained(place)
-    return Generator(model.to(machine.kind), tokenizer, machine.compute_dtype)
+    native = kernels_for(machine)
+    _LOG.info("products of few rows: %s", native.describe())
+    model, tokenizer = hub.load_pretrained(place, dtype=None)
+    return Generator(model.to(machine.kind), tokenizer, machine.compute_dtype, native)
 
 
 @dataclass

@@ -6,7 +6,7 @@ Left out: training, GPUs, prefill in fp32: torch's own kernels are as good or be
 """
 
 from danlu.infer.kernels.memory import settled
-from danlu.infer.kernels.products import NONE, Kernels, Product, Weights, kernels, speed_up
+from danlu.infer.kernels.products import NONE, Kernels, Product, Weights, kernels, kernels_for, speed_up
 from danlu.infer.kernels.step import StepForward
 
-__all__ = ["NONE", "Kernels", "Product", "StepForward", "Weights", "kernels", "settled", "speed_up"]
+__all__ = ["NONE", "Kernels", "Product", "StepForward", "Weights", "kernels", "kernels_for", "settled", "speed_up"]

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danlu.device import Device
 from danlu.infer.kernels.build import build
 from danlu.model import Decoder, Linear, QuantLinear, quantized_linear
 from danlu.model.quantized import quantize_rows
@@ -107,6 +108,13 @@ def kernels() -> Kernels:
     )  # fmt: skip
     right = frozenset(dtype for dtype in WIDTHS if _probe(library, dtype))
     return Kernels(library, right, reason if right else "what was compiled gives wrong products")
+
+
+def kernels_for(place: Device) -> Kernels:
+    """The kernels where they are of use: on a CPU that computes in fp32."""
+    if place.kind != "cpu" or place.compute_dtype != torch.float32:
+        return NONE._replace(reason=f"{place.kind} computes in {str(place.compute_dtype).removeprefix('torch.')}")
+    return kernels()
 
 
 class Product:
