@@ -46,6 +46,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs
 Where = Annotated[
     Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
 ]
+Shots = Annotated[
+    Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
+]
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
 
 
@@ -101,13 +104,15 @@ def chat(
     stage: StageName = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Seed of the answer.")] = 0,
+    shots: Shots = None,
 ) -> None:
     """Talk to a model in the terminal."""
+    from danlu.infer import read_shots
     from danlu.places import find_model
     from danlu.talk import Chat
 
     model = find_model(where, stage)
-    talk = Chat(model, temperature=temperature, seed=seed)
+    talk = Chat(model, temperature=temperature, seed=seed, shots=read_shots(shots) if shots else ())
     if text is not None:
         typer.echo(talk.say(text))
         return
@@ -150,14 +155,41 @@ def serve(
             "model directory, if not given. danlu run learns from it with run.votes=STORE.",
         ),
     ] = None,
+    shots: Shots = None,
+    safety: Annotated[
+        str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
+    ] = "block",
+    rules: Annotated[Path | None, typer.Option(help="A rules file (YAML) of yours, beside the bundled rules.")] = None,
+    guard: Annotated[
+        Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
+    guess: Annotated[
+        str,
+        typer.Option(
+            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
+            "same tokenizer."
+        ),
+    ] = "",
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
-    from danlu.places import runs_beside, servable_models, starters_of, votes_of
-    from danlu.serve import Rates, Reach, run_server
+    from danlu.infer import read_shots
+    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.serve import Options, Rates, Reach, Setup, run_server
+    from danlu.serve.safety import open_safety
 
-    reach, rates = Reach(host, tuple(allow_host or ())), Rates(requests, tokens)
-    models, votes = servable_models(where), store or votes_of(where)
-    run_server(models, votes, port, starters=starters_of(where), runs=runs_beside(where), reach=reach, rates=rates)
+    options = Options(
+        starters=tuple(starters_of(where)),
+        shots=tuple(read_shots(shots)) if shots else (),
+        runs=runs_beside(where),
+        reach=Reach(host, tuple(allow_host or ())),
+        rates=Rates(requests, tokens),
+        safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        setup=Setup(rows=streams, guess=guess),
+        own_process=True,
+    )
+    run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)
 
 
 @app.command()

@@ -33,6 +33,10 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: ``"w"`` for UTF-8 text or ``"wb"`` for bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or /dev/stdout: to be written to, not replaced
+        with open(path, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, mode, encoding=None if "b" in mode else "utf-8") as handle:

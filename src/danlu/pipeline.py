@@ -41,6 +41,8 @@ class RunSettings(Settings):
     """Seed from which every random stream of the run is derived."""
     votes: str = ""
     """Preference store that the reward model learns from, a file or a database's URL; the run's own if empty."""
+    goal: str = ""
+    """The stage that the run is for: it and what it needs are run. If empty, every stage; guard only if it has data."""
 
     def reads(self) -> dict[str, Path]:
         """The user's own preference store, if it is a file."""
@@ -108,11 +110,12 @@ STAGES: tuple[StageSpec, ...] = (
         "eval", "examination", evals.EvalSettings, evals.evaluate,
         ("pretrain", "sft", "ppo", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
     ),
+    StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",), copies=_TRAINED),
 )  # fmt: skip
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
-PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes")
+PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data")
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
@@ -121,17 +124,36 @@ def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) ->
 
 
 def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
-    """The stages that a recipe needs: one that starts from a base model reads no corpus it does not use."""
-    left_out: set[str] = set()
+    """The stages that a recipe needs: one that starts from a base model reads no corpus it does not use.
+
+    Raises:
+        UserError: the recipe's goal is no stage.
+    """
+    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
+    left_out = _beyond(goal) if goal else set()
+    if not goal and not recipe.sections["guard"].data:  # type: ignore[attr-defined]
+        left_out.add("guard")
     if recipe.sections["pretrain"].base:  # type: ignore[attr-defined]
-        left_out = {"tokenizer", "tokens"}
-        if recipe.sections["sft"].reads():
+        left_out |= {"tokenizer", "tokens"}
+        if "sft" in left_out or recipe.sections["sft"].reads():
             left_out.add("corpus")
     return tuple(
         StageSpec(**{**vars(spec), "needs": tuple(need for need in spec.needs if need not in left_out)})
         for spec in STAGES
         if spec.name not in left_out
     )
+
+
+def _beyond(goal: str) -> set[str]:
+    """The stages that ``goal`` does not need."""
+    needs = {spec.name: spec.needs for spec in STAGES}
+    if goal not in needs:
+        raise unknown("stage", goal, needs, "run.goal")
+    wanted = {goal}
+    for name in reversed(needs):  # what a stage needs stands before it
+        if name in wanted:
+            wanted |= {*needs[name]}
+    return needs.keys() - wanted
 
 
 def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None) -> Run:

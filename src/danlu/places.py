@@ -85,6 +85,21 @@ def find_model(path: Path, stage: str | None = None) -> Path:
     return path / finished[-1] / "model"
 
 
+def find_guard(path: Path) -> Path:
+    """The guard meant by ``path``: its directory, or a run that trained one.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if (path / "config.json").is_file():
+        return path
+    if Run(path).finished("guard"):
+        return path / "guard" / "model"
+    raise UserError(
+        f"{path} is neither a guard's directory nor a run with one; train one: danlu run guard guard.data=FILE"
+    )
+
+
 def servable_models(path: Path) -> dict[str, Path]:
     """Name -> directory of every model at ``path`` that people can talk to, the newest of its life first.
 

@@ -17,7 +17,7 @@ from danlu.align.preferences import PreferenceStore
 from danlu.files import write_json
 from danlu.records import Answer, Message
 from danlu.run import METRICS, RESOLVED, Metrics, Run
-from danlu.serve import create_app
+from danlu.serve import Options, create_app
 from danlu.serve.worker import Setup
 
 expect.set_options(timeout=60_000)
@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def live(model_dirs: dict[str, Path], runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with runs to look at; ``open_page`` opens this one."""
     store = PreferenceStore(tmp_path_factory.mktemp("ops") / "votes.sqlite")
-    app = create_app(model_dirs, store, setup=Setup(rows=3), waiting=3, starters=("greet", "count"), runs=runs)
+    app = create_app(model_dirs, store, Options(setup=Setup(rows=3), waiting=3, starters=("greet", "count"), runs=runs))
     with serving(app, store) as running:
         yield running
     store.close()
@@ -231,7 +231,9 @@ def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
 
 def test_a_part_that_the_server_lacks_says_so(open_page):
     page = open_page()
-    page.route("**/api/operator/*", lambda route: route.continue_(url=f"{route.request.url}-that-is-not-there"))
+    page.route(
+        "**/api/operator/**", lambda route: route.continue_(url=route.request.url.replace("/operator/", "/nowhere/"))
+    )
     go(page, "operator")
     expect(page.get_by_text("Not available")).to_have_count(4)
 

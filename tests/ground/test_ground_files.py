@@ -83,3 +83,14 @@ def test_hashes_see_bytes_and_names_only(tmp_path: Path):
     assert files.hash_paths(tmp_path / "a", ("x",)) == files.hash_paths(tmp_path / "b", ("x",))
     (tmp_path / "b" / "x" / "f").write_text("other")
     assert files.hash_paths(tmp_path / "a", ("x",)) != files.hash_paths(tmp_path / "b", ("x",))
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with files.atomic_write(pipe) as handle:
+        handle.write("words")
+    assert os.read(reader, 99) == b"words"
+    assert pipe.is_fifo()
+    os.close(reader)

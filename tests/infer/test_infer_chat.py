@@ -4,7 +4,7 @@ import pytest
 
 from danlu import hub
 from danlu.errors import UserError
-from danlu.infer.chat import Chat, fit, reserve
+from danlu.infer import Chat, fit, reserve
 from danlu.records import Message
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.chat import encode_prompt

@@ -99,3 +99,13 @@ def test_uniforms_are_addressed_by_seed_and_step():
 def test_impossible_options_are_refused_by_name(option, value):
     with pytest.raises(UserError, match=option):
         Sampling(**{option: value})
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_p=1e-310), Sampling(temperature=1e-310), Sampling(temperature=1e-40),
+                                      Sampling(temperature=1e-7, top_p=0.5), Sampling(temperature=1e-5, min_p=1.0)],
+                         ids=str)  # fmt: skip
+def test_values_that_are_nothing_in_single_precision_take_the_likeliest(sampling):
+    logits = torch.randn(1, V, generator=torch.Generator().manual_seed(0)) * 30
+    tokens, logprobs = draws(logits, sampling, n=50)
+    assert set(tokens.tolist()) == {int(logits.argmax())}
+    assert torch.isfinite(logprobs).all()

@@ -21,7 +21,7 @@ from danlu.align.preferences import PreferenceStore
 from danlu.device import choose
 from danlu.model import Decoder, ModelConfig
 from danlu.records import Conversation, Message
-from danlu.serve import Rates, create_app
+from danlu.serve import Options, Rates, create_app
 from danlu.serve.server import listen
 from danlu.serve.store import ServeStore
 from danlu.serve.worker import Setup
@@ -33,7 +33,8 @@ HOSTILE = "<img src=x onerror=alert(1)> [link](javascript:alert(2)) **bold** ![p
 DIALOGUES = {
     "greet": "Hello, 你好。",
     "attack": HOSTILE,
-    "count": "and on " * 40,  # never learns to end: its last token is not trained
+    # Never learns to end: its last token is not trained. As cells of a table, it is no loop that ``repair`` would cut.
+    "count": "and on | " * 30,
 }
 CONTEXT = 4096
 
@@ -121,7 +122,7 @@ def serving(app: FastAPI, store: PreferenceStore) -> Iterator[Live]:
 @pytest.fixture(scope="session")
 def live(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     store = PreferenceStore(tmp_path_factory.mktemp("store") / "votes.sqlite")
-    with serving(create_app(model_dirs, store, setup=Setup(rows=2), waiting=2), store) as running:
+    with serving(create_app(model_dirs, store, Options(setup=Setup(rows=2), waiting=2)), store) as running:
         yield running
     store.close()
 
@@ -154,7 +155,7 @@ def guarded(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     kept = ServeStore(store.database)
     alice, bob = (kept.people.add_key(owner, requests=0, tokens=0)[1] for owner in ("alice", "bob"))
     operator = kept.people.add_key("operator", scopes=("chat", "operator"), requests=0, tokens=0)[1]
-    app = create_app({"knows": model_dirs["knows"]}, store, rates=Rates(3, 100, clock))
+    app = create_app({"knows": model_dirs["knows"]}, store, Options(rates=Rates(3, 100, clock)))
     with serving(app, store) as running:
         yield Guarded(running, alice, bob, operator, kept, clock)
     store.close()

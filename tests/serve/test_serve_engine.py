@@ -242,3 +242,26 @@ def test_what_goes_over_the_line_comes_back_equal(job):
         line = jobs.write_event(event)
         assert line.count(b"\n") == 1
         assert jobs.read_event(line) == event
+
+
+@pytest.mark.parametrize("kind", ["engine", "distant"])
+def test_a_prompt_is_only_read(kind, request, generator):
+    engine = request.getfixturevalue(kind)
+    ids = (generator.tokenizer.bos, *generator.tokenizer.encode("greet"))
+
+    async def read(what: str, prompt: tuple[int, ...]) -> Finished:
+        (found,) = [
+            event async for event in engine.submit([Job("knows", prompt, Sampling(top_logprobs=2), 0, read=what)])
+        ]
+        return found
+
+    assert asyncio.run(read("embed", ids)).vector == pytest.approx(generator.embed([ids])[0].tolist(), abs=1e-5)
+    scored = asyncio.run(read("score", ids)).completion
+    expected = generator.score([ids], 2)[0]
+    assert scored.tokens == tuple(token.id for token in expected) == ids[1:]
+    assert scored.logprobs == pytest.approx([token.logprob for token in expected], abs=1e-5)
+    assert [len(top) for top in scored.top] == [2] * len(expected)
+    assert asyncio.run(read("score", ids[:1])).completion.tokens == ()
+    with pytest.raises(Refusal, match="does not exist") as caught:
+        asyncio.run(read("embed", (10**6,)))
+    assert caught.value.status_code == 400

@@ -36,12 +36,12 @@ def refused(answer: httpx.Response, status: int) -> dict:
         ({"max_tokens": 2**70}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
-        ({"n": 5}, "n"),
+        ({"n": 9}, "n"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**53}, "seed"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": 7}, "stop"),
-        ({"stop": ""}, "stop.0"),
+        ({"stop": ""}, "stop"),
         ({"stop": ["a", "x" * 65]}, "stop.1"),
         ({"stream": "yes"}, "stream"),
         ({"truncation": "always"}, "truncation"),
@@ -50,12 +50,12 @@ def refused(answer: httpx.Response, status: int) -> dict:
         ({"messages": [{"role": "assistant", "content": "greet"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "  "}]}, "messages"),
         ({"messages": GREET * 257}, "messages"),
-        ({"messages": [{"role": "tool", "content": "greet"}]}, "messages.0.role"),
+        ({"messages": [{"role": "robot", "content": "greet"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"model": ""}, "model"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_values_out_of_range(http, change, param):
     error = refused(http.post("/v1/chat/completions", json=GOOD | change), 400)
@@ -63,10 +63,8 @@ def test_values_out_of_range(http, change, param):
     assert error["param"] == param
 
 
-@pytest.mark.parametrize("name", ["tools", "functions", "response_format"])
-def test_what_would_be_ignored_silently_is_refused(http, name):
-    value = {"response_format": {"type": "json_object"}, "tools": [{}], "functions": [{}]}[name]
-    assert name in refused(http.post("/v1/chat/completions", json=GOOD | {name: value}), 400)["message"]
+def test_what_would_be_ignored_silently_is_refused(http):
+    assert "functions" in refused(http.post("/v1/chat/completions", json=GOOD | {"functions": [{}]}), 400)["message"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from live_server import Live, serving
 from danlu.files import write_json
 from danlu.places import runs_beside
 from danlu.run import METRICS, RESOLVED, Metrics, Run
-from danlu.serve import create_app
+from danlu.serve import Options, create_app
 
 STAGES = {"corpus": "books", "pretrain": "school", "eval": "examination"}
 
@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(root: Path, model_dirs: dict[str, Path], live: Live) -> Iterator[httpx.Client]:
-    app = create_app({"knows": model_dirs["knows"]}, live.store, runs=root)
+    app = create_app({"knows": model_dirs["knows"]}, live.store, Options(runs=root))
     with serving(app, live.store) as running, httpx.Client(base_url=running.url, timeout=30) as client:
         yield client
 

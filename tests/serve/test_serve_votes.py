@@ -16,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 
 from danlu.align.preferences import PreferenceStore
 from danlu.records import Answer, Message
-from danlu.serve import create_app, operator, problems
-from danlu.serve.worker import Setup
+from danlu.serve import Options, create_app, operator, problems
 from danlu.serve.accounts import Caller
 from danlu.serve.models import Models
 from danlu.serve.runs import Runs
+from danlu.serve.worker import Setup
 
 GREET = [{"role": "user", "content": "greet"}]
 ASK = {"models": ["knows", "random"], "answers": 3, "messages": GREET, "max_tokens": 4, "temperature": 0.9}
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreferenceStore]
 
 @pytest.fixture(scope="module")
 def served(model_dirs: dict[str, Path], store: PreferenceStore) -> Iterator[Live]:
-    with serving(create_app(model_dirs, store, setup=Setup(rows=6), waiting=6), store) as running:
+    with serving(create_app(model_dirs, store, Options(setup=Setup(rows=6), waiting=6)), store) as running:
         yield running
 
 

@@ -1,10 +1,11 @@
-"""From what people prefer to a better model: the preference store, rankings, the reward model, PPO.
+"""From what people prefer to a better model: preference store, rankings, reward model, PPO; and a guard.
 
 In:  a model that answers, judgements of its answers.
-Out: the stages ``rankings``, ``reward`` and ``ppo``; ``PreferenceStore``, where votes of the chat page land.
+Out: the stages ``rankings``, ``reward``, ``ppo`` and ``guard``; ``PreferenceStore``, where votes of the chat page land.
 Left out: the chat page (``serve``); the judges (``evals``).
 """
 
+from danlu.align.guard import GuardSettings, guard
 from danlu.align.learner import PPOSettings
 from danlu.align.ppo import ppo
 from danlu.align.preferences import PreferenceStore
@@ -12,10 +13,12 @@ from danlu.align.rankings import RankingsSettings, rankings
 from danlu.align.reward import RewardSettings, reward
 
 __all__ = [
+    "GuardSettings",
     "PPOSettings",
     "PreferenceStore",
     "RankingsSettings",
     "RewardSettings",
+    "guard",
     "ppo",
     "rankings",
     "reward",

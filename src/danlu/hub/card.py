@@ -33,9 +33,11 @@ def model_card(config: ModelConfig, head: str, family: Family, n_parameters: int
         family: the Hugging Face architecture it is stored as.
         n_parameters: how many numbers.
         facts: provenance in the order to be shown (stage, data, parent, seed, figures ...); ``title``, ``licence`` and
-            ``language`` also go where Hugging Face looks for them.
+            ``language`` also go where Hugging Face looks for them; ``what`` says in a sentence what the model is, where
+            its head does not.
     """
     task, what = _WHAT[head]
+    what = str(facts.get("what", what))
     title = str(facts.get("title", f"danlu {family.model_type}"))
     matter = {"library_name": "transformers", "pipeline_tag": task, "tags": ["danlu"]}
     matter |= {key: str(facts[fact]) for key, fact in _MATTER.items() if facts.get(fact)}
@@ -44,7 +46,7 @@ def model_card(config: ModelConfig, head: str, family: Family, n_parameters: int
     lines += ["| | |", "| --- | --- |", f"| shape | {shape}{config.d_model}, context {config.max_seq_len:,} |"]
     if config.quantization != "none":
         lines.append(f"| weights of linear layers | {config.quantization}, one scale per output channel |")
-    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if key != "title"]
+    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if key not in ("title", "what")]
     needs = "" if config.quantization == "none" else " (the package `compressed-tensors` has to be installed)"
     lines += ["", f"Made by danlu. It loads with `transformers`, without remote code{needs}.", ""]
     return "\n".join(lines)

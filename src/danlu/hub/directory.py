@@ -30,7 +30,8 @@ CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 # What belongs to a model besides its weights; anything else in its directory is its owner's and is not handed on.
 _MODEL_FILES = (
     CONFIG, GENERATION, CARD, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "LICENSE*", "NOTICE*",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "reward.json", "guard.json",
+    "LICENSE*", "NOTICE*",
 )  # fmt: skip
 
 
@@ -52,12 +53,12 @@ class Described(NamedTuple):
     block: tuple[int, int] | None
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+def load(path: Path, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu") -> Decoder:
     """Read a model: ours or anybody's of a family in ``families``, language model or reward model, plain or INT8.
 
     Args:
         path: the directory.
-        dtype: of the parameters in memory; INT8 weights, their scales and the router's bias are what they are.
+        dtype: of the parameters in memory, as they are stored if None; INT8 weights, their scales and the router's bias are what they are.
         device: where to put them.
 
     Raises:
@@ -82,7 +83,7 @@ def load_encoder(path: Path, dtype: torch.dtype = torch.float32, device: torch.d
     return model.to(device)
 
 
-def _load(path: Path, dtype: torch.dtype) -> Decoder | Encoder:
+def _load(path: Path, dtype: torch.dtype | None) -> Decoder | Encoder:
     model, state = open_directory(path, dtype)
     model.load_state_dict(dict(state), assign=True)
     return model
@@ -126,7 +127,7 @@ def read_config(path: Path) -> tuple[ModelConfig, str]:
     return said.config, said.head
 
 
-def load_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer]:
+def load_pretrained(path: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer]:
     """Read a model and its tokenizer.
 
     Raises:

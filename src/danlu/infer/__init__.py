@@ -6,10 +6,12 @@ Left out: prompts' templates (``tokens.chat``), HTTP (``serve``).
 """
 
 from danlu.infer.answer import Completion, Request, Token
-from danlu.infer.chat import Chat, fit, reserve
+from danlu.infer.chat import Chat
 from danlu.infer.engine import Engine, Event
+from danlu.infer.fitting import fit, reserve
 from danlu.infer.generate import Generator, Sampler
 from danlu.infer.sampler import Sampling
+from danlu.infer.shots import left_out, read_shots, with_shots
 
 __all__ = [
     "Chat",
@@ -22,5 +24,8 @@ __all__ = [
     "Sampling",
     "Token",
     "fit",
+    "left_out",
+    "read_shots",
     "reserve",
+    "with_shots",
 ]

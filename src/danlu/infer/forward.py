@@ -7,7 +7,7 @@ Left out: which rows and which tokens (``engine``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,13 +22,16 @@ class Forward:
     Args:
         model: its weights in the dtype they are multiplied in.
         output_weight: (V, D) the rows that may be drawn.
+        native: a faster way to multiply states with them (``kernels``).
 
     Attributes:
         device: where the model is.
     """
 
-    def __init__(self, model: Decoder, output_weight: Tensor) -> None:
-        self._model, self._output_weight = model, output_weight
+    def __init__(
+        self, model: Decoder, output_weight: Tensor, native: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self._model, self._output_weight, self._native = model, output_weight, native
         self.device = output_weight.device
 
     def decode(
@@ -52,15 +55,22 @@ class Forward:
             read: tokens of each row that were read before.
             needs: slots of each row.
         """
+        tokens, positions, reach = self.laid_out(rows, read, needs)
+        cache = storage.view(start, start + len(rows), reach)
+        return self._model.hidden(tokens, positions, cache=cache).states
+
+    def laid_out(
+        self, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
+    ) -> tuple[Tensor, Tensor, int]:
+        """Tokens and their positions (R, T) each, and how many slots are read."""
         width = max(map(len, rows))
         padded = [[*row, *[0] * (width - len(row))] for row in rows]
         places = [[min(done + i, need - 1) for i in range(width)] for done, need in zip(read, needs, strict=True)]
         reach = min(max(done + width for done in read), max(needs))
-        tokens = torch.tensor(padded, device=self.device)
-        positions = torch.tensor(places, device=self.device)
-        cache = storage.view(start, start + len(rows), reach)
-        return self._model.hidden(tokens, positions, cache=cache).states
+        return torch.tensor(padded, device=self.device), torch.tensor(places, device=self.device), reach
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V) in fp32."""
+        if self._native is not None:
+            return self._native(states)
         return (states.to(self._output_weight.dtype) @ self._output_weight.T).float()

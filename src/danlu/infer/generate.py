@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import copy
 from collections import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from danlu.errors import UserError
+from danlu.infer import read
 from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.engine import Drafter, Engine, follow
 from danlu.infer.forward import Forward
 from danlu.infer.graphs import GraphedForward
+from danlu.infer.kernels import NONE, Kernels, StepForward, Weights, speed_up
 from danlu.infer.sampler import Sampling
 from danlu.infer.storage import Pages, Slots
-from danlu.model import Decoder
+from danlu.model import Decoder, Linear
+from danlu.model.norm import LayerNorm, RMSNorm
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 
@@ -49,19 +52,23 @@ class Generator:
 
     Attributes:
         model: its weights, in the dtype they are multiplied in.
-        output_weight: (V, D) in the same dtype, without ids that the tokenizer does not have.
+        output_weight: (V, D) in the same dtype, or as a kernel reads it, without ids that the tokenizer does not have.
         dtype: of products and cache.
         tokenizer: the model's.
         stop_ids: tokens that end an answer.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, dtype: torch.dtype | None = None, kernels: Kernels | None = None
+    ) -> None:
         """Prepare a model; its weights are cast once, here, instead of at every step.
 
         Args:
             model: with a language-model head; stays the caller's, who may go on training it (then ``refresh``).
             tokenizer: the one it was trained with.
             dtype: of matrix products and cache; the model's own compute dtype if None.
+            kernels: native ones, used on a CPU in fp32. Weights of linear layers that are stored in bf16 or fp16 then
+                stay so: the numbers are the same, and half the bytes are read.
 
         Raises:
             UserError: model and tokenizer are not a pair.
@@ -72,15 +79,18 @@ class Generator:
         self.tokenizer, self.dtype = tokenizer, dtype or model.compute_dtype
         self.stop_ids = _stop_ids(tokenizer)
         self._source = model
-        self.model, self._copies = _prepare(model, self.dtype)
-        self.output_weight = self._output_weight()
+        fits = self.dtype == torch.float32 and model.embed.weight.device.type == "cpu"
+        self._kernels = kernels if kernels is not None and fits else NONE
+        self.model, self._copies = _prepare(model, self.dtype, self._kernels)
+        speed_up(self.model, self._kernels)
+        self._take_head()
 
     def refresh(self) -> None:
         """Take over the model's weights as they are now, after an optimizer step."""
         with torch.no_grad():
             for ours, theirs in self._copies:
                 ours.copy_(theirs)
-        self.output_weight = self._output_weight()
+        self._take_head()
 
     def generate(
         self,
@@ -125,6 +135,14 @@ class Generator:
                 told(len(done))
         return [found[i] for i in range(len(prompts))]
 
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """One vector of length 1 per prompt, (N, D) (see ``read``)."""
+        return read.embed(self, prompts)
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
+        """How likely the model finds every token of each prompt but the first (see ``read``)."""
+        return read.score(self, prompts, top)
+
     def engine(
         self, rows: int, *, budget: int, expected: int = 64, cache_bytes: int = _CACHE_BYTES, pool_bytes: int = 0,
         drafter: Drafter | None = None,
@@ -146,8 +164,7 @@ class Generator:
         per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
         first = max(1, min(rows, cache_bytes // (per_token * expected)))
         slots = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected))
-        forward = Forward(self.model, self.output_weight)
-        return Engine(self, forward, slots, rows=rows, budget=budget, drafter=drafter)
+        return Engine(self, self._forward(), slots, rows=rows, budget=budget, drafter=drafter)
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, seed: int
@@ -192,25 +209,44 @@ class Generator:
             )
         return need
 
-    def _output_weight(self) -> Tensor:
+    def _forward(self) -> Forward:
+        if self._head is not None and StepForward.fits(self.model, self._kernels):
+            return StepForward(self.model, self.output_weight, self._head, self._kernels)
+        return Forward(self.model, self.output_weight, self._head)
+
+    def _take_head(self) -> None:
         # Ids beyond the tokenizer's fill up the vocabulary: they have no spelling and must never be drawn.
-        return self._source.output_weight.detach()[: self.tokenizer.vocab_size].to(self.dtype)
+        weight = self._source.output_weight.detach()[: self.tokenizer.vocab_size]
+        self._head = self._kernels.product(Weights(weight))
+        self.output_weight = weight if self._head else weight.to(self.dtype)
 
 
-def _prepare(model: Decoder, dtype: torch.dtype) -> tuple[Decoder, list[tuple[Tensor, Tensor]]]:
-    """A model that shares everything with ``model`` but the weights of products that are not in ``dtype`` yet.
+def _prepare(model: Decoder, dtype: torch.dtype, kernels: Kernels) -> tuple[Decoder, list[tuple[Tensor, Tensor]]]:
+    """A model that shares everything with ``model`` but the weights that nothing computes with as they are.
 
     Returns:
         The model, and (our copy, original) of each weight that had to be cast.
     """
     memo: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copies: list[tuple[Tensor, Tensor]] = []
-    for module in model.modules():
-        for weight in module.parameters(recurse=False) if hasattr(module, "compute_dtype") else ():
-            if weight.dtype != dtype:
-                memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-                copies.append((memo[id(weight)], weight))
+    for weight in _to_cast(model, dtype, kernels):
+        memo[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        copies.append((memo[id(weight)], weight))
     return copy.deepcopy(model, memo).compute_in(dtype), copies
+
+
+def _to_cast(model: Decoder, dtype: torch.dtype, kernels: Kernels) -> Iterator[nn.Parameter]:
+    """Weights of products that are not in ``dtype`` and that no kernel reads, weights of norms that are narrower."""
+    whole = model.config.attention != "mla"  # there, decoding multiplies with parts of a weight
+    for module in model.modules():
+        kept = module.weight if whole and isinstance(module, Linear) and kernels.reads(Weights.of(module)) else None
+        for weight in module.parameters(recurse=False):
+            if hasattr(module, "compute_dtype"):
+                wanted = weight is not kept and weight.dtype != dtype
+            else:
+                wanted = isinstance(module, RMSNorm | LayerNorm) and weight.dtype.itemsize < dtype.itemsize
+            if wanted:
+                yield weight
 
 
 def _stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from danlu.errors import UserError
 
 _BLOCK = 64
 _FEW = 256
+_COLDEST = 1e-6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -78,6 +79,11 @@ class Sampling:
             if not good:
                 raise UserError(f"sampling option {name} must be {valid}, not {getattr(self, name)!r}")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken; so cold that a logit divided by it has no number is greedy too."""
+        return self.temperature < _COLDEST
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -105,13 +111,13 @@ class Options:
             return torch.tensor(values, dtype=dtype, device=device)
 
         return Options(
-            temperature=column([row.temperature for row in rows], torch.float32),
+            temperature=column([0.0 if row.greedy else row.temperature for row in rows], torch.float32),
             top_k=column([row.top_k for row in rows], torch.int64),
             top_p=column([row.top_p for row in rows], torch.float32),
             min_p=column([row.min_p for row in rows], torch.float32),
-            greedy=all(row.temperature == 0 for row in rows),
-            some_greedy=any(row.temperature == 0 for row in rows),
-            truncated=any(row.temperature and (row.top_k or row.top_p < 1 or row.min_p) for row in rows),
+            greedy=all(row.greedy for row in rows),
+            some_greedy=any(row.greedy for row in rows),
+            truncated=any(not row.greedy and (row.top_k or row.top_p < 1 or row.min_p) for row in rows),
         )
 
     def select(self, rows: Tensor) -> Options:
@@ -209,7 +215,8 @@ def _draw_ordered(ordered: Tensor, ids: Tensor, total: Tensor, options: Options,
     ordered = ordered.masked_fill(limited & (rank >= options.top_k[:, None]), 0.0)
     mass = torch.where(limited, ordered.sum(dim=-1, keepdim=True), total[:, None])  # what top-p is a share of
     before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered  # mass of everything likelier
-    outside = (options.top_p < 1)[:, None] & (before >= options.top_p[:, None] * mass)
+    # The likeliest always stays, also where a tiny top-p is rounded to nothing.
+    outside = (options.top_p < 1)[:, None] & (before >= options.top_p[:, None] * mass) & (rank > 0)
     ordered = ordered.masked_fill(outside | (ordered < options.min_p[:, None]), 0.0)
     return ids.gather(1, _invert(ordered, uniform)[:, None])[:, 0]
 

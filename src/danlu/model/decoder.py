@@ -114,9 +114,7 @@ class Decoder(nn.Module):
             raise ValueError("documents and a cache cannot be used together: a cached row is one document")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        x = self._embedded(tokens)  # B, T, D
-        if self.config.positions == "learned":
-            x = x + F.embedding(positions, self.positions.weight).to(self.compute_dtype)
+        x = self.embedded(tokens, positions)  # B, T, D
         context = self._context(tokens, positions, documents, cache)
         counts = []
         for i, block in enumerate(self.blocks):
@@ -127,6 +125,13 @@ class Decoder(nn.Module):
         if self.config.logit_scale != 1.0:  # here, so that no reader of the output weight has to know
             states = states * self.config.logit_scale
         return Hidden(states, torch.stack(counts) if counts else None)
+
+    def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """(B, T) ids and places -> what the first block gets, (B, T, D) in the compute dtype."""
+        x = self._embedded(tokens)
+        if self.config.positions == "learned":
+            x = x + F.embedding(positions, self.positions.weight).to(self.compute_dtype)
+        return x
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D) in the compute dtype."""

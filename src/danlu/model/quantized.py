@@ -7,6 +7,8 @@ Left out: how good integers are found (``compress``); 4-bit forms; expert tensor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +56,7 @@ class QuantLinear(nn.Module):
     """A linear layer of int8 weights; the weight is a buffer: it is stored and never trained."""
 
     compute_dtype: torch.dtype = torch.float32
+    native: Callable[[Tensor], Tensor] | None = None  # as ``Linear.native``
     weight: Tensor
     scale: Tensor
 
@@ -77,6 +80,8 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out) in ``compute_dtype``."""
+        if self.native is not None:
+            return self.native(x)
         return quantized_linear(x.to(self.compute_dtype), self.weight, self.scale, self.bias)
 
     def dense(self, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,8 @@ from danlu.run import Run
 
 BY_LIFE = ("bpb", "form_rate", "rhyme_rate", "rhyme_by_chance", "copy_rate", "distinct_2", "score")
 
+GUARD = ("accuracy", "precision", "recall", "false_positive_rate", "auc", "tested", "baselines")
+
 
 def open_run(path: Path) -> Run:
     """The run at ``path``.
@@ -46,6 +48,7 @@ def figures(run: Run) -> dict[str, Any]:
         prompts: held-out prompts that those rates were measured on.
         reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name.
         kl: nats per answer between the aligned policy and the chat model at the end.
+        guard: ``precision``, ``recall``, ``false_positive_rate``, ``auc`` on texts it never saw; ``baselines``.
         compression: variant (dense, int8, magnitude, sparsegpt) -> bits per byte.
         bytes: model -> bytes of its weights.
         targets: list of ``{what, target, value, met}`` for the targets that this run can be held against.
@@ -71,6 +74,8 @@ def figures(run: Run) -> dict[str, Any]:
         result |= {key: exam[key] for key in (*BY_LIFE, "prompts") if key in exam}
     if "reward" in facts:
         result["reward"] = _reward(facts["reward"])
+    if "guard" in facts:
+        result["guard"] = {key: facts["guard"][key] for key in GUARD}
     if "ppo" in facts:
         result["kl"] = facts["ppo"]["after"]["kl"]
     if "compress" in facts:
@@ -114,6 +119,13 @@ def summary(result: Mapping[str, Any]) -> str:
     if result.get("reward", {}).get("accuracy") is not None:
         baselines = ", ".join(f"{k} {v:.1%}" for k, v in result["reward"].get("baselines", {}).items())
         lines.append(f"reward      {result['reward']['accuracy']:.1%} of held-out comparisons right ({baselines})")
+    if "guard" in result:
+        g = result["guard"]
+        baselines = ", ".join(f"{k} {v:.1%}" for k, v in g["baselines"].items())
+        lines.append(
+            f"guard       {g['accuracy']:.1%} of {g['tested']:,} texts right ({baselines}); finds {g['recall']:.1%} of "
+            f"the unsafe, calls {g['false_positive_rate']:.1%} of the safe unsafe"
+        )
     for target in result.get("targets", []):
         verdict = "met" if target["met"] else "MISSED"
         lines.append(f"target      {target['what']} {target['target']}: {target['value']:.3g} ({verdict})")

@@ -19,7 +19,12 @@ from danlu.report.figures import BY_LIFE, figures
 from danlu.run import Metrics, Run
 
 # The stages of the training loop, and what each one's loss is a mean over.
-TRAINED = {"pretrain": "nats per token", "sft": "nats per answer token", "reward": "nats per comparison"}
+TRAINED = {
+    "pretrain": "nats per token",
+    "sft": "nats per answer token",
+    "reward": "nats per comparison",
+    "guard": "nats per text",
+}
 _RATES = {
     "form_rate": "form",
     "rhyme_rate": "form and rhyme",

@@ -2,12 +2,14 @@
 
 In:  model directories, a preference store.
 Out: ``create_app`` (FastAPI) and ``run_server``.
-Left out: metrics, moderation.
+Left out: TLS: a proxy in front has it.
 """
 
 from danlu.serve.api import create_app
 from danlu.serve.limits import Reach
+from danlu.serve.options import Options
 from danlu.serve.rates import Rates
 from danlu.serve.server import run_server
+from danlu.serve.worker import Setup
 
-__all__ = ["Rates", "Reach", "create_app", "run_server"]
+__all__ = ["Options", "Rates", "Reach", "Setup", "create_app", "run_server"]

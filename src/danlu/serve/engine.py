@@ -147,7 +147,8 @@ class ProcessLine:
         self._thread.join()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "danlu.serve.worker"]
+        # Not -m: the package has imported the module by then, and Python warns of a second copy of it.
+        command = [sys.executable, "-c", "from danlu.serve.worker import main; main()"]
         # A session of its own: Ctrl-C is for the server, which ends the worker when the last answers are written.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
@@ -204,7 +205,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._under: dict[int, tuple[Answers, int]] = {}  # by number: whose, and which of them
         self._changed = threading.Condition()
-        self._closing, self._last = False, Stats()
+        self._leaving, self._closing, self._last = False, False, Stats()
         self._line = line(self._heard, self._lost)
 
     @staticmethod
@@ -232,8 +233,9 @@ class Engine:
         with self._changed:
             queued = sum(len(answers.jobs[index].prompt) for answers, index in self._under.values())
             room = self.running + self.waiting - len(self._under)
-            if self._closing or len(jobs) > room or (self._under and queued > MAX_WAITING_TOKENS):
-                raise _busy(self._closing)
+            stopping = self._leaving or self._closing
+            if stopping or len(jobs) > room or (self._under and queued > MAX_WAITING_TOKENS):
+                raise _busy(stopping)
             self._under |= {number: (answers, index) for index, number in enumerate(numbers)}
         for number, job in zip(numbers, jobs, strict=True):
             self._line.submit(number, job)
@@ -247,6 +249,11 @@ class Engine:
     def stats(self) -> Stats:
         """How busy the worker is, a moment ago."""
         return self._last
+
+    def refuse_new(self) -> None:
+        """Take no more work: what is under way is written to its end."""
+        with self._changed:
+            self._leaving = True
 
     def close(self) -> None:
         """Stop at the next token; what is under way ends with an error that says so."""

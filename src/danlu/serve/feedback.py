@@ -18,11 +18,11 @@ from anyio.to_thread import run_sync
 from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
-from danlu.serve.engine import Answers
-from danlu.serve.jobs import Finished, Job
+from danlu.serve.desk import Desk
+from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
-from danlu.serve.rates import Writes
+from danlu.serve.safety import FILTERED
 from danlu.serve.sse import EventStream
 from danlu.serve.votes import RankRequest, VoteRequest
 from danlu.serve.wire import CompareRequest
@@ -55,8 +55,8 @@ class Feedback:
     and each answer carries its model's hash, so nothing is lost by it.
     """
 
-    def __init__(self, models: Models, engine: Writes, store: PreferenceStore) -> None:
-        self._models, self._engine, self._store = models, engine, store
+    def __init__(self, models: Models, desk: Desk, store: PreferenceStore) -> None:
+        self._models, self._desk, self._store = models, desk, store
 
     async def compare(self, asked: CompareRequest) -> EventStream:
         """Show two answers; the last event carries the id to vote on.
@@ -107,21 +107,24 @@ class Feedback:
             turns = await one.fit(asked, turns)
         jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
         contest = _Contest(asked, marks, turns, tuple(contestants), tuple(jobs))
-        answers = self._engine.submit(jobs)
-        return EventStream(answers, self._events(contest, answers))
+        answers, events, _ = await self._desk.write(jobs, asked.turns(), asked.conversation or "")
+        return EventStream(answers, self._events(contest, events))
 
-    async def _events(self, contest: _Contest, answers: Answers) -> AsyncIterator[dict[str, Any]]:
+    async def _events(
+        self, contest: _Contest, events: AsyncIterator[Piece | Finished]
+    ) -> AsyncIterator[dict[str, Any]]:
         conversation = contest.asked.conversation or ""
         yield {"type": "start", "conversation": conversation, **contest.asked.left_out(contest.turns)}
         finished: dict[int, Completion] = {}
-        async for event in answers:
+        async for event in events:
             mark = contest.marks[event.index]
             if isinstance(event, Finished):
                 finished[event.index] = event.completion
                 yield {"type": "finish", **mark, "finish_reason": event.completion.finish_reason}
             else:
                 yield {"type": "delta", **mark, "text": event.text}
-        if len(finished) == len(contest.jobs):
+        filtered = any(completion.finish_reason == FILTERED for completion in finished.values())
+        if len(finished) == len(contest.jobs) and not filtered:  # what was cut off by a gate cannot be judged
             yield {"type": "end", "comparison": await self._record(contest, conversation, finished)}
 
     async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:

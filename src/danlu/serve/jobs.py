@@ -1,4 +1,5 @@
-"""What goes between the server and the worker that holds the models: answers to write, and what becomes of them.
+"""What goes between the server and the worker that holds the models: answers to write or prompts to read, and what
+becomes of them.
 
 In:  plain records, or lines of JSON from a process of its own.
 Out: the other of the two.
@@ -16,7 +17,7 @@ from danlu.infer import Completion, Sampling, Token
 
 @dataclass(frozen=True)
 class Job:
-    """One answer to write.
+    """One answer to write, or one prompt that is only to be read.
 
     Attributes:
         model: the name under which it is served.
@@ -24,6 +25,8 @@ class Job:
         sampling: how to draw.
         seed: of the draws.
         salt: whoever has another one shares nothing of what is cached of this prompt.
+        read: write nothing, but tell of the prompt its vector (``"embed"``) or how likely each of its tokens is, with
+            ``sampling.top_logprobs`` others in its place (``"score"``); empty to write.
     """
 
     model: str
@@ -31,6 +34,7 @@ class Job:
     sampling: Sampling
     seed: int
     salt: str = ""
+    read: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """Answer ``index`` is whole."""
+    """Answer ``index`` is whole, or prompt ``index`` is read.
+
+    Attributes:
+        completion: the answer; of a prompt that was scored, its tokens but for the first.
+        vector: of a prompt that was embedded, (D,), of length 1.
+    """
 
     index: int
     completion: Completion
+    vector: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def read_job(value: dict[str, Any]) -> Job:
     sampling = value["sampling"]
     bias = tuple((int(id), float(weight)) for id, weight in sampling["logit_bias"])
     read = Sampling(**{**sampling, "stop": tuple(sampling["stop"]), "logit_bias": bias})
-    return Job(value["model"], tuple(value["prompt"]), read, value["seed"], value["salt"])
+    return Job(value["model"], tuple(value["prompt"]), read, value["seed"], value["salt"], value["read"])
 
 
 def write_event(event: Event) -> bytes:
@@ -112,7 +122,7 @@ def read_event(line: bytes) -> Event:
     if kind is Piece:
         value["tokens"] = tuple(_token(*token) for token in value["tokens"])
     if kind is Finished:
-        value["completion"] = _completion(**value["completion"])
+        value |= {"completion": _completion(**value["completion"]), "vector": tuple(value["vector"])}
     event: Event = kind(**value)
     return event
 

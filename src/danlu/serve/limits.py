@@ -1,7 +1,8 @@
 """The door: what is turned away before anybody looks at it, and the headers on everything that leaves.
 
 In:  every HTTP request.
-Out: 403 for a foreign ``Host`` or ``Origin``, 413 above 2 MB, 415 for bodies that are not JSON; security headers.
+Out: 403 for a foreign ``Host`` or ``Origin``, 413 above 2 MB, 415 for bodies that are not JSON or are compressed, 400
+for JSON that other readers would read differently; security headers.
 Left out: ranges of fields (``wire``), the queue (``engine``), accounts.
 
 ``Host`` is checked because a page anywhere can point its own name at 127.0.0.1 and then talk to us as its own origin
@@ -11,15 +12,16 @@ names are let in by name. ``Origin`` and the content type are checked because a 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from danlu.serve.problems import Refusal, envelope
+from danlu.serve.problems import Refusal, respond
 
 MAX_BODY_BYTES = 2_000_000
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -98,8 +100,10 @@ class Door:
         try:
             _check_headers(scope["method"], Headers(scope=scope), self.reach)
             body = await _read(receive)
+            if scope["method"] in _WITH_BODY:
+                check_json(body)
         except Refusal as refusal:
-            await JSONResponse(envelope(refusal), refusal.status_code)(scope, receive, send_guarded)
+            await respond(refusal, scope)(scope, receive, send_guarded)
             return
         await self.app(scope, _replay(body, receive), send_guarded)
 
@@ -113,11 +117,38 @@ def _check_headers(method: str, headers: Headers, reach: Reach) -> None:
     own = _name(origin.partition("://")[2]) if origin is not None else host
     if own != host and not (own in HOSTS and host in HOSTS):
         raise Refusal(403, "pages from elsewhere may not use this server", "origin_not_allowed")
+    if headers.get("content-encoding", "identity") != "identity":  # a small body may unpack to a very large one
+        raise Refusal(415, "the body is compressed; send it as it is", "unsupported_encoding")
     if method in _WITH_BODY and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the body must be JSON, with content-type application/json", "unsupported_media_type")
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:
         raise _too_large()
+
+
+def check_json(body: bytes) -> None:
+    """Refuse what JSON does not have (``NaN``, ``Infinity``) and keys given twice, of which each reader takes another.
+
+    What is no JSON at all is left to whoever reads it next.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        json.loads(body, parse_constant=_no_number, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError):
+        return
+
+
+def _no_number(word: str) -> NoReturn:
+    raise Refusal(400, f"{word} is not a number in JSON; leave the field out or give a number", "invalid_json")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refusal(400, f"the key '{twice[:64]}' is given twice; give it once", "invalid_json", twice[:64])
 
 
 def _name(host: str) -> str | None:

@@ -17,7 +17,7 @@ from anyio.to_thread import run_sync
 
 from danlu import hub
 from danlu.errors import UserError, nearest
-from danlu.infer import fit, reserve
+from danlu.infer import reserve, with_shots
 from danlu.model import parameters
 from danlu.records import Message
 from danlu.serve.jobs import Job
@@ -35,6 +35,7 @@ class Served:
         name: what clients call it.
         hash: identity of its weights, stored with every answer that is judged.
         context: prompt and answer together, in tokens.
+        shots: turns of examples that stand before every dialogue as far as there is room.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Served:
     parameters: int
     loaded: int
     tokenizer: Tokenizer
+    shots: tuple[Message, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """What the page shows."""
@@ -57,7 +59,9 @@ class Served:
         if not asked.may_leave_out():
             return turns
         limit = self.context - reserve(self.context, asked.limit())
-        return await run_sync(fit, self.tokenizer, turns, limit)
+        system = self.shots[: len(self.shots) % 2]  # examples go when it gets tight, but what the system says stays
+        kept: Sequence[Message] = await run_sync(with_shots, self.tokenizer, system, turns, limit, False)
+        return kept if turns[0].role == "system" else kept[len(system) :]
 
     async def job(self, asked: Asking, turns: Sequence[Message], seed: int) -> Job:
         """A job that answers ``turns`` in the way that ``asked`` says.
@@ -66,20 +70,38 @@ class Served:
             Refusal: the dialogue, with the answer asked for, is longer than the model's context; or a bias is on a
                 token that does not exist.
         """
-        beyond = [id for id in asked.logit_bias or () if int(id) >= self.tokenizer.vocab_size]
-        if beyond:
-            message = f"there is no token {beyond[0]}: the vocabulary has {self.tokenizer.vocab_size}"
-            raise Refusal(400, message, "invalid_value", "logit_bias")
+        self.check_bias(asked.logit_bias)
         # Tokenising a long text takes a while: not on the event loop, where everybody else waits.
-        prompt = await run_sync(chat.encode_prompt, self.tokenizer, turns)
+        prompt = await run_sync(self._prompt, turns, asked.limit())
         room = self.context - len(prompt)
         if asked.may_leave_out():  # turns were left out for the least that an answer needs; it may take all there is
             wanted, limit = reserve(self.context, asked.limit()), min(asked.limit() or room, room)
         else:
             wanted = limit = asked.limit() or max(room, 1)
         if wanted > room:
-            raise _too_long(self, len(prompt), wanted, asked.may_leave_out())
+            raise self.too_long(len(prompt), wanted, asked.may_leave_out())
         return Job(self.name, tuple(prompt), asked.sampling(limit), seed)
+
+    def check_bias(self, logit_bias: Mapping[str, float] | None) -> None:
+        """Refuse a bias on a token that does not exist."""
+        beyond = [id for id in logit_bias or () if int(id) >= self.tokenizer.vocab_size]
+        if beyond:
+            message = f"there is no token {beyond[0]}: the vocabulary has {self.tokenizer.vocab_size}"
+            raise Refusal(400, message, "invalid_value", "logit_bias")
+
+    def too_long(self, prompt: int, wanted: int, alone: bool = False) -> Refusal:
+        """``prompt`` and ``wanted`` tokens do not fit; ``alone``: no older turns are left that could be dropped."""
+        mend = "say it in fewer words" if alone else "shorten the conversation or ask for a shorter answer"
+        message = (
+            f"this model's context is {self.context} tokens, and {prompt + wanted} were asked for ({prompt} in the "
+            f"messages, {wanted} for the answer); {mend}"
+        )
+        return Refusal(400, message, "context_length_exceeded", "messages")
+
+    def _prompt(self, turns: Sequence[Message], limit: int | None) -> list[int]:
+        """Ids of a dialogue, with as many examples before it as leave room for an answer of ``limit`` tokens."""
+        room = self.context - (limit or reserve(self.context, None))
+        return chat.encode_prompt(self.tokenizer, with_shots(self.tokenizer, self.shots, turns, room, whole=True))
 
 
 class Models:
@@ -89,15 +111,19 @@ class Models:
         self._served = {one.name: one for one in served}
 
     @staticmethod
-    def load(places: Mapping[str, Path]) -> Models:
+    def load(places: Mapping[str, Path], shots: Sequence[Message] = ()) -> Models:
         """Read model directories.
+
+        Args:
+            places: by name.
+            shots: turns of examples for all of them.
 
         Raises:
             UserError: there is none, or one cannot be loaded, gives scores instead of words or cannot chat.
         """
         if not places:
             raise UserError("nothing to serve: name at least one model directory")
-        return Models([_load(name, place) for name, place in places.items()])
+        return Models([_load(name, place, tuple(shots)) for name, place in places.items()])
 
     def get(self, name: str) -> Served:
         """The model called ``name``.
@@ -119,7 +145,7 @@ class Models:
         return list(self._served.values())
 
 
-def _load(name: str, place: Path) -> Served:
+def _load(name: str, place: Path, shots: tuple[Message, ...]) -> Served:
     config, head = hub.read_config(place)
     if head != "lm":
         raise UserError(f"{place} is a reward model: it gives scores, not words; serve the policy it was made for")
@@ -132,14 +158,5 @@ def _load(name: str, place: Path) -> Served:
         parameters=parameters(config).total,
         loaded=int(time.time()),
         tokenizer=tokenizer,
+        shots=shots,
     )
-
-
-def _too_long(served: Served, prompt: int, wanted: int, alone: bool) -> Refusal:
-    """``alone``: there are no older turns left that could be dropped."""
-    mend = "say it in fewer words" if alone else "shorten the conversation or ask for a shorter answer"
-    message = (
-        f"this model's context is {served.context} tokens, and {prompt + wanted} were asked for ({prompt} in the "
-        f"messages, {wanted} for the answer); {mend}"
-    )
-    return Refusal(400, message, "context_length_exceeded", "messages")

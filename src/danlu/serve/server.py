@@ -1,14 +1,14 @@
 """``danlu serve``: the application on a socket of this machine.
 
 In:  model directories by name, the store's place, where to listen.
-Out: a server until Ctrl-C.
+Out: a server until Ctrl-C or SIGTERM, which lets answers that are being written come to their end.
 Left out: TLS: a proxy in front has it. Other addresses than this machine's are refused as long as nobody has a key.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import uvicorn
@@ -18,18 +18,17 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.serve import page
 from danlu.serve.api import create_app
-from danlu.serve.limits import Reach
-from danlu.serve.rates import Rates
+from danlu.serve.options import Options
+from danlu.serve.shutdown import GRACE_SECONDS, PatientServer
 from danlu.serve.store import ServeStore
 
 ADDRESS = "127.0.0.1"
 PORT = 8000
-_LAST_WORDS_SECONDS = 5
 
 
 def run_server(
     models: Mapping[str, Path], store: Path | str, port: int = PORT, console: Console | None = None,
-    starters: Sequence[str] = (), runs: Path | None = None, reach: Reach | None = None, rates: Rates | None = None,
+    options: Options | None = None, grace: float = GRACE_SECONDS,
 ) -> None:  # fmt: skip
     """Serve until the process is told to stop.
 
@@ -38,16 +37,15 @@ def run_server(
         store: the preference store: a file, or a database's URL.
         port: 0 takes any free one.
         console: where the address and the store's place are told.
-        starters: things to try, which the page offers.
-        reach: the address to listen on, and other names of the server; 127.0.0.1 and none if not given.
-        rates: how much a key may ask.
-        runs: the folder of the runs that the page shows.
+        options: what is served, and to whom.
+        grace: seconds that answers under way get when the process is told to stop.
 
     Raises:
         UserError: the port is taken, a model cannot be served, the store cannot be opened; or others could reach the
             server, and nobody has a key.
     """
-    console, reach = console or Console(), reach or Reach()
+    console, options = console or Console(), options or Options(own_process=True)
+    reach = options.reach
     listening = listen(port, reach.address)  # before the models are loaded, so that a taken port is known at once
     preferences = PreferenceStore(store)
     try:
@@ -56,17 +54,14 @@ def run_server(
                 f"{', '.join((reach.address, *reach.names))} would be open to others, and nobody has a key; make one "
                 f"first, in {preferences.place}: danlu keys add NAME, or danlu users add NAME"
             )
-        app = create_app(models, preferences, starters=starters, runs=runs, reach=reach, rates=rates, own_process=True)
+        app = create_app(models, preferences, options)
         if not page.built():
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         shown = f"[{reach.address}]" if ":" in reach.address else reach.address
         address = f"http://{shown}:{listening.getsockname()[1]}"
         console.say(f"serving {', '.join(models)} at {address}, votes go to {preferences.place} (Ctrl-C stops)")
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
-        )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        PatientServer(config, app.state.leaving, grace).run(sockets=[listening])
     finally:
         listening.close()
         preferences.close()

@@ -7,7 +7,7 @@ Left out: comparisons and votes (``danlu.align.preferences``): the next model is
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,32 +17,13 @@ from danlu.align.storage import Database
 from danlu.errors import UserError, unknown
 from danlu.serve.dialogues import Dialogues
 from danlu.serve.people import People
+from danlu.serve.reviews import ModerationEvent
 from danlu.serve.tables import AuditRow, ModerationRow, new_id, now
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _STATUS = {"approve": "approved", "redact": "redacted", "label": "labelled"}
 
 Decision = Literal["approve", "redact", "label"]
-
-
-@dataclass(frozen=True)
-class ModerationEvent:
-    """Something that a scanner found in a prompt or an answer.
-
-    Attributes:
-        score: how sure the scanner is, 0 to 1.
-        text: what was found, for whoever decides about it.
-    """
-
-    stage: Literal["prompt", "answer"]
-    action: Literal["block", "warn", "review"]
-    category: str
-    scanner: Literal["rules", "guard"]
-    score: float
-    text: str
-    owner: str
-    conversation: str
-    model: str
 
 
 class ServeStore:

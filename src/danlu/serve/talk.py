@@ -20,14 +20,14 @@ from pydantic import Field, model_validator
 
 from danlu.infer import Completion
 from danlu.records import Message, check_messages
+from danlu.serve.desk import Desk
 from danlu.serve.dialogues import Dialogues, Generation, title_of
-from danlu.serve.engine import Answers
-from danlu.serve.jobs import Finished, Job
+from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
-from danlu.serve.rates import Writes
+from danlu.serve.replies import usage
 from danlu.serve.sse import EventStream
-from danlu.serve.wire import Asking, WireMessage, usage
+from danlu.serve.wire import Asking, WireMessage
 
 STOPPED, FAILED = "stopped", "failed"
 _Id = Annotated[str, Field(min_length=1, max_length=32)]
@@ -66,7 +66,7 @@ class _Reply:
     user: str
     served: Served
     job: Job
-    answers: Answers
+    events: AsyncIterator[Piece | Finished]
     left_out: dict[str, int]
     began: float = field(default_factory=time.monotonic)
     text: str = ""
@@ -83,8 +83,8 @@ class _Reply:
 class Talk:
     """Answers in stored conversations."""
 
-    def __init__(self, models: Models, engine: Writes, dialogues: Dialogues) -> None:
-        self._models, self._engine, self._dialogues = models, engine, dialogues
+    def __init__(self, models: Models, desk: Desk, dialogues: Dialogues) -> None:
+        self._models, self._desk, self._dialogues = models, desk, dialogues
         self._writing: set[asyncio.Task[None]] = set()
 
     async def say(self, owner: str, asked: SayRequest) -> EventStream:
@@ -98,14 +98,14 @@ class Talk:
         turns = await self._turns(owner, asked)
         fitting = await served.fit(asked, turns)
         job = await served.job(asked, fitting, asked.first_seed())
-        answers = self._engine.submit([job])
+        answers, written, _ = await self._desk.write([job], turns, asked.conversation or "", repair=True)
         try:
             conversation, user = await run_sync(self._keep, owner, asked)
         except BaseException:
             answers.cancel()
             raise
         left_out = {"left_out": len(turns) - len(fitting)} if asked.may_leave_out() else {}
-        reply = _Reply(owner, conversation, user, served, job, answers, left_out)
+        reply = _Reply(owner, conversation, user, served, job, written, left_out)
         events: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
         task = asyncio.create_task(self._write(reply, events))
         self._writing.add(task)
@@ -143,7 +143,7 @@ class Talk:
         finished: Completion | None = None
         failure: Exception | None = None
         try:
-            async for event in reply.answers:
+            async for event in reply.events:
                 if isinstance(event, Finished):
                     finished = event.completion
                 else:

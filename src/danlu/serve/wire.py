@@ -1,8 +1,8 @@
-"""The shapes on the wire: requests with a range on every number, answers in OpenAI's form.
+"""The shapes on the wire that chat, comparisons and completions share, with a range on every number.
 
 In:  JSON of clients that may be anybody's.
-Out: checked requests; chat completions, chunks and usage as plain data.
-Left out: what an answer says (``chat``), errors (``problems``).
+Out: checked requests.
+Left out: what only OpenAI's API has (``wire_chat``, ``wire_text``), answers (``replies``), errors (``problems``).
 
 Unknown fields are ignored, as OpenAI's clients expect of a server. Known fields that would change the answer and are
 not supported are refused: an answer that silently ignores them would be a wrong one.
@@ -11,20 +11,27 @@ not supported are refused: an answer that silently ignores them would be a wrong
 from __future__ import annotations
 
 import secrets
-import time
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
-from danlu.infer import Sampling, Token
+from danlu.infer import Sampling
+from danlu.infer import left_out as count_left_out
 from danlu.records import Message, check_messages
-from danlu.tokens.tokenizer import Tokenizer
+from danlu.tokens import tools
 
 MAX_MESSAGES = 256
-MAX_CHOICES = 4
+MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64
 MAX_BIASES = 300  # as OpenAI's server, like the next
@@ -33,7 +40,7 @@ MAX_SEED = 2**53 - 1  # what a browser can hold exactly
 _DRAWN_SEED = 2**31  # short enough to be read out
 
 
-def _is_text(value: str) -> str:
+def is_text(value: str) -> str:
     """JSON can spell half a surrogate pair; no tokenizer and no database can store it."""
     try:
         value.encode()
@@ -42,12 +49,41 @@ def _is_text(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_is_text)]
+def _as_list(stop: Any) -> Any:
+    """One string, several, or null."""
+    return [stop] if isinstance(stop, str) else stop if stop is not None else []
+
+
+def _join_parts(content: Any) -> Any:
+    """OpenAI's list of parts; text is the only kind that these models read."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise ValueError("must be a string or a list of parts with a text")
+    return "".join(part["text"] for part in content)
+
+
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_PART_SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+Text = Annotated[str, AfterValidator(is_text)]
+ModelName = Annotated[Text, Field(min_length=1, max_length=200)]
 _Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 _Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-_Id = Annotated[str, Field(pattern=r"^\d{1,9}$")]  # JSON has no numbers as keys
+_Stops = Annotated[
+    list[_Stop],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS},
+                              {"type": "null"}]}),
+]  # fmt: skip
+_Content = Annotated[
+    Text | None,
+    BeforeValidator(_join_parts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}, {"type": "null"}]}),
+]
+_Id = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no numbers as keys
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-ModelName = Annotated[Text, Field(min_length=1, max_length=200)]
 _Rater = Annotated[Text, Field(max_length=64)]
 
 
@@ -57,80 +93,67 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+class CalledFunction(Body):
+    """What the assistant called, with the text of a JSON object as arguments."""
+
+    name: Annotated[Text, Field(min_length=1, max_length=64)]
+    arguments: Text = "{}"
+
+
+class ToolCall(Body):
+    """A call that the assistant made earlier in the dialogue."""
+
+    function: CalledFunction
+
+
 class WireMessage(Body):
-    """A turn: OpenAI's ``developer`` is our ``system``."""
+    """A turn: OpenAI's ``developer`` is our ``system``; what tools gave back is read in a user's turn."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    content: Annotated[_Content, Field(validate_default=True)] = None
 
-    @field_validator("content", mode="before")
+    @field_validator("content")
     @classmethod
-    def _join_parts(cls, content: Any) -> Any:
-        """OpenAI's list of parts; text is the only kind that these models read."""
-        if not isinstance(content, list):
-            return content
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise ValueError("must be a string or a list of parts with a text")
-        return "".join(part["text"] for part in content)
+    def _says_something(cls, content: str | None, info: ValidationInfo) -> str | None:
+        if content is None and not (info.data.get("role") == "assistant" and info.data.get("tool_calls")):
+            raise ValueError("must be text; only an assistant's turn with 'tool_calls' has none")
+        return content
 
-    def message(self) -> Message:
-        """Our own record."""
-        return Message("system" if self.role == "developer" else self.role, self.content)
+    @property
+    def speaker(self) -> str:
+        """Whose turn it is for the model."""
+        return {"developer": "system", "tool": "user"}.get(self.role, self.role)
+
+    def words(self) -> str:
+        """What the model reads of it."""
+        content = self.content or ""
+        if self.role == "tool":
+            return tools.given_back(content)
+        calls = [tools.spelt(tools.Call(c.function.name, c.function.arguments)) for c in self.tool_calls or ()]
+        return "\n".join(part for part in (content, *calls) if part) if calls else content
 
 
-class Asking(Body):
-    """What a chat completion and a comparison have in common: the turns and how to draw."""
+class Drawing(Body):
+    """How an answer is drawn; what is left out is OpenAI's default, 1."""
 
-    messages: Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    stop: Annotated[list[_Stop], Field(max_length=MAX_STOPS)] = []
+    stop: _Stops = []
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[_Id, _Bias], Field(max_length=MAX_BIASES)] | None = None
     seed: _Seed | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    """``"auto"``, a word of OpenAI's Responses API, leaves out the oldest turns of a dialogue that is too long."""
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _as_list(cls, stop: Any) -> Any:
-        """One string, several, or null."""
-        return [stop] if isinstance(stop, str) else stop if stop is not None else []
-
-    @field_validator("messages")
-    @classmethod
-    def _turns(cls, messages: list[WireMessage]) -> list[WireMessage]:
-        check_messages([message.message() for message in messages], answered=False)
-        return messages
-
-    def turns(self) -> tuple[Message, ...]:
-        """The dialogue, ending with the user's turn."""
-        return tuple(message.message() for message in self.messages)
 
     def first_seed(self) -> int:
         """The client's seed, or a new one."""
         return secrets.randbelow(_DRAWN_SEED) if self.seed is None else self.seed
 
-    def limit(self) -> int | None:
-        """How long an answer may get, in tokens, if the client says so; the newer field wins."""
-        return self.max_completion_tokens or self.max_tokens
-
-    def may_leave_out(self) -> bool:
-        """Whether the oldest turns may be left out; if not, a dialogue that is too long is refused."""
-        return self.truncation == "auto"
-
-    def left_out(self, turns: Sequence[Message]) -> dict[str, int]:
-        """What the client is told if only ``turns`` are answered: how many messages are not, if it allowed for that."""
-        return {"left_out": len(self.messages) - len(turns)} if self.may_leave_out() else {}
-
     def sampling(self, max_new_tokens: int) -> Sampling:
-        """How to draw; what is left out is OpenAI's default, 1."""
+        """As the engine takes it."""
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k,
@@ -145,52 +168,51 @@ class Asking(Body):
         )
 
 
-class StreamOptions(Body):
-    """``include_usage``: one more chunk at the end that counts tokens."""
-
-    include_usage: bool = False
-
-
-class ChatRequest(Asking):
-    """POST /v1/chat/completions."""
-
-    model: ModelName
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, neutral in _NEUTRAL.items():
-                if data.get(name) not in neutral:
-                    raise ValueError(f"'{name}' is not supported by this server; leave it out")
-        return data
-
-    @model_validator(mode="after")
-    def _top_needs_logprobs(self) -> ChatRequest:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("'top_logprobs' needs 'logprobs' to be true")
-        return self
-
-    def sampling(self, max_new_tokens: int) -> Sampling:
-        """How to draw, and how many other tokens to tell."""
-        return replace(super().sampling(max_new_tokens), top_logprobs=self.top_logprobs or 0)
-
-    @property
-    def counts(self) -> bool:
-        """Whether a stream ends with a chunk of usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+def dialogue(messages: Sequence[WireMessage]) -> tuple[Message, ...]:
+    """Our own records; what tools gave back, and what the user says to it, is one turn."""
+    merged: list[Message] = []
+    before = ""
+    for message in messages:
+        if before == "tool" and message.speaker == "user":
+            merged[-1] = Message("user", f"{merged[-1].content}\n{message.words()}")
+        else:
+            merged.append(Message(message.speaker, message.words()))
+        before = message.role
+    return tuple(merged)
 
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-}
+def _in_order(messages: list[WireMessage]) -> list[WireMessage]:
+    check_messages(dialogue(messages), answered=False)
+    return messages
+
+
+Turns = Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_in_order)]
+
+
+class Asking(Drawing):
+    """What a chat completion and a comparison have in common: the turns and how to draw."""
+
+    messages: Turns
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """``"auto"``, a word of OpenAI's Responses API, leaves out the oldest turns of a dialogue that is too long."""
+
+    def turns(self) -> tuple[Message, ...]:
+        """The dialogue, ending with the user's turn or what tools gave back."""
+        return dialogue(self.messages)
+
+    def limit(self) -> int | None:
+        """How long an answer may get, in tokens, if the client says so; the newer field wins."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def may_leave_out(self) -> bool:
+        """Whether the oldest turns may be left out; if not, a dialogue that is too long is refused."""
+        return self.truncation == "auto"
+
+    def left_out(self, turns: Sequence[Message]) -> dict[str, int]:
+        """What the client is told if only ``turns`` are answered: how many others are not, if it allowed for that."""
+        return {"left_out": count_left_out(self.turns(), turns)} if self.may_leave_out() else {}
 
 
 class CompareRequest(Asking):
@@ -201,71 +223,15 @@ class CompareRequest(Asking):
     rater: _Rater = ""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What every piece of one chat completion repeats: its id, its time, its model.
+def refuse_unsupported(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+    """Refuse known fields that are not supported unless they have a value that changes nothing.
 
-    Attributes:
-        model: the name the client asked for.
-        fingerprint: hash of the model that answers.
-        further: fields that OpenAI's form does not have; its clients pass them on.
+    Args:
+        data: a body before it is checked.
+        neutral: field -> values that are let through.
     """
-
-    model: str
-    fingerprint: str
-    further: Mapping[str, Any] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def chunk(self, choices: Sequence[dict[str, Any]], **usage: Any) -> dict[str, Any]:
-        """A ``chat.completion.chunk``."""
-        return self._frame("chat.completion.chunk", choices) | usage
-
-    def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
-        """A ``chat.completion``."""
-        return self._frame("chat.completion", choices) | {"usage": usage}
-
-    def _frame(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": list(choices),
-            **self.further,
-        }
-
-
-def delta(
-    index: int, content: dict[str, str], finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """A choice of a chunk."""
-    return {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
-def choice(index: int, text: str, finish_reason: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A choice of a whole completion."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
-def logprobs(tokenizer: Tokenizer, tokens: Iterable[Token]) -> dict[str, Any]:
-    """OpenAI's form for the log-probabilities of tokens, special ones left out: they are no part of the text."""
-
-    def entry(id: int, logprob: float) -> dict[str, Any]:
-        raw = tokenizer.token_bytes(id)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
-
-    content = [
-        {**entry(token.id, token.logprob), "top_logprobs": [entry(*other) for other in token.top]}
-        for token in tokens
-        if tokenizer.token_bytes(token.id)
-    ]
-    return {"content": content, "refusal": None}
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Token counts, special tokens included."""
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+    if isinstance(data, dict):
+        for name, values in neutral.items():
+            if data.get(name) not in values:
+                raise ValueError(f"'{name}' is not supported by this server; leave it out")
+    return data

@@ -25,7 +25,7 @@ from typing import Any
 
 from danlu import device, hub
 from danlu.errors import UserError
-from danlu.infer import Engine, Event, Generator, Request, Token
+from danlu.infer import Completion, Engine, Event, Generator, Request, Token
 from danlu.infer.answer import Answer
 from danlu.infer.engine import Drafter
 from danlu.infer.speculate import DraftModel, PromptLookup
@@ -86,6 +86,7 @@ class Worker:
         self._engines = {name: _engine(generator, setup) for name, generator in self._generators.items()}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._under: dict[Answer, _Under] = {}
+        self._readings: dict[int, Job] = {}  # by number, the oldest first
         self._told = (Stats(), 0.0)
 
     # From any thread.
@@ -110,12 +111,14 @@ class Worker:
             for engine in self._engines.values():
                 if engine.running or engine.waiting:
                     self._step(engine)
+            self._read_one()
             self._tell_stats()
 
     def _obey(self) -> bool:
         """Do what was asked for; waits if there is nothing else to do. Returns False when it is time to end."""
         while True:
-            idle = not any(engine.running or engine.waiting for engine in self._engines.values())
+            busy = self._readings or any(engine.running or engine.waiting for engine in self._engines.values())
+            idle = not busy
             if idle:
                 self._tell_stats()
             try:
@@ -127,6 +130,9 @@ class Worker:
             command()
 
     def _begin(self, number: int, job: Job) -> None:
+        if job.read:
+            self._readings[number] = job
+            return
         try:
             self._generators[job.model].check(job.prompt, job.sampling)
             answer = self._engines[job.model].add(Request(job.prompt, job.sampling, job.seed, job.salt))
@@ -135,7 +141,22 @@ class Worker:
             return
         self._under[answer] = _Under(number)
 
+    def _read_one(self) -> None:
+        """Read a prompt, between two steps: whoever is being answered waits for one at most."""
+        if not self._readings:
+            return
+        number = next(iter(self._readings))
+        job = self._readings.pop(number)
+        try:
+            self._tell(number, _read(self._generators[job.model], job))
+        except UserError as error:
+            self._tell(number, Fault(0, 400, str(error)))
+        except Exception:
+            _LOG.exception("fault while reading a prompt")
+            self._tell(number, Fault(0, 500, _FAILED))
+
     def _drop(self, number: int) -> None:
+        self._readings.pop(number, None)
         for answer, under in self._under.items():
             if under.number == number:
                 answer.cancelled = True
@@ -184,6 +205,14 @@ class Worker:
             prefix_queries=sum(one.queries for one in blocks),
             prefix_hits=sum(one.hits for one in blocks),
         )
+
+
+def _read(generator: Generator, job: Job) -> Finished:
+    if job.read == "embed":
+        return Finished(0, Completion((), "", (), "read"), tuple(generator.embed([job.prompt])[0].tolist()))
+    tokens = generator.score([job.prompt], job.sampling.top_logprobs)[0]
+    ids, logprobs, top = (tuple(column) for column in zip(*tokens, strict=True)) if tokens else ((), (), ())
+    return Finished(0, Completion(ids, "", logprobs, "read", top))
 
 
 def _engine(generator: Generator, setup: Setup) -> Engine:

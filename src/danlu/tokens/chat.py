@@ -2,7 +2,7 @@ r"""Turns to ids: the only file that knows the template, the loss mask and the s
 
 In:  messages, and a tokenizer whose special tokens say which template it was made for.
 Out: prompt ids; conversation ids with a loss mask; the ids that end an answer; the Jinja template for other readers.
-Left out: tools, images, and templates that are neither ours nor ChatML.
+Left out: tools (``tools``), images, and templates that are neither ours nor ChatML.
 
 Ids are assembled turn by turn, never from a rendered string. So a message cannot open a turn of its own, and the ids
 of a prompt are a prefix of the ids of every conversation that goes on from it.
@@ -14,6 +14,7 @@ of a prompt are a prefix of the ids of every conversation that goes on from it.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,28 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys((_format(tokenizer).stop, tokenizer.eos)))
 
 
+def unasked_system(tokenizer: Tokenizer) -> str | None:
+    """What the system says in a dialogue without a system turn; None if nothing."""
+    return _format(tokenizer).system
+
+
+def render_chatml(template: str, system: str, tools: Sequence[Mapping[str, Any]]) -> str:
+    """What a ChatML template lets the system say when there are tools; empty if it does something else.
+
+    Args:
+        template: Jinja, rendered in a sandbox.
+        system: what the system says.
+        tools: in OpenAI's form.
+    """
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
+    try:
+        rendered = _render(template, messages, tools=list(tools))
+    except UserError:
+        return ""
+    match = re.fullmatch(r"<\|im_start\|>system\n(.*)<\|im_end\|>\n<\|im_start\|>user\n.*", rendered, re.DOTALL)
+    return match[1] if match else ""
+
+
 def _encode_turns(tokenizer: Tokenizer, form: _Format, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     if form.system is not None and messages[0].role != "system":
         messages = [Message("system", form.system), *messages]
@@ -185,7 +208,7 @@ def _chatml_system(template: Any) -> str | None:
     return match[1]
 
 
-def _render(template: str, messages: list[dict[str, str]]) -> str:
+def _render(template: str, messages: list[dict[str, str]], **further: Any) -> str:
     """Render as transformers does, without its generation markers; a template is somebody's program, so sandboxed."""
 
     def raise_exception(message: str) -> NoReturn:
@@ -193,8 +216,10 @@ def _render(template: str, messages: list[dict[str, str]]) -> str:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
+    # As transformers: Jinja's own filter escapes for HTML, and no model has seen a tool like that.
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
     unmarked = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
     try:
-        return environment.from_string(unmarked).render(messages=messages, add_generation_prompt=True)
+        return environment.from_string(unmarked).render(messages=messages, add_generation_prompt=True, **further)
     except TemplateError as error:
         raise UserError(f"the chat template cannot be rendered ({error}); mend it or use another model") from None

@@ -1,0 +1,45 @@
+"""How a server is set up.
+
+In:  choices of whoever runs it.
+Out: ``Options``.
+Left out: the models and the store, which every server has to be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from danlu.records import Message
+from danlu.serve.limits import Reach
+from danlu.serve.rates import Rates
+from danlu.serve.safety import Safety
+from danlu.serve.worker import Setup
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is served, how, and to whom.
+
+    Attributes:
+        setup: how answers are written.
+        waiting: answers that may wait for a row; more are refused.
+        own_process: whether the models live in a process of their own, as they do behind ``danlu serve``.
+        starters: things to try, which the page offers.
+        shots: turns of examples that stand before every dialogue.
+        runs: the folder of the runs that the page shows.
+        reach: from where the server can be reached; from this machine only if not given.
+        rates: how much a key may ask.
+        safety: the gates before and after the models; none if not given.
+    """
+
+    setup: Setup = field(default_factory=Setup)
+    waiting: int = 32
+    own_process: bool = False
+    starters: Sequence[str] = ()
+    shots: Sequence[Message] = ()
+    runs: Path | None = None
+    reach: Reach = field(default_factory=Reach)
+    rates: Rates = field(default_factory=Rates)
+    safety: Safety = field(default_factory=lambda: Safety(mode="off"))
