@@ -174,10 +174,8 @@ def test_the_arrow_up_edits_the_last_message(open_page, live):
 def test_a_chosen_answer_is_kept_with_who_wrote_it(open_page, live):
     page = open_page(TWO_MODELS)
     compare(page)
-    page.get_by_role("button", name="Right is better").click()
-    page.get_by_role("status").wait_for()
-    expect(page.locator(".side.chosen")).to_be_visible()
-    page.wait_for_timeout(100)
+    with page.expect_response("**/messages"):
+        page.get_by_role("button", name="Right is better").click()
     chosen = page.locator(".side.chosen")
     text, model = chosen.locator(".text").inner_text(), chosen.locator("footer strong").inner_text()
     answer = kept(live, page)["messages"][1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from chat_page import answered, had, kept, say
+from chat_page import had, kept, say
 from hostile import HOSTILE
 from playwright.sync_api import expect
 
@@ -102,7 +102,7 @@ def test_nothing_that_is_said_can_act(open_page, live):
         expect(page.locator(".answer")).to_have_count(len(some))
         for question, text in zip(page.locator(".prompt p").all(), some, strict=True):
             shown = question.evaluate("place => place.textContent")
-            assert shown.replace("\ufffd", "") == text.replace("\x00", "")
+            assert shown.replace("\x00", "") == text.replace("\x00", "")  # not every database can keep it
         page.mouse.move(600, 400)
         assert page.evaluate(ACTS) == {"pwned": None, "elements": [], "handlers": [], "links": [], "ids": []}
 
@@ -111,6 +111,6 @@ def test_what_grows_is_as_safe_as_what_stands(open_page, live):
     page = open_page()
     say(page, "attack")
     expect(answer(page)).to_contain_text("<img src=x onerror=alert(1)>")
-    answered(page, answer(page).inner_text())
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
     assert kept(live, page)["messages"][1]["content"].startswith("<img")
     assert page.locator("main .text img, main .text [href^=javascript]").count() == 0
