@@ -74,7 +74,7 @@ class GraphedForward(Forward):
         """Logits (R, T, V) behind every token of the first rows."""
         if len(rows) > self._most or max(map(len, rows)) > 1:
             return super().decode(storage, rows, read, needs)
-        count, blocks = _rounded(len(rows)), -(-blocks_for(max(read) + 1) // _BLOCK_STEP) * _BLOCK_STEP
+        count, blocks = _rounded(len(rows)), _rounded_blocks(blocks_for(max(read) + 1))
         graph = self._graphs.get((count, blocks)) or self._record(count, blocks)
         graph.show(self._pages, len(rows))
         idle = [0] * (count - len(rows))
@@ -100,6 +100,12 @@ class GraphedForward(Forward):
             logits = step()
         self._graphs[count, blocks] = _Graph(graph, inputs, table, logits)
         return self._graphs[count, blocks]
+
+
+def _rounded_blocks(blocks: int) -> int:
+    """Steps of eight, then of a quarter to an eighth of what there is: a few dozen sizes at most."""
+    step = max(_BLOCK_STEP, 1 << max(blocks.bit_length() - 3, 0))
+    return -(-blocks // step) * step
 
 
 def _rounded(rows: int) -> int:

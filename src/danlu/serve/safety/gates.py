@@ -101,18 +101,18 @@ class Safety:
         """Everything found in a text, as it is handled here; takes a moment, so not on the event loop."""
         return [self._handled(found) for scanner in self.scanners for found in scanner.look(text, stage)[0]]
 
-    async def scan_prompt(self, messages: Sequence[Message], origin: Origin = Origin()) -> list[Finding]:
+    async def scan_prompt(self, messages: Sequence[Message], origin: Origin = Origin(), new: int = 1) -> list[Finding]:
         """Everything found in a dialogue, whoever is said to have said it: a client may put words in any mouth.
 
-        What is found in the last message is told; in earlier ones only what blocks, because the rest was told when it
-        was new.
+        What is found in the ``new`` last messages is told; in earlier ones only what blocks, because the rest was told
+        when it was new.
         """
         found: list[Finding] = []
-        for message in messages if self.scanners else ():
+        for place, message in enumerate(messages if self.scanners else ()):
             here = await run_sync(self.look, message.content)
-            new = [finding for finding in here if finding.action == "block" or message is messages[-1]]
-            await self._note(new, "prompt", message.content, origin, origin.models[0])
-            found += new
+            told = [finding for finding in here if finding.action == "block" or place >= len(messages) - new]
+            await self._note(told, "prompt", message.content, origin, origin.models[0])
+            found += told
             if blocked(found) is not None:
                 break
         return found
@@ -123,7 +123,7 @@ class Safety:
 
     async def submit(
         self, engine: Writes, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin(),
-        through: Callable[[Answers], AsyncIterator[Piece | Finished]] = aiter,
+        through: Callable[[Answers], AsyncIterator[Piece | Finished]] = aiter, new: int = 1,
     ) -> Passage:  # fmt: skip
         """Both gates: jobs go to the engine if their prompt may, and their answers are watched.
 
@@ -133,11 +133,12 @@ class Safety:
             messages: the dialogue as the client sent it.
             origin: for the review queue.
             through: what answers go through before they are looked at.
+            new: how many of the last messages nobody has looked at yet.
 
         Raises:
             Refusal: of the engine's.
         """
-        found = await self.scan_prompt(messages, origin)
+        found = await self.scan_prompt(messages, origin, new)
         further = reports.field(found, self.categories)
         if blocked(found):
             return Passage(Answers(jobs), _unanswered(len(jobs)), further)
