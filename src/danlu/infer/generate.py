@@ -184,7 +184,7 @@ class Generator:
             The completion, as the value of ``yield from``.
 
         Raises:
-            UserError: as ``generate``, at once and not at the first piece.
+            UserError: as ``generate``, at once; a JSON schema that cannot be kept to is told at the first piece.
         """
         need = self.check(prompt, sampling)
         engine = self.engine(1, budget=_WHOLE_BUDGET, expected=need)

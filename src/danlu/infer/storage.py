@@ -50,9 +50,6 @@ class Storage(Protocol):
     def view(self, start: int, stop: int, reach: int) -> Cache:
         """A cache of some rows for a forward that reads their first ``reach`` tokens."""
 
-    def forget(self) -> None:
-        """What was published is true no longer."""
-
     def used(self) -> tuple[int, int]:
         """Tokens that have room reserved, and how many there could be."""
 
@@ -130,11 +127,6 @@ class Slots:
     def view(self, start: int, stop: int, reach: int) -> Cache:
         """Where they lie."""
         return self._cache.rows(start, stop, reach)
-
-    def forget(self) -> None:
-        """The pool is empty."""
-        if self.blocks is not None:
-            self.blocks.forget()
 
     def used(self) -> tuple[int, int]:
         """Rows times the longest."""
@@ -238,10 +230,6 @@ class Pages:
             filled = [row + [self.padding] * (widest - len(row)) for row in self._rows]
             self._table = torch.tensor(filled, device=self._device)
         return self._table
-
-    def forget(self) -> None:
-        """Nothing is known."""
-        self.blocks.forget()
 
     def used(self) -> tuple[int, int]:
         """Blocks times their size."""

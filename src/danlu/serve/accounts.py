@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from danlu.align.storage import StoreError
-from danlu.serve.bodies import Body
+from danlu.serve.bodies import PlainBody
 from danlu.serve.people import MAX_PASSWORD, SESSION_DAYS, Caller, People
 from danlu.serve.problems import Refusal, respond
 from danlu.serve.rates import Bucket, Meter, Rates
@@ -34,11 +34,13 @@ from danlu.serve.store import ServeStore
 
 _LOG = logging.getLogger("danlu.serve")
 
-__all__ = ["PUBLIC", "Accounts", "Caller", "caller_of", "current_caller", "routes"]
+__all__ = ["OPERATOR", "PUBLIC", "Accounts", "Caller", "caller_of", "current_caller", "require", "routes"]
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/api/login"})
 """Open to strangers, with the page's own files."""
 
+OPERATOR = "operator"
+"""The scope of whoever runs the place."""
 _OPERATORS = ("/api/operator", "/api/runs", "/metrics")
 _COOKIE = "danlu_session"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -51,6 +53,16 @@ def caller_of(request: Request) -> Caller:
     """Who sent this request."""
     caller: Caller = request.state.caller
     return caller
+
+
+def require(caller: Caller, scope: str) -> None:
+    """Refuse whoever may not do something.
+
+    Raises:
+        Refusal: 403.
+    """
+    if scope not in caller.scopes:
+        raise Refusal(403, f"this needs the scope '{scope}', which your key does not have", "insufficient_scope")
 
 
 def current_caller() -> Caller:
@@ -103,9 +115,8 @@ class Accounts:
         if path in self._public:
             return _NOBODY
         caller = await self._known(request)
-        scope = "operator" if any(path == place or path.startswith(f"{place}/") for place in _OPERATORS) else "chat"
-        if scope not in caller.scopes:
-            raise Refusal(403, f"this needs the scope '{scope}', which your key does not have", "insufficient_scope")
+        scope = OPERATOR if any(path == place or path.startswith(f"{place}/") for place in _OPERATORS) else "chat"
+        require(caller, scope)
         return caller
 
     async def _known(self, request: Request) -> Caller:
@@ -148,7 +159,7 @@ def _check_header(request: Request, cookie: str) -> None:
         raise Refusal(403, "the header x-csrf-token is missing or wrong; load the page again", "csrf")
 
 
-class LoginRequest(Body):
+class LoginRequest(PlainBody):
     """POST /api/login: a user with a password, or a key."""
 
     user: Annotated[str, Field(max_length=64)] = ""

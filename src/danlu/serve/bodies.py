@@ -1,8 +1,8 @@
-"""What every JSON body of our own ``/api`` has in common.
+"""What every JSON body has in common.
 
 In:  JSON of clients that may be anybody's.
-Out: ``Body``: exact types, unknown fields ignored, nothing that is not text.
-Left out: the fields themselves; bodies in OpenAI's form (``wire``).
+Out: ``Body``: exact types, unknown fields ignored; ``PlainBody``, in which besides nothing is no text.
+Left out: the fields themselves (``wire`` for OpenAI's form, each route's own module for ours).
 """
 
 from __future__ import annotations
@@ -13,17 +13,27 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 
+def is_text(value: str) -> str:
+    """JSON can spell half a surrogate pair; no tokenizer and no database can store it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
+    return value
+
+
 class Body(BaseModel):
-    """Base of request bodies."""
+    """A JSON object of a request; nothing is converted, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class PlainBody(Body):
+    """A body all of whose fields are checked for text, for our own ``/api``."""
 
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        """JSON can spell half a surrogate pair, and Python reads NaN; no database can store either."""
-        try:
-            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
+        """Python reads NaN, too, which no database can store."""
+        is_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
         return value

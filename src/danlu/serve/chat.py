@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from anyio.to_thread import run_sync
 from starlette.responses import JSONResponse, Response
@@ -22,6 +22,7 @@ from danlu.serve.desk import Desk
 from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.models import Models
 from danlu.serve.replies import Reply
+from danlu.serve.safety import Passage
 from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
 from danlu.serve.wire_chat import ChatRequest
 from danlu.streams import stream_seed
@@ -36,7 +37,7 @@ async def complete(models: Models, desk: Desk, asked: ChatRequest, receive: Rece
         models: what is served.
         desk: takes what is to be written.
         asked: the request.
-        request: tells who asks, and of the client's leaving.
+        receive: tells of the client's leaving.
 
     Raises:
         Refusal: unknown model, too long, a schema that cannot be kept to, queue full.
@@ -53,16 +54,31 @@ async def complete(models: Models, desk: Desk, asked: ChatRequest, receive: Rece
         grammar = await run_sync(formats.compile_grammar, schema, param)
         job = replace(job, sampling=replace(job.sampling, grammar=grammar))
     jobs = [replace(job, seed=seed) for seed in seeds_of(job.seed, asked.n or 1)]
-    answers, events, further = await desk.write(jobs, said, repair=asked.repairs())
-    reply = Reply(served.name, served.hash, {**asked.left_out(turns), **further})
-    telling = Telling(asked, served.tokenizer, reply)
-    if asked.stream:
+    passage = await desk.write(jobs, said, repair=asked.repairs())
+    reply = Reply(served.name, served.hash, {**asked.left_out(said, turns), **passage.further})
+    return await told(Telling(asked, served.tokenizer, reply), passage, bool(asked.stream), receive)
+
+
+class Tells(Protocol):
+    """Puts answers into a form: piece by piece, or whole."""
+
+    def chunks(self, jobs: Sequence[Job], events: AsyncIterator[Piece | Finished]) -> AsyncIterator[Any]:
+        """Events of a stream."""
+
+    def whole(self, jobs: Sequence[Job], finished: Sequence[Finished]) -> dict[str, Any]:
+        """One object."""
+
+
+async def told(telling: Tells, passage: Passage, stream: bool, receive: Receive) -> Response:
+    """Answers under way as a response, which ends them if the client leaves."""
+    answers, events, _ = passage
+    if stream:
         return EventStream(answers, telling.chunks(answers.jobs, events))
     async with cancelled_when_gone(receive, answers):
         finished = [event async for event in events if isinstance(event, Finished)]
-    if len(finished) < len(jobs):
+    if len(finished) < len(answers.jobs):
         return Response(status_code=499)  # the client left: nobody reads this
-    return JSONResponse(telling.whole(jobs, finished))
+    return JSONResponse(telling.whole(answers.jobs, finished))
 
 
 def seeds_of(first: int, n: int) -> list[int]:
@@ -94,7 +110,7 @@ class Telling:
         self._asked, self._tokenizer, self._reply = asked, tokenizer, reply
         self._names = [tool["function"]["name"] for tool in asked.offered()]
 
-    def whole(self, jobs: list[Job], finished: list[Finished]) -> dict[str, Any]:
+    def whole(self, jobs: Sequence[Job], finished: Sequence[Finished]) -> dict[str, Any]:
         """All answers, in order."""
         in_order = sorted(finished, key=lambda event: event.index)
         return self._reply.whole([self._choice(event) for event in in_order], usage_of(jobs, finished))
@@ -110,7 +126,7 @@ class Telling:
             **replies.ending(said, called=bool(calls)),
         }
 
-    async def chunks(self, jobs: tuple[Job, ...], events: AsyncIterator[Piece | Finished]) -> AsyncIterator[Any]:
+    async def chunks(self, jobs: Sequence[Job], events: AsyncIterator[Piece | Finished]) -> AsyncIterator[Any]:
         """The role first, then text and calls, then why it ended; the last chunk has numbers if they were asked for."""
         nothing: dict[str, Any] = {"usage": None} if self._asked.counts else {}
         streams = [_Stream(self._parser(), index) for index in range(len(jobs))]

@@ -21,14 +21,14 @@ from starlette.types import Receive
 from danlu.infer import Token
 from danlu.records import Message
 from danlu.serve import replies
-from danlu.serve.chat import seeds_of, tokens_of, usage_of
+from danlu.serve.chat import seeds_of, tokens_of, told, usage_of
 from danlu.serve.desk import Desk
 from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.reading import Reader, encode_prompts
 from danlu.serve.replies import Reply
-from danlu.serve.sse import DONE, EventStream, cancelled_when_gone
+from danlu.serve.sse import DONE
 from danlu.serve.wire_text import CompletionRequest
 
 _UNKNOWN = float("nan")
@@ -57,14 +57,8 @@ async def complete(
     if not jobs:
         return JSONResponse(telling.unanswered(sum(map(len, prompts))))
     texts = [Message("user", served.tokenizer.decode(prompt)) for prompt in prompts]
-    answers, events, _ = await desk.write(jobs, texts, new=len(texts))
-    if asked.stream:
-        return EventStream(answers, telling.chunks(jobs, events))
-    async with cancelled_when_gone(receive, answers):
-        finished = [event async for event in events if isinstance(event, Finished)]
-    if len(finished) < len(jobs):
-        return Response(status_code=499)  # the client left: nobody reads this
-    return JSONResponse(telling.whole(jobs, finished))
+    passage = await desk.write(jobs, texts, new=len(texts))
+    return await told(telling, passage, bool(asked.stream), receive)
 
 
 def _jobs(most: int, served: Served, asked: CompletionRequest, prompts: Sequence[list[int]]) -> list[Job]:

@@ -19,7 +19,7 @@ from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
 from danlu.records import Message
 from danlu.serve.accounts import caller_of
-from danlu.serve.bodies import Body
+from danlu.serve.bodies import PlainBody
 from danlu.serve.dialogues import Generation, title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
@@ -30,14 +30,14 @@ from danlu.serve.wire import CompareRequest
 _Words = Annotated[str, Field(max_length=1_000_000)]
 
 
-class NewConversation(Body):
+class NewConversation(PlainBody):
     """POST /api/conversations, and PATCH of one: what is left out stays."""
 
     title: Annotated[str, Field(max_length=200)] | None = None
     system: _Words | None = None
 
 
-class NewMessage(Body):
+class NewMessage(PlainBody):
     """POST /api/conversations/{id}/messages: a message that was written elsewhere, such as the answer voted for."""
 
     parent: Annotated[str, Field(max_length=32)] | None = None

@@ -114,7 +114,11 @@ class Feedback:
         self, contest: _Contest, events: AsyncIterator[Piece | Finished]
     ) -> AsyncIterator[dict[str, Any]]:
         conversation = contest.asked.conversation or ""
-        yield {"type": "start", "conversation": conversation, **contest.asked.left_out(contest.turns)}
+        yield {
+            "type": "start",
+            "conversation": conversation,
+            **contest.asked.left_out(contest.asked.turns(), contest.turns),
+        }
         finished: dict[int, Completion] = {}
         async for event in events:
             mark = contest.marks[event.index]

@@ -14,14 +14,14 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from danlu.serve.accounts import caller_of
-from danlu.serve.bodies import Body
+from danlu.serve.bodies import PlainBody
 from danlu.serve.people import NAME
 from danlu.serve.store import ServeStore
 
 _Limit = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
 
-class NewKey(Body):
+class NewKey(PlainBody):
     """POST /api/operator/keys; a limit of 0 is none, of null the server's own."""
 
     owner: Annotated[str, Field(pattern=f"^{NAME}$")]

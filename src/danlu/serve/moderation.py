@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from danlu.align.labelled import SAFE
+from danlu.serve.accounts import OPERATOR, caller_of, require
 from danlu.serve.problems import Refusal
 from danlu.serve.reviews import ModerationStore, labelled_examples
 from danlu.serve.safety import Safety, reports
@@ -102,7 +103,6 @@ def _operator(request: Request) -> str:
     Raises:
         Refusal: somebody who may only chat.
     """
-    caller = request.state.caller  # set for every request by the middleware of accounts; without it nobody gets in
-    if "operator" not in caller.scopes:
-        raise Refusal(403, "this needs a key with the scope 'operator'", "forbidden")
-    return str(caller.owner)
+    caller = caller_of(request)
+    require(caller, OPERATOR)
+    return caller.owner

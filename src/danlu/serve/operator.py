@@ -21,12 +21,10 @@ from danlu.align.ballots import Ballot
 from danlu.align.preferences import PreferenceStore
 from danlu.align.ratings import ENOUGH, Table, left_share, rate
 from danlu.records import Preference
-from danlu.serve.accounts import caller_of
+from danlu.serve.accounts import OPERATOR, caller_of, require
 from danlu.serve.models import Models
-from danlu.serve.problems import Refusal
 from danlu.serve.runs import Runs
 
-SCOPE = "operator"
 _UTF8 = "\ufeff"  # a spreadsheet takes text without this mark for whatever its system spoke thirty years ago
 
 _Limit = Annotated[int, Query(ge=1, le=200)]
@@ -75,8 +73,7 @@ def routes(models: Models, store: PreferenceStore, runs: Runs) -> APIRouter:
 
 
 def _operators_only(request: Request) -> None:
-    if SCOPE not in caller_of(request).scopes:
-        raise Refusal(403, f"this key may not do that; it needs the scope '{SCOPE}'", "scope_missing")
+    require(caller_of(request), OPERATOR)
 
 
 def _vote(ballot: Ballot, models: Models) -> dict[str, Any]:

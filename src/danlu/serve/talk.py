@@ -104,8 +104,7 @@ class Talk:
         except BaseException:
             answers.cancel()
             raise
-        left_out = {"left_out": len(turns) - len(fitting)} if asked.may_leave_out() else {}
-        reply = _Reply(owner, conversation, user, served, job, written, left_out)
+        reply = _Reply(owner, conversation, user, served, job, written, asked.left_out(turns, fitting))
         events: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
         task = asyncio.create_task(self._write(reply, events))
         self._writing.add(task)

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from danlu.serve.wire import Asking, Body, ModelName, Text
+from danlu.serve.bodies import Body
+from danlu.serve.wire import Asking, ModelName, Rater, Text
 
 MAX_ANSWERS = 6  # more than a person can hold in mind at once; InstructGPT's labellers had 4 to 9
 MAX_REASON_CHARS = 2000
 
-_Rater = Annotated[Text, Field(max_length=64)]
 _Rank = Annotated[int, Field(ge=0, lt=MAX_ANSWERS)]
 
 
@@ -26,7 +26,7 @@ class RankRequest(Asking):
     models: Annotated[list[ModelName], Field(min_length=1, max_length=MAX_ANSWERS)]
     answers: Annotated[int, Field(ge=2, le=MAX_ANSWERS)] = 4
     conversation: Annotated[Text, Field(max_length=32)] | None = None
-    rater: _Rater = ""
+    rater: Rater = ""
 
     @model_validator(mode="after")
     def _all_answer(self) -> RankRequest:
@@ -51,7 +51,7 @@ class VoteRequest(Body):
     ranks: Annotated[list[_Rank], Field(max_length=MAX_ANSWERS)] | None = None
     thumb: Literal["up", "down"] | None = None
     reason: Annotated[Text, Field(max_length=MAX_REASON_CHARS)] = ""
-    rater: _Rater = ""
+    rater: Rater = ""
 
     @model_validator(mode="after")
     def _one_way(self) -> VoteRequest:

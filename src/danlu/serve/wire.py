@@ -16,9 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     WithJsonSchema,
@@ -28,6 +26,7 @@ from pydantic import (
 from danlu.infer import Sampling
 from danlu.infer import left_out as count_left_out
 from danlu.records import Message, check_messages
+from danlu.serve.bodies import Body, is_text
 from danlu.tokens import tools
 
 MAX_MESSAGES = 256
@@ -38,15 +37,6 @@ MAX_BIASES = 300  # as OpenAI's server, like the next
 MAX_TOP = 20
 MAX_SEED = 2**53 - 1  # what a browser can hold exactly
 _DRAWN_SEED = 2**31  # short enough to be read out
-
-
-def is_text(value: str) -> str:
-    """JSON can spell half a surrogate pair; no tokenizer and no database can store it."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from None
-    return value
 
 
 def _as_list(stop: Any) -> Any:
@@ -84,13 +74,7 @@ _Content = Annotated[
 ]
 _Id = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no numbers as keys
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-_Rater = Annotated[Text, Field(max_length=64)]
-
-
-class Body(BaseModel):
-    """A JSON object of a request; nothing is converted, unknown fields are ignored."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+Rater = Annotated[Text, Field(max_length=64)]
 
 
 class CalledFunction(Body):
@@ -141,7 +125,7 @@ class Drawing(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    stop: _Stops = []
+    stop: _Stops = Field(default=[])
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -210,9 +194,9 @@ class Asking(Drawing):
         """Whether the oldest turns may be left out; if not, a dialogue that is too long is refused."""
         return self.truncation == "auto"
 
-    def left_out(self, turns: Sequence[Message]) -> dict[str, int]:
-        """What the client is told if only ``turns`` are answered: how many others are not, if it allowed for that."""
-        return {"left_out": count_left_out(self.turns(), turns)} if self.may_leave_out() else {}
+    def left_out(self, said: Sequence[Message], kept: Sequence[Message]) -> dict[str, int]:
+        """What the client is told if only ``kept`` is answered: how many others are not, if it allowed for that."""
+        return {"left_out": count_left_out(said, kept)} if self.may_leave_out() else {}
 
 
 class CompareRequest(Asking):
@@ -220,7 +204,7 @@ class CompareRequest(Asking):
 
     models: Annotated[list[ModelName], Field(min_length=1, max_length=2)]
     conversation: Annotated[Text, Field(max_length=32)] | None = None
-    rater: _Rater = ""
+    rater: Rater = ""
 
 
 def refuse_unsupported(data: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from danlu.infer import Sampling
 from danlu.serve import formats
-from danlu.serve.wire import MAX_CHOICES, MAX_TOP, Asking, Body, ModelName, Text, refuse_unsupported
+from danlu.serve.bodies import Body
+from danlu.serve.wire import MAX_CHOICES, MAX_TOP, Asking, ModelName, Text, refuse_unsupported
 
 MAX_TOOLS = 128
 

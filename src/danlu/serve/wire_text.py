@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from danlu.infer import Sampling
-from danlu.serve.wire import MAX_CHOICES, Body, Drawing, ModelName, Text, Turns, is_text, refuse_unsupported
+from danlu.serve.bodies import Body, is_text
+from danlu.serve.wire import MAX_CHOICES, Drawing, ModelName, Text, Turns, refuse_unsupported
 from danlu.serve.wire_chat import StreamOptions
 
 MAX_PROMPTS = 128

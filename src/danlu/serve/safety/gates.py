@@ -15,7 +15,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from anyio.to_thread import run_sync
 
@@ -25,6 +25,7 @@ from danlu.evals.hazards import Category, Stage, read_rules
 from danlu.records import Message
 from danlu.serve.engine import Answers
 from danlu.serve.jobs import Finished, Job, Piece
+from danlu.serve.rates import Writes
 from danlu.serve.reviews import ModerationEvent
 from danlu.serve.safety import reports
 from danlu.serve.safety.holding import Held, filtered
@@ -47,13 +48,6 @@ class Origin:
     owner: str = ""
     conversation: str = ""
     models: tuple[str, ...] = ("",)
-
-
-class Writes(Protocol):
-    """What the gates need of an engine."""
-
-    def submit(self, jobs: Sequence[Job]) -> Answers:
-        """Begin to write answers."""
 
 
 class Passage(NamedTuple):
