@@ -33,7 +33,7 @@ test: $(STAMP)  ## everything but GPU tests
 	$(BIN)/ruff check src tests bench hatch_build.py
 	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 bench: $(STAMP)  ## the claims: three seeds of recipe tang (about 40 minutes), then the three shapes in equal time
 	$(BIN)/python bench/tang.py

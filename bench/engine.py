@@ -15,7 +15,9 @@ names an interpreter that has llama-cpp-python.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+with contextlib.suppress(ImportError):  # the interpreter that has llama-cpp-python may have nothing else
+    import torch
 
 NEW, PROMPT, STREAMS = 128, 64, (1, 8, 16)
 Speeds = tuple[float, float]  # tokens a second of decoding, seconds to the first token
@@ -35,8 +38,12 @@ def ours(generator: Any) -> Callable[[int], Speeds]:
     """Our engine, as the server runs it."""
     from danlu.infer import Request, Sampling
 
+    engines: dict[int, Any] = {}
+
     def measure(streams: int) -> Speeds:
-        engine = generator.engine(streams, budget=PROMPT * streams + streams, expected=PROMPT + NEW)
+        if streams not in engines:
+            engines[streams] = generator.engine(streams, budget=PROMPT * streams + streams, expected=PROMPT + NEW)
+        engine = engines[streams]
         started = time.perf_counter()
         for prompt in prompts(streams, generator.tokenizer.vocab_size):
             engine.add(Request(prompt, Sampling(temperature=0.0, max_new_tokens=NEW), 0))
@@ -51,8 +58,8 @@ def ours(generator: Any) -> Callable[[int], Speeds]:
 
 def prompts(streams: int, vocab_size: int) -> list[tuple[int, ...]]:
     """Different prompts, so that nobody reads one for all."""
-    numbers = torch.randint(1000, vocab_size - 1000, (streams, PROMPT), generator=torch.Generator().manual_seed(0))
-    return [tuple(row) for row in numbers.tolist()]
+    rng = random.Random(0)
+    return [tuple(rng.randrange(1000, vocab_size - 1000) for _ in range(PROMPT)) for _ in range(streams)]
 
 
 def speeds(streams: int, first: float, whole: float) -> Speeds:
@@ -214,7 +221,7 @@ def claims(
     return rows
 
 
-def prepared(folder: Path, random: bool) -> tuple[Any, Path]:
+def prepared(folder: Path, drawn: bool) -> tuple[Any, Path]:
     """Our generator, and a directory that transformers and danlu read."""
     import dataclasses
 
@@ -228,7 +235,7 @@ def prepared(folder: Path, random: bool) -> tuple[Any, Path]:
     from danlu.tokens.tokenizer import Tokenizer
 
     place = choose()
-    if random:
+    if drawn:
         tokenizer = Tokenizer.load(folder)
         shape = dataclasses.replace(preset("smollm2-135m"), vocab_size=tokenizer.vocab_size)
         torch.manual_seed(0)
@@ -250,7 +257,7 @@ def main() -> None:
     parser.add_argument("--random", type=Path, metavar="DIR", help="drawn weights, with the tokenizer in DIR")
     parser.add_argument("--roof", type=float, help="bytes a second that the memory gives")
     parser.add_argument("--llama", help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     if asked.llama:
         llama(asked.llama, asked.threads)

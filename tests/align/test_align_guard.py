@@ -60,7 +60,7 @@ def stage(tmp_path: Path, make_model: Callable[..., Decoder], tokenizer: Tokeniz
 
 
 def test_planted_harm_is_learnt_and_beats_the_baselines(stage: Callable[..., Stage]) -> None:
-    made = stage(planted(600), steps=90)
+    made = stage(planted(500), steps=70)
     figures = guard(made)
     assert figures["beats_baselines"]
     assert figures["accuracy"] > max(figures["baselines"].values()) + 0.2

@@ -231,7 +231,9 @@ def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
 
 def test_a_part_that_the_server_lacks_says_so(open_page):
     page = open_page()
-    page.route("**/api/operator/*", lambda route: route.continue_(url=f"{route.request.url}-that-is-not-there"))
+    page.route(
+        "**/api/operator/**", lambda route: route.continue_(url=route.request.url.replace("/operator/", "/nowhere/"))
+    )
     go(page, "operator")
     expect(page.get_by_text("Not available")).to_have_count(4)
 

@@ -209,15 +209,6 @@ def test_a_phone_never_scrolls_sideways(open_page):
         assert place["x"] + place["width"] <= 360
 
 
-def test_light_and_dark_follow_the_system(open_page):
-    def brightness(scheme: str) -> int:
-        page = open_page(color_scheme=scheme)
-        return sum(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"))
-
-    assert brightness("light") > 600
-    assert brightness("dark") < 120
-
-
 def test_everything_to_press_or_fill_has_a_name(open_page):
     page = open_page(TWO_MODELS)
     compare(page)

@@ -119,6 +119,23 @@ def test_a_message_that_was_written_elsewhere_is_put_into_the_tree(http):
     assert http.post(place, json={"parent": None, "role": "system", "content": "x"}).status_code == 400
 
 
+def test_how_an_answer_was_written_is_kept_with_one_that_was_written_elsewhere(http):
+    conversation = http.post("/api/conversations", json={}).json()["id"]
+    place = f"/api/conversations/{conversation}/messages"
+    user = http.post(place, json={"parent": None, "role": "user", "content": "greet"}).json()["id"]
+    told = {
+        "model": "other", "model_hash": "ab12", "finish_reason": "length", "sampling": {"temperature": 0.5}, "seed": 7,
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}, "seconds": 1.5,
+    }  # fmt: skip
+    answer = {"parent": user, "role": "assistant", "content": "there"}
+    assert http.post(place, json=answer | told).status_code == 201
+    question, kept = read(http, conversation)["messages"]
+    assert {name: kept[name] for name in told} == told
+    assert "model" not in question
+    assert http.post(place, json=answer | told | {"seed": -1}).status_code == 400
+    assert http.post(place, json=answer | told | {"seconds": -1.0}).status_code == 400
+
+
 def test_an_answer_is_kept_when_its_reader_left(http):
     events = stream(http, content="count", max_tokens=3000)
     conversation = next(events)["conversation"]

@@ -145,8 +145,8 @@ def test_all_of_a_request_is_queued_or_nothing(engine, job):
 
 def test_few_prompts_that_are_very_long_fill_the_queue_too(engine, job):
     async def overfill() -> None:
-        huge = replace(job, prompt=job.prompt * 40_000)
-        first = engine.submit([huge])
+        long, huge = replace(job, sampling=LONG), replace(job, prompt=job.prompt * 60_000)
+        first = engine.submit([long, long, huge])
         with pytest.raises(Refusal, match="full"):
             engine.submit([job])
         first.cancel()
@@ -202,6 +202,12 @@ def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distan
         with pytest.raises(Refusal, match="has died"):
             async for _ in answers:
                 pass
+        with pytest.raises(Refusal, match="started again"):  # nothing is taken for a worker that is not there
+            distant.submit([job])
+        deadline = time.monotonic() + 60
+        while distant._out_of_order:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
         assert await finish(distant, job) == ["Hello, 你好。"]
 
     asyncio.run(killed())

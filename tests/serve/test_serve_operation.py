@@ -136,10 +136,10 @@ def start(model_dirs, tmp_path):
 
 
 def test_sigterm_lets_people_finish_and_tells_the_others(start):
-    server = start(grace=4.0)
+    server = start(grace=2.0)
     client = httpx.Client(timeout=60)
     with (
-        client.stream("POST", f"{server.url}/v1/chat/completions", json=COUNT) as long,
+        client.stream("POST", f"{server.url}/v1/chat/completions", json=COUNT | {"n": 8}) as long,
         client.stream("POST", f"{server.url}/v1/chat/completions", json=COUNT | {"max_tokens": 60}) as short,
     ):
         lines, others = long.iter_lines(), short.iter_lines()

@@ -38,7 +38,7 @@ export function Conversation() {
   }, [talk.value, asking]);
   return (
     <main ref={place} tabIndex={-1}>
-      <div ref={inner} class="column" role="log" aria-live="off" aria-label={t("conversation")} aria-busy={asking}>
+      <div ref={inner} class="column talk" role="log" aria-live="off" aria-label={t("conversation")} aria-busy={asking}>
         {way.length === 0 && !opening.value && <Welcome />}
         <Turns way={way} />
       </div>

@@ -10,16 +10,19 @@ type Formula = typeof import("./formula");
 let code: Code | null = null;
 let formula: Formula | null = null;
 
+// Code that still grows is coloured anew with every frame: more than this would cost the frame.
+const LONGEST_GROWING = 5_000;
+
 /**
  * Dress a block. At once where the libraries are there already, so that a block that grows does not flicker.
  *
  * Safe to call again, and on a block whose HTML was replaced while a library was on its way: what is dressed is marked.
  */
-export function dress(block: HTMLElement): void {
+export function dress(block: HTMLElement, growing: boolean): void {
   for (const pre of block.querySelectorAll<HTMLElement>("pre")) frame(pre);
   if (block.querySelector("pre > code:not(.hljs)")) {
-    if (code) paint(block, code);
-    else void import("./code").then((loaded) => paint(block, (code = loaded)), unloaded);
+    if (code) paint(block, code, growing);
+    else void import("./code").then((loaded) => paint(block, (code = loaded), growing), unloaded);
   }
   if (block.querySelector(".formula:not(.drawn)")) {
     if (formula) draw(block, formula);
@@ -27,8 +30,9 @@ export function dress(block: HTMLElement): void {
   }
 }
 
-function paint(block: HTMLElement, { highlight }: Code): void {
+function paint(block: HTMLElement, { highlight }: Code, growing: boolean): void {
   for (const place of block.querySelectorAll<HTMLElement>("pre > code:not(.hljs)")) {
+    if (growing && place.textContent!.length > LONGEST_GROWING) continue;
     place.classList.add("hljs");
     const html = highlight(place.textContent!, language(place));
     if (html !== null) place.innerHTML = clean(html);

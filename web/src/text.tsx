@@ -24,20 +24,20 @@ export function Text({ draft }: { draft: Draft }) {
       {settled.map((source, index) => (
         <Block key={index} source={source} />
       ))}
-      {open.trim() && <Block key="open" source={open} />}
+      {open.trim() && <Block key="open" source={open} growing={progress === "writing"} />}
       {progress === "writing" && !draft.text.value && <p class="note">{t("thinking")}</p>}
       {note && <p class="note">{t(note)}</p>}
     </div>
   );
 }
 
-const Block = memo(function Block({ source }: { source: string }) {
+const Block = memo(function Block({ source, growing = false }: { source: string; growing?: boolean }) {
   const place = useRef<HTMLDivElement>(null);
   // Before the next paint, so that nobody sees it undressed.
   useLayoutEffect(() => {
     place.current!.innerHTML = render(source);
-    dress(place.current!);
-  }, [source]);
+    dress(place.current!, growing);
+  }, [source, growing]);
   useLayoutEffect(() => label(place.current!), [language.value]);
   return <div class="block" ref={place} />;
 });

@@ -63,12 +63,13 @@ function Data() {
     if (!file) return;
     try {
       const n = await upload(file);
+      await refresh();
       done.value = n === null ? t("noImport") : t("imported", { n });
     } catch (error) {
       tell(error);
+      await refresh(); // what came in before it broke off is there
     }
     input.value = ""; // so that the same file can be chosen again
-    await refresh();
   };
   return (
     <div class="wide data">

@@ -26,8 +26,8 @@ from danlu.evals import linear, plain
 from danlu.recipe import Settings
 
 BUNDLED = Path(__file__).with_name("hazards.yaml")
-Action = Literal["block", "warn", "review", "off"]
-STAGES = ("prompt", "answer")
+Action = Literal["block", "warn", "review"]
+Stage = Literal["prompt", "answer"]
 _GAP = r"[^.!?。！？\n]"  # a sentence ends the neighbourhood
 _MAX_WIDTH = 400
 
@@ -37,7 +37,7 @@ class Category(Settings):
 
     name: str
     """In words."""
-    action: Action
+    action: Action | Literal["off"]
     """What is done about it, unless a rule says otherwise."""
     openai: tuple[str, ...] = ()
     """The names that OpenAI's moderation has for it."""
@@ -62,7 +62,7 @@ class Rule(Settings):
     """Arithmetic that a number has to stand up to."""
     stage: Literal["prompt", "answer", "both"] = "both"
     """What it is looked for in."""
-    action: Action | None = None
+    action: Action | Literal["off"] | None = None
     """Instead of the category's."""
 
     @model_validator(mode="after")
@@ -126,11 +126,11 @@ class Rules:
 
     def __init__(self, said: RulesFile) -> None:
         self.categories = dict(said.categories)
-        compiled = [_compile(rule, rule.action or said.categories[rule.category].action) for rule in said.rules]
-        self._rules = [one for one in compiled if one.action != "off"]
+        acts = [(rule, rule.action or said.categories[rule.category].action) for rule in said.rules]
+        self._rules = [_compile(rule, action) for rule, action in acts if action != "off"]
         self.width = max((one.width for one in self._rules), default=0)
 
-    def scan(self, text: str, stage: str) -> list[Match]:
+    def scan(self, text: str, stage: Stage) -> list[Match]:
         """Every rule that ``text`` meets, each once, at its first place.
 
         Args:
@@ -139,7 +139,7 @@ class Rules:
         """
         return self.scan_views(plain.views(text), stage)
 
-    def scan_views(self, views: Sequence[plain.View], stage: str, after: int = 0) -> list[Match]:
+    def scan_views(self, views: Sequence[plain.View], stage: Stage, after: int = 0) -> list[Match]:
         """``scan`` for views that are at hand; only matches that end after place ``after`` of the text count."""
         found = []
         for one in self._rules:

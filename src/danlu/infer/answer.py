@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from danlu.infer.detokenize import Detokenizer
 from danlu.infer.grammar import Grammar
@@ -91,6 +92,7 @@ class Answer:
         penalties: of this answer, if it asks for any.
         grammar: what it has to keep to, if anything.
         cancelled: nobody waits for it any more.
+        opening: logits (1, V) of the first token, for others who ask the same.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, stop_ids: Sequence[int], device: torch.device) -> None:
@@ -98,6 +100,7 @@ class Answer:
         self.request, self.tokens, self.finish_reason, self.cancelled = request, list[int](), "", False
         self.read = self.cached = 0
         self.drafts: list[int] = []
+        self.opening: Tensor | None = None
         self.penalties = (
             Penalties([sampling], [request.prompt], tokenizer, tokenizer.vocab_size, device)
             if Penalties.wanted([sampling])

@@ -237,20 +237,36 @@ class Engine:
     def _admit(self) -> None:
         """Give rows to those who wait, in order, while there is room for all that each may need."""
         left: list[Answer] = []
+        openings: list[Tensor] = []
         while self._waiting and len(self._rows) < self._max_rows and self._storage.fits(self._waiting[0].need):
             answer = self._waiting.popleft()
             twin = self._twin(answer.request)
-            if twin is not None and self._rows[twin].read < len(answer.request.prompt) - 1:
+            if twin is not None and self._rows[twin].read < len(answer.request.prompt):
                 left.append(answer)  # the same prompt is being read: it will be copied when that is done
                 continue
-            self._rows.append(answer)
-            answer.read = self._storage.open(answer.need, answer.request.prompt, answer.request.salt)
-            shared = len(answer.request.prompt) - 1
-            if twin is not None and answer.read < shared:
-                self._storage.share(twin, len(self._rows) - 1, shared)
-                answer.read = shared
-            answer.cached = answer.read
+            nobody_reads = self._n == len(self._rows)
+            self._open(answer, twin)
+            if answer.read == len(answer.request.prompt) and nobody_reads:
+                assert twin is not None
+                answer.opening = self._rows[twin].opening
+                assert answer.opening is not None
+                openings.append(answer.opening)
+                self._n += 1
+            elif answer.read == len(answer.request.prompt):
+                answer.read -= 1  # its row stands behind some that are being read: the last token is read again
+        if openings:
+            self._append(torch.stack(openings))
         self._waiting.extendleft(reversed(left))
+
+    def _open(self, answer: Answer, twin: int | None) -> None:
+        """A last row, with what is there already of its prompt: all of it, if a twin has read it."""
+        prompt = answer.request.prompt
+        self._rows.append(answer)
+        answer.read = self._storage.open(answer.need, prompt, answer.request.salt)
+        if twin is not None:
+            self._storage.share(twin, len(self._rows) - 1, len(prompt))
+            answer.read = len(prompt)
+        answer.cached = min(answer.read, len(prompt) - 1)
 
     def _twin(self, request: Request) -> int | None:
         """A row with the same prompt, the furthest read."""
@@ -310,10 +326,15 @@ class Engine:
         logits = self._forward.logits(states[torch.tensor(whole, device=states.device), ends])[:, None]
         for place in whole:
             self._storage.publish(self._n + place, group[place].request.prompt, group[place].request.salt)
+            group[place].opening = logits[place]
+        self._append(logits)
+        self._n += len(whole)
+
+    def _append(self, logits: Tensor) -> None:
+        """Logits (R, 1, V) of rows that are answered from now on."""
         if self._logits is not None:
             logits = torch.cat([self._logits, F.pad(logits, (0, 0, 0, self._logits.shape[1] - 1))])
         self._logits, self._options = logits, None
-        self._n += len(whole)
 
 
 def follow(engine: Engine, request: Request) -> Generator[tuple[str, Token], None, Completion]:

@@ -135,6 +135,10 @@ class Generator:
                 told(len(done))
         return [found[i] for i in range(len(prompts))]
 
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V) in fp32, as answers are drawn from them."""
+        return Forward(self.model, self.output_weight, self._head).logits(states)
+
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """One vector of length 1 per prompt, (N, D) (see ``read``)."""
         return read.embed(self, prompts)

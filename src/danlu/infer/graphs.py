@@ -25,15 +25,31 @@ _MOST_ROWS = 64  # more are busy enough to hide what launching costs
 _BLOCK_STEP = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Graph:
-    """A recorded step and the tensors that it reads and writes."""
+    """A recorded step and the tensors that it reads and writes.
+
+    Attributes:
+        inputs: (2, R) tokens and positions.
+        table: (R, n) blocks.
+        logits: (R, 1, V).
+        shown: the pages' table that ``table`` was copied from, and how many of its rows.
+    """
 
     graph: torch.cuda.CUDAGraph
-    tokens: Tensor
-    positions: Tensor
+    inputs: Tensor
     table: Tensor
     logits: Tensor
+    shown: tuple[Tensor | None, int] = (None, 0)
+
+    def show(self, pages: Pages, rows: int) -> None:
+        """Take over the blocks of the first rows; they change only when rows come and go."""
+        table = pages.table()
+        if self.shown[0] is not table or self.shown[1] != rows:
+            part = table[:rows, : self.table.shape[1]]
+            self.table.fill_(pages.padding)
+            self.table[:rows, : part.shape[1]] = part
+            self.shown = table, rows
 
 
 class GraphedForward(Forward):
@@ -58,26 +74,21 @@ class GraphedForward(Forward):
         """Logits (R, T, V) behind every token of the first rows."""
         if len(rows) > self._most or max(map(len, rows)) > 1:
             return super().decode(storage, rows, read, needs)
-        count, blocks = _rounded(len(rows)), -(-blocks_for(max(read) + 1) // _BLOCK_STEP) * _BLOCK_STEP
+        count, blocks = _rounded(len(rows)), _rounded_blocks(blocks_for(max(read) + 1))
         graph = self._graphs.get((count, blocks)) or self._record(count, blocks)
-        table = self._pages.table()[: len(rows), :blocks]
-        graph.table.fill_(self._pages.padding)
-        graph.table[: len(rows), : table.shape[1]] = table
-        inputs = torch.zeros(2, count, 1, dtype=torch.int64)
-        inputs[0, : len(rows)], inputs[1, : len(rows), 0] = torch.tensor(rows), torch.tensor(read)
-        graph.tokens.copy_(inputs[0])
-        graph.positions.copy_(inputs[1])
+        graph.show(self._pages, len(rows))
+        idle = [0] * (count - len(rows))
+        graph.inputs.copy_(torch.tensor([[row[0] for row in rows] + idle, [*read, *idle]]))
         graph.graph.replay()
         return graph.logits[: len(rows)]
 
     def _record(self, count: int, blocks: int) -> _Graph:
-        tokens = torch.zeros(count, 1, dtype=torch.int64, device=self.device)
-        positions = torch.zeros_like(tokens)
+        inputs = torch.zeros(2, count, dtype=torch.int64, device=self.device)
         table = torch.full((count, blocks), self._pages.padding, device=self.device)
 
         def step() -> Tensor:
             cache = self._pages.pool.paged(table)
-            return self.logits(self._model.hidden(tokens, positions, cache=cache).states)
+            return self.logits(self._model.hidden(inputs[0, :, None], inputs[1, :, None], cache=cache).states)
 
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
@@ -87,8 +98,14 @@ class GraphedForward(Forward):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
             logits = step()
-        self._graphs[count, blocks] = _Graph(graph, tokens, positions, table, logits)
+        self._graphs[count, blocks] = _Graph(graph, inputs, table, logits)
         return self._graphs[count, blocks]
+
+
+def _rounded_blocks(blocks: int) -> int:
+    """Steps of eight, then of a quarter to an eighth of what there is: a few dozen sizes at most."""
+    step = max(_BLOCK_STEP, 1 << max(blocks.bit_length() - 3, 0))
+    return -(-blocks // step) * step
 
 
 def _rounded(rows: int) -> int:

@@ -29,6 +29,9 @@ class Readable(Protocol):
     model: Decoder
     output_weight: Tensor  # V, D
 
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., V) in fp32."""
+
 
 @torch.inference_mode()
 def embed(reader: Readable, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -75,8 +78,7 @@ def _scored(reader: Readable, prompt: Sequence[int], states: Tensor, top: int) -
     tokens: list[Token] = []
     for start in range(0, len(prompt) - 1, _LOGIT_ROWS):  # logits of all places at once would not fit into memory
         targets = torch.tensor(prompt[start + 1 : start + 1 + _LOGIT_ROWS], device=weight.device)
-        rows = states[start : start + len(targets)].to(weight.dtype)
-        logprobs = (rows @ weight.T).float().log_softmax(-1)  # R, V
+        logprobs = reader.logits(states[start : start + len(targets)]).log_softmax(-1)  # R, V
         said = logprobs.gather(1, targets[:, None])[:, 0].tolist()
         best = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
         likeliest = [

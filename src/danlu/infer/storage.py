@@ -2,7 +2,7 @@
 
 In:  how many tokens an answer may need, and what it has in common with earlier ones.
 Out: a cache for the forward of some neighbouring rows.
-Left out: which answer gets a row and when (``scheduler``); the tensors' own layout (``model.cache``).
+Left out: which answer gets a row and when (``engine``); the tensors' own layout (``model.cache``).
 
 *Slots*: a row of one buffer per answer, contiguous, so that attention reads it where it lies; what earlier answers left
 behind is kept in a pool of blocks and copied. *Pages*: the pool itself, blocks shared between rows and gathered for
@@ -116,15 +116,16 @@ class Slots:
         """Copy the full blocks that the pool does not know, as long as it has room."""
         if self.blocks is None:
             return
+        taken: list[int] = []
         for place, name in enumerate(digests(tokens, salt)):
             if self.blocks.knows(name):
                 continue
             if not self.blocks.available:
-                return
-            (block,) = self.blocks.take(1)
-            self._copy_block(block, row, place, into_pool=True)
-            self.blocks.publish(block, name)
-            self.blocks.release([block])
+                break
+            taken += self.blocks.take(1)
+            self._copy_block(taken[-1], row, place, into_pool=True)
+            self.blocks.publish(taken[-1], name)
+        self.blocks.release(taken)  # together, so that the end of a sequence goes before its beginning
 
     def view(self, start: int, stop: int, reach: int) -> Cache:
         """Where they lie."""

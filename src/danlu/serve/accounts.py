@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from danlu.align.storage import StoreError
 from danlu.serve.bodies import Body
 from danlu.serve.people import MAX_PASSWORD, SESSION_DAYS, Caller, People
-from danlu.serve.problems import Refusal, envelope
+from danlu.serve.problems import Refusal, respond
 from danlu.serve.rates import Bucket, Meter, Rates
 from danlu.serve.store import ServeStore
 
@@ -87,8 +87,7 @@ class Accounts:
         try:
             caller = await self._caller(Request(scope))
         except (Refusal, StoreError) as error:
-            status, headers = (error.status_code, error.headers) if isinstance(error, Refusal) else (503, None)
-            await JSONResponse(envelope(error), status, headers)(scope, receive, send)
+            await respond(error, scope)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         _CALLER.set(caller)

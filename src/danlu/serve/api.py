@@ -29,7 +29,7 @@ from danlu.serve.metrics import Metrics
 from danlu.serve.models import Models
 from danlu.serve.options import Options
 from danlu.serve.problems import Refusal
-from danlu.serve.rates import Metered
+from danlu.serve.rates import Meter, Metered
 from danlu.serve.reading import Reader
 from danlu.serve.runs import Runs
 from danlu.serve.shutdown import Leaving
@@ -55,10 +55,13 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     options = options or Options()
     models, engine = Models.load(places, options.shots), _engine(places, options)
     kept, metrics, leaving = ServeStore(store.database), Metrics(engine), Leaving(engine)
-    metered = Metered(engine, lambda: options.rates.of(current_caller()))
+
+    def meter() -> Meter:
+        return options.rates.of(current_caller())
+
     safety = options.safety.telling(kept.note_moderation)
     safety.heard = metrics.note_finding
-    desk = Desk(metered, metrics, safety)
+    desk = Desk(Metered(engine, meter), metrics, safety)
     feedback, talk = Feedback(models, desk, store), Talk(models, desk, kept.dialogues)
     talks = Conversations(kept, store)
 
@@ -78,7 +81,7 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.add_middleware(Accounts, store=kept, rates=options.rates, public=public, closed=options.reach.elsewhere)
     app.add_middleware(Door, reach=options.reach)
     app.add_middleware(Trace, metrics=metrics)  # the last one is around all others
-    app.include_router(v1.routes(models, desk, Reader(metered), engine.running + engine.waiting))
+    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting))
     moderation.add_openai_route(app, safety)
     moderation.add_queue_routes(app, kept, safety)
     _add_own(app, models, feedback, talks, options)

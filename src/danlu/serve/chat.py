@@ -45,6 +45,7 @@ async def complete(models: Models, desk: Desk, asked: ChatRequest, receive: Rece
     turns: Sequence[Message] = asked.turns()
     if offered := asked.offered():
         turns = introduce(served.tokenizer, turns, offered)
+    said = turns  # with what tools say of themselves, which the gates look at too
     turns = await served.fit(asked, turns)
     job = await served.job(asked, turns, asked.first_seed())
     if (schema := asked.answer_schema()) is not None:
@@ -52,7 +53,7 @@ async def complete(models: Models, desk: Desk, asked: ChatRequest, receive: Rece
         grammar = await run_sync(formats.compile_grammar, schema, param)
         job = replace(job, sampling=replace(job.sampling, grammar=grammar))
     jobs = [replace(job, seed=seed) for seed in seeds_of(job.seed, asked.n or 1)]
-    answers, events, further = await desk.write(jobs, asked.turns(), repair=asked.repairs())
+    answers, events, further = await desk.write(jobs, said, repair=asked.repairs())
     reply = Reply(served.name, served.hash, {**asked.left_out(turns), **further})
     telling = Telling(asked, served.tokenizer, reply)
     if asked.stream:

@@ -57,7 +57,7 @@ async def complete(
     if not jobs:
         return JSONResponse(telling.unanswered(sum(map(len, prompts))))
     texts = [Message("user", served.tokenizer.decode(prompt)) for prompt in prompts]
-    answers, events, _ = await desk.write(jobs, texts)
+    answers, events, _ = await desk.write(jobs, texts, new=len(texts))
     if asked.stream:
         return EventStream(answers, telling.chunks(jobs, events))
     async with cancelled_when_gone(receive, answers):

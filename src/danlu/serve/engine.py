@@ -32,6 +32,7 @@ from danlu.serve.worker import Setup, Tell, Worker
 
 _LOG = logging.getLogger("danlu.serve")
 _CLOSE_SECONDS = 10
+Lost = Callable[[str | None], None]
 MAX_WAITING_TOKENS = 1 << 18
 """Of prompts in the queue: a few that are very long are as much work as many that are short."""
 
@@ -108,16 +109,17 @@ class ProcessLine:
         places: model directories by name.
         setup: how it serves.
         tell: gets every event, from a thread of this process.
-        lost: is called when the worker has died and what it was writing is lost.
+        lost: is told None when the worker has died and what it was writing is lost, ``""`` when another has taken its
+            place, and else why there is none.
 
     Raises:
         UserError: a model cannot be served.
     """
 
-    def __init__(self, places: Mapping[str, Path], setup: Setup, tell: Tell, lost: Callable[[], None]) -> None:
+    def __init__(self, places: Mapping[str, Path], setup: Setup, tell: Tell, lost: Lost) -> None:
         self._first = {"places": {name: str(place) for name, place in places.items()}, "setup": asdict(setup)}
         self._tell, self._lost = tell, lost
-        self._closing, self._lock = False, threading.Lock()
+        self._closing, self._lock = threading.Event(), threading.Lock()
         self._process = self._start()
         self._thread = threading.Thread(target=self._listen, name="danlu-worker", daemon=True)
         self._thread.start()
@@ -137,14 +139,19 @@ class ProcessLine:
 
     def close(self) -> None:
         """End the worker at the next token, or by force."""
-        self._closing = True
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        with self._lock:
+            self._closing.set()
+            process = self._process
+        self._end(process)
         self._thread.join()
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+        try:
+            process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
         # Not -m: the package has imported the module by then, and Python warns of a second copy of it.
@@ -167,7 +174,8 @@ class ProcessLine:
 
     def _send(self, command: object) -> None:
         line = json.dumps(command).encode() + b"\n"
-        with self._lock, contextlib.suppress(OSError):  # it has died: ``_listen`` notices, and tells whoever waits
+        # Where it has died, ``_listen`` notices and tells whoever waits; where it is being closed, nobody waits.
+        with self._lock, contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(line)  # type: ignore[union-attr]
 
     def _listen(self) -> None:
@@ -178,17 +186,22 @@ class ProcessLine:
                     break
                 number, _, event = line.partition(b" ")
                 self._tell(int(number), jobs.read_event(event))
-            if self._closing:
+            if self._closing.is_set():
                 return
             _LOG.error("the worker has ended (exit code %s); starting another", self._process.wait())
+            self._lost(None)
             try:
-                with self._lock:
-                    self._process = self._start()
-            except (UserError, OSError) as error:
+                process = self._start()
+            except (UserError, OSError, ValueError) as error:
                 _LOG.error("no other worker could be started: %s", error)
+                self._lost("the worker that holds the models has died and does not start again; the log says why")
                 return
-            finally:
-                self._lost()
+            with self._lock:
+                self._process = process
+            if self._closing.is_set():
+                self._end(process)
+                return
+            self._lost("")
 
 
 class Engine:
@@ -200,12 +213,13 @@ class Engine:
         waiting: answers that may wait for their turn; more are refused.
     """
 
-    def __init__(self, line: Callable[[Tell, Callable[[], None]], Line], running: int = 16, waiting: int = 32) -> None:
+    def __init__(self, line: Callable[[Tell, Lost], Line], running: int = 16, waiting: int = 32) -> None:
         self.running, self.waiting = running, waiting
         self._numbers = itertools.count(1)
         self._under: dict[int, tuple[Answers, int]] = {}  # by number: whose, and which of them
         self._changed = threading.Condition()
         self._leaving, self._closing, self._last = False, False, Stats()
+        self._out_of_order = ""  # why nothing can be taken
         self._line = line(self._heard, self._lost)
 
     @staticmethod
@@ -231,7 +245,10 @@ class Engine:
         numbers = [next(self._numbers) for _ in jobs]
         answers = Answers(jobs, lambda: self._leave(numbers))
         with self._changed:
-            queued = sum(len(answers.jobs[index].prompt) for answers, index in self._under.values())
+            if self._out_of_order:
+                raise Refusal(503, self._out_of_order, "overloaded", headers={"retry-after": "5"})
+            prompts = [len(answers.jobs[index].prompt) for answers, index in self._under.values()]
+            queued = sum([*prompts, *(len(job.prompt) for job in jobs)][self.running :])
             room = self.running + self.waiting - len(self._under)
             stopping = self._leaving or self._closing
             if stopping or len(jobs) > room or (self._under and queued > MAX_WAITING_TOKENS):
@@ -285,8 +302,12 @@ class Engine:
         else:
             answers.tell(replace(event, index=index))
 
-    def _lost(self) -> None:
-        self._end_all(_fault(Fault(0, 500, "the worker that wrote this answer has died; ask again")))
+    def _lost(self, why: str | None) -> None:
+        """From the line's thread: until another worker is there, nothing new is taken."""
+        with self._changed:
+            self._out_of_order = "the worker is being started again; try again in a moment" if why is None else why
+        if why is None:
+            self._end_all(_fault(Fault(0, 500, "the worker that wrote this answer has died; ask again")))
 
     def _end_all(self, refusal: Refusal) -> None:
         with self._changed:

@@ -145,10 +145,11 @@ def _no_number(word: str) -> NoReturn:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refusal(400, f"the key '{twice[:64]}' is given twice; give it once", "invalid_json", twice[:64])
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise Refusal(400, f"the key '{name[:64]}' is given twice; give it once", "invalid_json", name[:64])
+        seen.add(name)
 
 
 def _name(host: str) -> str | None:

@@ -148,11 +148,18 @@ class Metered:
         Raises:
             Refusal: too much for this minute (429), or the engine's own (503), which costs nothing.
         """
-        meter, prompts = self._meter(), sum(len(job.prompt) for job in jobs)
-        meter.admit(len(jobs), prompts)
-        answers = self._engine.submit(jobs)
-        meter.spend(len(jobs), prompts)
+        self.admit(jobs)
+        answers, meter = self._engine.submit(jobs), self._meter()
+        meter.spend(len(jobs), sum(len(job.prompt) for job in jobs))
         return _Counted(answers, meter)
+
+    def admit(self, jobs: Sequence[Job]) -> None:
+        """See whether jobs may be asked for now; nothing is taken yet.
+
+        Raises:
+            Refusal: not now (429).
+        """
+        self._meter().admit(len(jobs), sum(len(job.prompt) for job in jobs))
 
 
 class _Counted(Answers):

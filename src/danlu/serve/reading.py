@@ -11,7 +11,7 @@ trained for that: good enough to find what is alike, and behind a model made for
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from danlu.infer import Sampling
 from danlu.serve.jobs import Finished, Job
 from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
-from danlu.serve.rates import Writes
+from danlu.serve.rates import Meter, Writes
 from danlu.serve.wire import dialogue
 from danlu.serve.wire_text import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from danlu.tokens import chat
@@ -75,8 +75,8 @@ class PlainText(BaseModel):
 class Reader:
     """Lets one reading at a time pass, a few wait, and refuses more: nobody's texts may hold up everybody's answers."""
 
-    def __init__(self, engine: Writes) -> None:
-        self._engine, self._turn = engine, CapacityLimiter(1)
+    def __init__(self, engine: Writes, meter: Callable[[], Meter]) -> None:
+        self._engine, self._meter, self._turn = engine, meter, CapacityLimiter(1)
 
     async def read(self, model: str, prompts: Sequence[Sequence[int]], what: str, top: int = 0) -> list[Finished]:
         """Read ``prompts``, when it is their turn, a few at a time.
@@ -98,6 +98,9 @@ class Reader:
             raise Refusal(400, message, "invalid_value", "input")
         if self._turn.statistics().tasks_waiting >= MAX_WAITING:
             raise Refusal(503, "the server is busy and its queue is full; try again in a moment", "overloaded")
+        meter = self._meter()
+        meter.admit(len(prompts), total)  # once for all of it: a part would be of no use
+        meter.spend(len(prompts), total)
         jobs = [Job(model, tuple(ids), Sampling(top_logprobs=top), 0, read=what) for ids in prompts]
         found: list[Finished] = []
         async with self._turn:

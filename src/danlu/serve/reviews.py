@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from danlu.align.labelled import SAFE
+from danlu.evals.hazards import Action, Stage
 
 _ALL = 1_000_000
 
@@ -30,10 +31,10 @@ class ModerationEvent:
         owner, conversation, model: whose, where, by which model.
     """
 
-    stage: str
-    action: str
+    stage: Stage
+    action: Action
     category: str
-    scanner: str
+    scanner: Literal["rules", "guard"]
     score: float
     text: str
     owner: str = ""

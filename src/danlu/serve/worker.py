@@ -69,9 +69,10 @@ def load(place: Path) -> Generator:
 
 @dataclass
 class _Under:
-    """An answer's number, and tokens that were drawn for it and have nothing to show yet."""
+    """An answer's number, who writes it, and tokens that were drawn for it and have nothing to show yet."""
 
     number: int
+    engine: Engine
     silent: list[Token] = field(default_factory=list)
 
 
@@ -142,7 +143,11 @@ class Worker:
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
             return
-        self._under[answer] = _Under(number)
+        except Exception:
+            _LOG.exception("fault while beginning an answer")
+            self._tell(number, Fault(0, 500, _FAILED))
+            return
+        self._under[answer] = _Under(number, self._engines[job.model])
 
     def _read_one(self) -> None:
         """Read a prompt, between two steps: whoever is being answered waits for one at most."""
@@ -169,9 +174,9 @@ class Worker:
             events = engine.step()
         except Exception:  # a fault must not end the thread that every later answer needs
             _LOG.exception("fault while writing answers")
-            for answer in engine.answers():
-                if answer in self._under:
-                    self._tell(self._under.pop(answer).number, Fault(0, 500, _FAILED))
+            # Also of those that the engine had just let go: what it had drawn for them is lost with the step.
+            for answer in [answer for answer, under in self._under.items() if under.engine is engine]:
+                self._tell(self._under.pop(answer).number, Fault(0, 500, _FAILED))
             engine.clear()
             return
         for event in events:

@@ -21,7 +21,7 @@ from anyio.to_thread import run_sync
 
 from danlu.align.guard import Guard
 from danlu.errors import UserError, unknown
-from danlu.evals.hazards import STAGES, Category, read_rules
+from danlu.evals.hazards import Category, Stage, read_rules
 from danlu.records import Message
 from danlu.serve.engine import Answers
 from danlu.serve.jobs import Finished, Job, Piece
@@ -31,7 +31,6 @@ from danlu.serve.safety.holding import Held, filtered
 from danlu.serve.safety.scanners import UNSAFE, Finding, GuardScanner, RuleScanner, Scanner
 
 MODES = ("block", "review", "off")
-_PROMPT, _ANSWER = STAGES
 _LOG = logging.getLogger("danlu.serve")
 
 
@@ -98,22 +97,22 @@ class Safety:
         """The same gates, whose events go to ``tell``."""
         return Safety(self.scanners, self.mode, self.categories, tell)
 
-    def look(self, text: str, stage: str = _PROMPT) -> list[Finding]:
+    def look(self, text: str, stage: Stage = "prompt") -> list[Finding]:
         """Everything found in a text, as it is handled here; takes a moment, so not on the event loop."""
         return [self._handled(found) for scanner in self.scanners for found in scanner.look(text, stage)[0]]
 
-    async def scan_prompt(self, messages: Sequence[Message], origin: Origin = Origin()) -> list[Finding]:
+    async def scan_prompt(self, messages: Sequence[Message], origin: Origin = Origin(), new: int = 1) -> list[Finding]:
         """Everything found in a dialogue, whoever is said to have said it: a client may put words in any mouth.
 
-        What is found in the last message is told; in earlier ones only what blocks, because the rest was told when it
-        was new.
+        What is found in the ``new`` last messages is told; in earlier ones only what blocks, because the rest was told
+        when it was new.
         """
         found: list[Finding] = []
-        for message in messages if self.scanners else ():
+        for place, message in enumerate(messages if self.scanners else ()):
             here = await run_sync(self.look, message.content)
-            new = [finding for finding in here if finding.action == "block" or message is messages[-1]]
-            await self._note(new, _PROMPT, message.content, origin, origin.models[0])
-            found += new
+            told = [finding for finding in here if finding.action == "block" or place >= len(messages) - new]
+            await self._note(told, "prompt", message.content, origin, origin.models[0])
+            found += told
             if blocked(found) is not None:
                 break
         return found
@@ -124,7 +123,7 @@ class Safety:
 
     async def submit(
         self, engine: Writes, jobs: Sequence[Job], messages: Sequence[Message], origin: Origin = Origin(),
-        through: Callable[[Answers], AsyncIterator[Piece | Finished]] = aiter,
+        through: Callable[[Answers], AsyncIterator[Piece | Finished]] = aiter, new: int = 1,
     ) -> Passage:  # fmt: skip
         """Both gates: jobs go to the engine if their prompt may, and their answers are watched.
 
@@ -134,11 +133,12 @@ class Safety:
             messages: the dialogue as the client sent it.
             origin: for the review queue.
             through: what answers go through before they are looked at.
+            new: how many of the last messages nobody has looked at yet.
 
         Raises:
             Refusal: of the engine's.
         """
-        found = await self.scan_prompt(messages, origin)
+        found = await self.scan_prompt(messages, origin, new)
         further = reports.field(found, self.categories)
         if blocked(found):
             return Passage(Answers(jobs), _unanswered(len(jobs)), further)
@@ -166,7 +166,7 @@ class Safety:
                 continue
             found = await run_sync(one.add, event)
             new = [self._handled(finding) for finding in found]
-            await self._note(new, _ANSWER, one.text, origin, origin.models[min(event.index, len(origin.models) - 1)])
+            await self._note(new, "answer", one.text, origin, origin.models[min(event.index, len(origin.models) - 1)])
             for told in [one.stop()] if blocked(new) else one.release():
                 yield told
             if len(held) == answers and all(one.over for one in held.values()):
@@ -175,7 +175,7 @@ class Safety:
     def _handled(self, found: Finding) -> Finding:
         return replace(found, action="review") if self.mode == "review" else found
 
-    async def _note(self, found: Sequence[Finding], stage: str, text: str, origin: Origin, model: str) -> None:
+    async def _note(self, found: Sequence[Finding], stage: Stage, text: str, origin: Origin, model: str) -> None:
         for one in found:
             event = ModerationEvent(
                 stage=stage, action=one.action, category=one.category, scanner=one.scanner, score=one.score, text=text,
@@ -218,5 +218,10 @@ def open_safety(mode: str = "block", rules: Path | None = None, guard: Path | No
     said = read_rules(rules)
     scanners: list[Scanner] = [RuleScanner(said)]
     if guard is not None:
-        scanners.append(GuardScanner(Guard.load(guard), said.categories[UNSAFE].action))
+        action = said.categories[UNSAFE].action
+        if action == "off":
+            raise UserError(
+                f"the category '{UNSAFE}' is off in {rules}, so a guard has nothing to say; leave --guard out"
+            )
+        scanners.append(GuardScanner(Guard.load(guard), action))
     return Safety(scanners, mode, said.categories)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from danlu.align.guard import Guard
 from danlu.evals import plain
-from danlu.evals.hazards import Rules
+from danlu.evals.hazards import Action, Rules, Stage
 
 UNSAFE = "unsafe"  # the guard's category: it knows that a text is unsafe, not in which way
 
@@ -31,9 +31,9 @@ class Finding:
         score: how sure, from 0 to 1.
     """
 
-    action: str
+    action: Action
     category: str
-    scanner: str
+    scanner: Literal["rules", "guard"]
     score: float
 
 
@@ -48,7 +48,7 @@ class Scanner(Protocol):
     stride: int
     reach: int
 
-    def look(self, text: str, stage: str, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: Stage, fresh: int = 0) -> tuple[list[Finding], int]:
         """What is found in a text, and how much of it may be told if that is nothing.
 
         Args:
@@ -71,7 +71,7 @@ class RuleScanner:
         """``overlap``: characters of what was told that are looked at again, so that words are whole."""
         self.rules, self.reach = rules, overlap
 
-    def look(self, text: str, stage: str, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: Stage, fresh: int = 0) -> tuple[list[Finding], int]:
         """See ``Scanner``."""
         views = plain.views(text)
         found = self.rules.scan_views(views, stage, fresh)
@@ -90,10 +90,10 @@ class GuardScanner:
 
     reach = 2000
 
-    def __init__(self, guard: Guard, action: str, stride: int = 160) -> None:
+    def __init__(self, guard: Guard, action: Action, stride: int = 160) -> None:
         self.guard, self.action, self.stride = guard, action, stride
 
-    def look(self, text: str, stage: str, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: Stage, fresh: int = 0) -> tuple[list[Finding], int]:
         """See ``Scanner``; what was looked at and found safe may be told to its end."""
         score = self.guard.score(text) if text.strip() else -math.inf
         if score < self.guard.threshold:
