@@ -79,11 +79,8 @@ void attend(const float* q, long groups, long dim, const float* keys, const floa
     float most = -std::numeric_limits<float>::infinity(), sum = 0;
     for (long s = 0; s < count; ++s) most = std::max(most, scores[s] = dot(q, keys + s * slot, dim) * scale);
     map(scores.data(), count, [most](Floats v) { return exponential(v - most); });
-    std::fill_n(out, dim, 0.0f);
-    for (long s = 0; s < count; ++s) {
-      sum += scores[s];
-      add_scaled(out, values + s * slot, scores[s], dim);
-    }
+    for (long s = 0; s < count; ++s) sum += scores[s];
+    mix(scores.data(), values, slot, count, out, dim);
     for (long k = 0; k < dim; ++k) out[k] /= sum;
   }
 }
@@ -107,11 +104,10 @@ class Decoder {
     norm(layer.before_network);
     if (layer.gate.weight) {
       product(normed, {layer.gate, layer.up}, {gate.data(), up.data()});
-      activate(gate);
-      for (size_t i = 0; i < up.size(); ++i) up[i] *= gate[i];
+      activate(gate, &up);
     } else {
       product(normed, {layer.up}, {up.data()});
-      activate(up);
+      activate(up, nullptr);
     }
     product(up, {layer.down}, {step.x});
     cache.keys += cache.layer;
@@ -142,12 +138,19 @@ class Decoder {
     multiply(x.data(), step.tokens, x.size() / step.tokens, products, N, threads);
   }
 
-  void activate(std::vector<float>& x) {
-    bool silu = shape.activation == SILU;
-    map(x.data(), x.size(), [silu](Floats v) {
-      Floats u = silu ? v : 1.5957691216f * (v + 0.044715f * v * v * v);  // the tanh form of GELU is a sigmoid too
-      return v / (1.0f + exponential(-u < 88.0f ? -u : Floats{} + 88.0f));
-    });
+  // The activation of x, which then multiplies what it gates.
+  void activate(std::vector<float>& x, std::vector<float>* gated) {
+    const bool silu = shape.activation == SILU;
+#pragma omp parallel for num_threads(threads) if (step.tokens > 1)
+    for (long t = 0; t < step.tokens; ++t) {
+      float* row = &x[t * shape.hidden];
+      map(row, shape.hidden, [silu](Floats v) {
+        Floats u = silu ? v : 1.5957691216f * (v + 0.044715f * v * v * v);  // the tanh form of GELU is a sigmoid too
+        return v / (1.0f + exponential(-u < 88.0f ? -u : Floats{} + 88.0f));
+      });
+      if (gated)
+        for (long k = 0; k < shape.hidden; ++k) (*gated)[t * shape.hidden + k] *= row[k];
+    }
   }
 
   // Norm and turn a token's queries and keys; write keys and values where they are looked for.

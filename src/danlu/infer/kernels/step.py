@@ -4,7 +4,7 @@ In:  a dense decoder in fp32 on a CPU, the last tokens of some rows, their cache
 Out: logits; keys and values in the cache.
 Left out: models that the kernels do not know (``StepForward.fits``) and prompts, which take the forward of ``forward``.
 
-A step of SmolLM2-135M launches some 1,300 operators of torch, which takes longer than reading its weights.
+By torch a step of SmolLM2-135M launches more than a thousand operators, which takes longer than reading its weights.
 """
 
 from __future__ import annotations

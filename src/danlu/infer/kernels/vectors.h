@@ -91,6 +91,21 @@ inline void map(float* x, long count, F function) {
   }
 }
 
+// The largest magnitude, and never 0.
+inline float largest(const float* x, long count) {
+  Floats most = Floats{} + 1e-30f;
+  long k = 0;
+  for (; k + LANES <= count; k += LANES) {
+    Floats v = read<Floats>(x + k), other = -v;
+    v = v > other ? v : other;
+    most = v > most ? v : most;
+  }
+  float all = most[0];
+  for (int i = 1; i < LANES; ++i) all = std::max(all, most[i]);
+  for (; k < count; ++k) all = std::max(all, std::fabs(x[k]));
+  return all;
+}
+
 inline float dot(const float* a, const float* b, long count) {
   Floats sum = {};
   long k = 0;
@@ -100,13 +115,23 @@ inline float dot(const float* a, const float* b, long count) {
   return total(sum) + rest;
 }
 
-inline void add_scaled(float* to, const float* x, float by, long count) {
+// to = sum over ``count`` rows of x, ``stride`` apart, of by[row] * row; N registers of columns.
+template <int N>
+inline void mix(const float* by, const float* x, long stride, long count, float* to) {
+  Floats sum[N] = {};
+  for (long s = 0; s < count; ++s)
+    for (int i = 0; i < N; ++i) sum[i] += by[s] * read<Floats>(x + s * stride + i * LANES);
+  std::memcpy(to, sum, sizeof sum);
+}
+
+inline void mix(const float* by, const float* x, long stride, long count, float* to, long columns) {
   long k = 0;
-  for (; k + LANES <= count; k += LANES) {
-    Floats v = read<Floats>(to + k) + read<Floats>(x + k) * by;
-    std::memcpy(to + k, &v, sizeof v);
+  for (; k + 4 * LANES <= columns; k += 4 * LANES) mix<4>(by, x + k, stride, count, to + k);
+  for (; k + LANES <= columns; k += LANES) mix<1>(by, x + k, stride, count, to + k);
+  for (; k < columns; ++k) {
+    to[k] = 0;
+    for (long s = 0; s < count; ++s) to[k] += by[s] * x[s * stride + k];
   }
-  for (; k < count; ++k) to[k] += x[k] * by;
 }
 
 }  // namespace
