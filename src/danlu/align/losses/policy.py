@@ -1,4 +1,4 @@
-"""The formulas of alignment, each a pure function of tensors: Bradley-Terry, KL, advantages, PPO's two losses.
+"""Formulas of learning from samples: KL, token rewards, advantages, PPO's two losses, the KL controller.
 
 In:  tensors of shape (B, R): B sequences, R response tokens, right-padded; ``mask`` is True on real tokens.
 Out: sums (never means) for what is trained on, so that splitting a batch into micro-batches changes nothing.
@@ -11,34 +11,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # A single broken token must not make the loss infinite: log-ratios are clamped before exp (OpenRLHF does the same).
 _LOG_RATIO_LIMIT = 20.0
-
-
-def bradley_terry(rewards: Tensor, ranks: Tensor) -> Tensor:
-    """K-wise ranking loss: every strict pair once, weighted by 1 / C(K, 2).
-
-    ``loss = -1/C(K,2) * sum over (i better than j) of log sigmoid(r_i - r_j)`` (InstructGPT, arXiv 2203.02155, eq. 1).
-    Without ties this is the mean of the pair losses. A tie contributes no pair and keeps the divisor: a ranking that
-    says less weighs less.
-
-    Args:
-        rewards: (B, K) scalar rewards.
-        ranks: (B, K) integers, 0 the best, equal ranks tie, -1 where a ranking has fewer than K answers.
-
-    Returns:
-        (B,) loss of each ranking.
-    """
-    present = ranks >= 0
-    both = present[:, :, None] & present[:, None, :]  # B, K, K
-    better = (ranks[:, :, None] < ranks[:, None, :]) & both
-    losses = -F.logsigmoid(rewards[:, :, None] - rewards[:, None, :])
-    n = present.sum(1)
-    n_pairs = (n * (n - 1) / 2).clamp(min=1)
-    return losses.masked_fill(~better, 0.0).sum((1, 2)) / n_pairs
 
 
 def kl_k1(logprobs: Tensor, reference: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+"""The formulas of alignment, each a pure function of tensors with its paper beside it.
+
+In:  numbers that models said; no model, no tokenizer, no order of steps.
+Out: losses, advantages, rewards: ``ranking`` (people's rankings), ``policy`` (the policy's own samples).
+Left out: who calls them (``reward``, ``learner``).
+"""
+
+from danlu.align.losses.policy import (
+    AdaptiveKL,
+    PolicyLoss,
+    gae,
+    kl_k1,
+    kl_k3,
+    masked_mean,
+    ppo_policy_loss,
+    ppo_value_loss,
+    token_rewards,
+    whiten,
+)
+from danlu.align.losses.ranking import bradley_terry
+
+__all__ = [
+    "AdaptiveKL",
+    "PolicyLoss",
+    "bradley_terry",
+    "gae",
+    "kl_k1",
+    "kl_k3",
+    "masked_mean",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "token_rewards",
+    "whiten",
+]
