@@ -1,23 +1,31 @@
-"""From what people prefer to a better model: preference store, rankings, reward model, PPO; and a guard.
+"""From what people prefer to a better model: preference store, rankings, reward model, practice; and a guard.
 
 In:  a model that answers, judgements of its answers.
-Out: the stages ``rankings``, ``reward``, ``ppo`` and ``guard``; ``PreferenceStore``, where votes of the chat page land.
+Out: the stages ``rankings``, ``reward``, ``ppo``, ``grpo``, ``best_of`` and ``guard``; ``PreferenceStore``, where votes
+of the chat page land.
 Left out: the chat page (``serve``); the judges (``evals``).
 """
 
+from danlu.align.best_of import BestOfSettings, best_of
+from danlu.align.grpo import GRPOSettings, grpo
 from danlu.align.guard import GuardSettings, guard
-from danlu.align.learner import PPOSettings
-from danlu.align.ppo import ppo
+from danlu.align.learner import PracticeSettings
+from danlu.align.ppo import PPOSettings, ppo
 from danlu.align.preferences import PreferenceStore
 from danlu.align.rankings import RankingsSettings, rankings
 from danlu.align.reward import RewardSettings, reward
 
 __all__ = [
+    "BestOfSettings",
+    "GRPOSettings",
     "GuardSettings",
     "PPOSettings",
+    "PracticeSettings",
     "PreferenceStore",
     "RankingsSettings",
     "RewardSettings",
+    "best_of",
+    "grpo",
     "guard",
     "ppo",
     "rankings",
