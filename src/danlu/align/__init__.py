@@ -15,7 +15,11 @@ from danlu.align.preferences import PreferenceStore
 from danlu.align.rankings import RankingsSettings, rankings
 from danlu.align.reward import RewardSettings, reward
 
+# The stages that make a chat model from what people prefer. A run goes on with one of them (``run.aligned``).
+ALIGNED = ("ppo", "grpo", "best_of")
+
 __all__ = [
+    "ALIGNED",
     "BestOfSettings",
     "GRPOSettings",
     "GuardSettings",
