@@ -39,9 +39,7 @@ def test_the_best_that_ended_is_kept_and_what_has_no_score_never_is(prompts: lis
     assert (unscored.response, unscored.scores) == ((), ())
 
 
-def test_tuning_on_the_best_raises_their_likelihood(
-    sft_dir: Path, reward_dir: Path, make_stage: MakeStage
-) -> None:
+def test_tuning_on_the_best_raises_their_likelihood(sft_dir: Path, reward_dir: Path, make_stage: MakeStage) -> None:
     stage = make_stage("best_of", SETTINGS, {"sft": sft_dir, "reward": reward_dir})
     figures = best_of(stage)
     rows = [json.loads(line) for path in (stage.dir / "samples").iterdir() for line in path.open(encoding="utf-8")]

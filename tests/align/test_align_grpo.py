@@ -134,7 +134,7 @@ def practice(stage: Stage, make_model: MakeModel, tokenizer: Tokenizer, score: S
     return Practice(stage, tokenizer, trained, make_model(), score), trained
 
 
-@pytest.mark.parametrize("method", ["grpo", "dapo", "reinforce"])
+@pytest.mark.parametrize("method", ["dapo", "reinforce"])  # one that samples in rounds, one that remembers
 def test_a_killed_run_goes_on_to_the_same_bytes(
     method: str, sft_dir: Path, reward_dir: Path, make_stage: MakeStage
 ) -> None:
@@ -176,7 +176,8 @@ def test_an_answer_without_a_score_is_left_out_and_counted(
     assert run.run()["answers_without_score"] == 6
     rows = stage.metrics.read()
     assert [row["dropped"] for row in rows] == [1.0] * 6
-    assert all(math.isfinite(row["reward"]) and row["skipped_steps"] == 0 for row in rows)
+    assert all(math.isfinite(row["reward"]) and not row.get("skipped_steps") for row in rows)
+    assert max(row["steps"] for row in rows) == 1.0
     assert all(bool(torch.isfinite(p).all()) for p in trained.policy.parameters())
 
 
@@ -202,7 +203,8 @@ def test_dapo_samples_until_every_group_says_something(
 
     shares = {}
     for method in ("grpo", "dapo"):
-        stage = make_stage("grpo", SETTINGS.model_copy(update={"method": method}), {"sft": sft_dir}, folder=method)
+        changes = {"method": method, "iterations": 2}
+        stage = make_stage("grpo", SETTINGS.model_copy(update=changes), {"sft": sft_dir}, folder=method)
         practice(stage, make_model, tokenizer, score)[0].run()
         shares[method] = [row["telling"] for row in stage.metrics.read() if "telling" in row]
     assert min(shares["grpo"]) < 1.0

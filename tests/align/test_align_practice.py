@@ -12,8 +12,8 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align.grpo import Grouped, GRPOSettings
-from danlu.align.practice import Practice
 from danlu.align.ppo import PPOSettings, ppo
+from danlu.align.practice import Practice
 from danlu.align.rollout import Sampled
 from danlu.evals.judge import JUDGES, Judge
 from danlu.files import write_json

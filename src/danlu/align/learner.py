@@ -34,7 +34,9 @@ from danlu.train.optim import Optimizer
 
 
 class PracticeSettings(ComputeSettings):
-    """What every stage of practice can be told; defaults suit a few million parameters, a tenth of ``lr`` 100M and up."""
+    """What every stage of practice can be told; defaults suit a few million parameters, a tenth of the learning rates
+    suits 100M and up.
+    """
 
     judge: str = "prose"
     """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
@@ -210,6 +212,7 @@ class Learner(ABC):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state``."""
+        del state  # nothing to remember
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs of the learner, by name."""

@@ -2,7 +2,7 @@
 
 In:  a stage with the SFT model and what scores answers; a ``Learner``, which decides what is learnt from them.
 Out: ``model/``, ``metrics.jsonl`` with a line per iteration, ``monitor.json`` with the looks from outside.
-Left out: formulas (``losses``), sampling (``rollout``), the update (``learner`` and its kinds), the judge (``monitor``).
+Left out: formulas (``losses``), sampling (``rollout``), updates (``learner`` and its kinds), the judge (``monitor``).
 
 A checkpoint holds everything that an iteration depends on, and random numbers are addressed by iteration: a killed run
 goes on to the same bytes.

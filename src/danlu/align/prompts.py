@@ -160,9 +160,11 @@ def _found(
         if "votes" not in stage.outside:
             raise UserError(f"{stage.name}.prompts=votes needs votes, and there are none yet; vote in the chat page")
         voted = read_preferences(stage.outside["votes"])
-        return [p.prompt for p in voted if p.split == "train"], [
-            p.prompt[-1].content for p in voted if p.split != "train"
-        ], {}
+        return (
+            [p.prompt for p in voted if p.split == "train"],
+            [p.prompt[-1].content for p in voted if p.split != "train"],
+            {},
+        )
     good, bad = read_prompts(Path(source))
     for problem in bad[:_SHOWN]:
         stage.console.say(f"left out: {problem}")
