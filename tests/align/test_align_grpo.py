@@ -167,7 +167,7 @@ def test_an_answer_without_a_score_is_left_out_and_counted(
     sft_dir: Path, make_stage: MakeStage, make_model: MakeModel, tokenizer: Tokenizer
 ) -> None:
     def score(sampled: Sampled) -> Tensor:
-        scores = sampled.sequences.mask.sum(1).float()
+        scores = (sampled.sequences.tokens.sum(1) % 7).float()
         scores[3] = math.nan
         return scores
 

@@ -24,15 +24,16 @@ from danlu.tokens.tokenizer import Tokenizer
 MakeModel = Callable[..., Decoder]
 MakeStage = Callable[..., Stage]
 SETTINGS = GRPOSettings(
-    judge="variety", iterations=24, batch_size=32, mini_batch=32, group_size=8, max_new_tokens=10, lr=5e-3,
+    judge="tired", iterations=16, batch_size=32, mini_batch=32, group_size=8, max_new_tokens=8, lr=1.5e-2,
     approx_kl_limit=10.0, kl_coefficient=0.0, kl_budget=1e9, probe_every=1, probe_prompts=20, probe_tokens=0,
     dtype="float32",
 )  # fmt: skip
 
 
-def variety(prompt: str, answer: str) -> dict[str, float]:
-    """What people want and the reward does not know of: letters that are not all the same, in points of a hundred."""
-    return {"total": 100.0 * len(set(answer)) / max(1, len(answer))}
+def tired(prompt: str, answer: str) -> dict[str, float]:
+    """What the reward does not know of, in points of a hundred: people like one 花 and tire of more."""
+    flowers = answer.count("花")
+    return {"total": 100.0 - 5.0 * abs(flowers - 1)}
 
 
 @pytest.fixture
@@ -40,14 +41,15 @@ def hack(
     sft_dir: Path, make_stage: MakeStage, make_model: MakeModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Practice for a reward that can be had by writing 花 everywhere; returns its figures and looks."""
-    monkeypatch.setitem(JUDGES, "variety", Judge("variety", (), bool, variety))
+    monkeypatch.setitem(JUDGES, "tired", Judge("tired", (), bool, tired))
     wanted = tokenizer.encode("花")[0]
 
     def score(sampled: Sampled) -> Tensor:
         return (sampled.sequences.tokens == wanted).sum(1).float()
 
     def run(**changes: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        stage = make_stage("grpo", SETTINGS.model_copy(update=changes), {"sft": sft_dir})
+        settings = SETTINGS.model_copy(update=changes)
+        stage = make_stage("grpo", settings, {"sft": sft_dir}, folder=f"stops-{settings.stop_on_alarm}")
         trained = Grouped(make_model(), stage.settings)  # type: ignore[arg-type]
         figures = Practice(stage, tokenizer, trained, make_model(), score).run()
         return figures, json.loads((stage.dir / "monitor.json").read_text(encoding="utf-8"))["looks"]
@@ -57,13 +59,12 @@ def hack(
 
 def test_a_planted_over_optimisation_is_stopped_before_the_judge_falls_by_five_points(hack: Any) -> None:
     left_alone, looks = hack()
-    best = max(look["judge"] for look in looks)
     assert left_alone["alarms"]
-    assert left_alone["after"]["judge"] < best - 20.0  # kept by reward alone: the hack
+    assert left_alone["after"]["judge"] < max(look["judge"] for look in looks) - 5.0  # kept by reward alone: the hack
     stopped, looks = hack(stop_on_alarm=True)
     assert stopped["stopped_after"] == stopped["alarms"][0] < SETTINGS.iterations
     assert stopped["kept"] < stopped["stopped_after"]
-    assert stopped["after"]["judge"] > max(look["judge"] for look in looks) - 5.0
+    assert min(stopped["after"]["judge"], looks[-1]["judge"]) > max(look["judge"] for look in looks) - 5.0
     again, _ = hack(stop_on_alarm=True)  # a run that was stopped has nothing more to do
     assert again["stopped_after"] == stopped["stopped_after"]
 

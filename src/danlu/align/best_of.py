@@ -5,7 +5,7 @@ Out: ``model/``, ``samples/`` with the best answer to every prompt, ``metrics.js
 Left out: the training loop and its loss, which are everybody's (``train``); choosing among answers while serving.
 
 Rejection sampling (Touvron et al., Llama 2, arXiv 2307.09288, section 3.2.3): no policy gradient and no critic, so
-there is little that can go wrong. How far the best of n is from one sample is known beforehand (``losses.best_of_n_kl``).
+there is little that can go wrong. How far the best of n is from one sample is known beforehand (``best_of_n_kl``).
 Samples are written in parts and addressed by part: a killed run goes on after the last whole one.
 """
 

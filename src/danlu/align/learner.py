@@ -257,7 +257,7 @@ class Learner(ABC):
     def _policy_step(self, scored: Any, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
         """One optimizer step of the policy, or None and no step if it would start from too far away."""
         options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
-        n_tokens = scored.mask[index].sum()
+        n_tokens: Tensor = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
             logprobs, entropy = self._logprobs(sequences.rows(rows))
             result = self._policy_loss(logprobs, scored, rows, len(index), n_tokens)

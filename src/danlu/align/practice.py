@@ -10,6 +10,7 @@ goes on to the same bytes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -128,7 +129,7 @@ class Practice:
                 row = self._iterate(done)
                 done += 1
                 self._stage.metrics.log(done, **row)
-                task.advance(**{key: row[key] for key in ("reward", "kl") if key in row})
+                task.advance(reward=row.get("reward", math.nan), kl=row.get("kl", math.nan))
                 if done % self._settings.probe_every == 0 or done == self._settings.iterations:
                     self._look(done)
                     self._save(done)

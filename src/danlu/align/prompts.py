@@ -153,18 +153,15 @@ def _found(
     if source == "self":
         asked = ask()
         whole = [text for text in asked if text]
-        fitting = [(Message("user", text),) for text in whole if accepts(text)]
+        fitting: list[Turns] = [(Message("user", text),) for text in whole if accepts(text)]
         left = {"without an end": len(asked) - len(whole), "of another kind": len(whole) - len(fitting)}
         return fitting, [], left
     if source == "votes":
         if "votes" not in stage.outside:
             raise UserError(f"{stage.name}.prompts=votes needs votes, and there are none yet; vote in the chat page")
         voted = read_preferences(stage.outside["votes"])
-        return (
-            [p.prompt for p in voted if p.split == "train"],
-            [p.prompt[-1].content for p in voted if p.split != "train"],
-            {},
-        )
+        apart = [p.prompt[-1].content for p in voted if p.split != "train"]
+        return [p.prompt for p in voted if p.split == "train"], apart, {}
     good, bad = read_prompts(Path(source))
     for problem in bad[:_SHOWN]:
         stage.console.say(f"left out: {problem}")

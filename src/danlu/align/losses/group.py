@@ -115,8 +115,14 @@ def answer_weights(lengths: Tensor, per: Per, n_answers: int, n_tokens: int, lon
     Returns:
         (B,) fp32.
     """
-    each = {"answer": 1.0 / lengths, "token": n_answers / n_tokens, "constant": 1.0 / longest, "none": 1.0}[per]
-    return torch.ones_like(lengths, dtype=torch.float32) * each * (n_tokens / n_answers)
+    alike = torch.ones_like(lengths, dtype=torch.float32)
+    of_a_token = {
+        "answer": alike / lengths,
+        "token": alike * (n_answers / n_tokens),
+        "constant": alike / longest,
+        "none": alike,
+    }
+    return of_a_token[per] * (n_tokens / n_answers)
 
 
 def overlong_penalty(lengths: Tensor, longest: int, margin: int) -> Tensor:
