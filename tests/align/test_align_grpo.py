@@ -25,7 +25,7 @@ from danlu.tokens.tokenizer import Tokenizer
 
 SETTINGS = GRPOSettings(
     judge="prose", iterations=6, batch_size=8, mini_batch=8, micro_batch=3, group_size=4, max_new_tokens=6, lr=1e-3,
-    approx_kl_limit=10.0, probe_every=2, probe_prompts=4, dtype="float32",
+    approx_kl_limit=10.0, probe_every=2, probe_prompts=2, probe_tokens=0, dtype="float32",
 )  # fmt: skip
 MakeModel = Callable[..., Decoder]
 MakeStage = Callable[..., Stage]
@@ -138,7 +138,7 @@ def practice(stage: Stage, make_model: MakeModel, tokenizer: Tokenizer, score: S
 def test_a_killed_run_goes_on_to_the_same_bytes(
     method: str, sft_dir: Path, reward_dir: Path, make_stage: MakeStage
 ) -> None:
-    settings = SETTINGS.model_copy(update={"method": method})
+    settings = SETTINGS.model_copy(update={"method": method, "iterations": 5})
     inputs = {"sft": sft_dir, "reward": reward_dir}
     whole = make_stage("grpo", settings, inputs, folder="whole")
     grpo(whole)
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         grpo(make_stage("grpo", settings, inputs, folder="killed", metrics=Mortal))
     killed = make_stage("grpo", settings, inputs, folder="killed")
     grpo(killed)
-    for file in ("model/model.safetensors", "ckpt/000006/tensors.safetensors", "monitor.json"):
+    for file in ("model/model.safetensors", "ckpt/000005/tensors.safetensors", "monitor.json"):
         assert (whole.dir / file).read_bytes() == (killed.dir / file).read_bytes(), file
     assert without_times(whole.metrics.read()) == without_times(killed.metrics.read())
     assert whole.metrics.read()[0]["kl"] == 0.0
@@ -230,7 +230,8 @@ def test_planted_reward_rises(seed: int, make_model: MakeModel, tokenizer: Token
 
 
 def test_the_stage_leaves_a_model(sft_dir: Path, reward_dir: Path, make_stage: MakeStage) -> None:
-    stage = make_stage("grpo", SETTINGS, {"sft": sft_dir, "reward": reward_dir})
+    settings = SETTINGS.model_copy(update={"iterations": 2, "probe_tokens": 512})
+    stage = make_stage("grpo", settings, {"sft": sft_dir, "reward": reward_dir})
     figures = grpo(stage)
     policy, sft = hub.load(stage.dir / "model"), hub.load(sft_dir / "model")
     moved = any(not torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters(), strict=True))
