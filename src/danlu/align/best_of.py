@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from danlu import hub
 from danlu.align import losses, monitor, prompts
 from danlu.align.monitor import Monitor
-from danlu.align.practice import scores_of
+from danlu.align.practice import audits, scorer
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.errors import UserError
 from danlu.evals.judge import judge
@@ -84,7 +84,7 @@ class BestOfSettings(LanguageSettings):
 
     def reads(self) -> dict[str, Path]:
         """The user's prompts."""
-        return {} if self.prompts in prompts.MADE else {"prompts": Path(self.prompts)}
+        return prompts.file_of(self.prompts)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
     model.to(place.kind).compute_in(place.compute_dtype)
     room = model.config.max_seq_len
     sampler = Generator(model, tokenizer, place.compute_dtype)
-    score, further = scores_of(stage, settings.scored_at_once, settings.missing_end_penalty, place)
+    score = scorer(stage, place, settings.scored_at_once, settings.missing_end_penalty)
     rollouts = Rollouts(sampler, score, settings.max_new_tokens, tokenizer.pad, place.kind)
     chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room)
     if world.main:
@@ -130,7 +130,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
     text = heldout_answers(stage, tokenizer, room, max(settings.probe_tokens, room))
     watch = Monitor(
         judge(settings.judge), heldout[: settings.probe_prompts], rollouts, model, reference, settings.scored_at_once,
-        stage.seed, further, text,
+        stage.seed, audits(stage, place, settings.scored_at_once), text,
     )  # fmt: skip
     looks = [watch.look(0)]
     figures = _tune(stage, settings, model, tokenizer, kept, text, world)

@@ -98,7 +98,7 @@ class PracticeSettings(ComputeSettings):
 
     def reads(self) -> dict[str, Path]:
         """The user's prompts."""
-        return {} if self.prompts in prompts.MADE else {"prompts": Path(self.prompts)}
+        return prompts.file_of(self.prompts)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -58,25 +59,28 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     _, tokenizer = hub.load_pretrained(folder)
     policy, reference = (hub.load(folder, device=place.kind).compute_in(place.compute_dtype) for _ in range(2))
     learner = make(policy)
-    score, further = scores_of(stage, settings.micro_batch, settings.missing_end_penalty, place)
+    score = scorer(stage, place, settings.micro_batch, settings.missing_end_penalty)
+    further = audits(stage, place, settings.micro_batch)
     figures = Practice(stage, tokenizer, learner, reference, score, further).run()
     card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
     return figures
 
 
-def scores_of(
-    stage: Stage, micro_batch: int, missing_end_penalty: float, place: Device
-) -> tuple[Score, dict[str, Score]]:
-    """What scores answers, and what looks at them beside it: the audit, if the reward stage made one."""
+def scorer(stage: Stage, place: Device, micro_batch: int, missing_end_penalty: float) -> Score:
+    """What answers are scored by: the reward model."""
+    return _by_model(stage.inputs["reward"] / "model", place, micro_batch, missing_end_penalty)
 
-    def by_model(name: str, penalty: float) -> RewardScore:
-        folder = stage.inputs["reward"] / name
-        model = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
-        return RewardScore(model, *read_scale(folder), micro_batch, penalty)
 
-    audit = (stage.inputs["reward"] / "audit").is_dir()
-    return by_model("model", missing_end_penalty), {"audit": by_model("audit", missing_end_penalty)} if audit else {}
+def audits(stage: Stage, place: Device, micro_batch: int) -> dict[str, Score]:
+    """Scores that are looked at beside the one that is learnt from: the audit, if the reward stage made one."""
+    folder = stage.inputs["reward"] / "audit"
+    return {"audit": _by_model(folder, place, micro_batch, 1.0)} if folder.is_dir() else {}
+
+
+def _by_model(folder: Path, place: Device, micro_batch: int, missing_end_penalty: float) -> RewardScore:
+    model = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
+    return RewardScore(model, *read_scale(folder), micro_batch, missing_end_penalty)
 
 
 class Practice:

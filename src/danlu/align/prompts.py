@@ -49,6 +49,11 @@ def check_source(value: str) -> str:
     return value
 
 
+def file_of(source: str) -> dict[str, Path]:
+    """The user's file among the sources, for the ``reads`` of a section."""
+    return {} if source in MADE else {"prompts": Path(source)}
+
+
 def gather(
     stage: Stage, source: str, judge_name: str, tokenizer: Tokenizer, longest: int, ask: Callable[[], Sequence[str]]
 ) -> tuple[list[Prompt], list[Prompt]]:
