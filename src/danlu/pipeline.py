@@ -84,6 +84,8 @@ class StageSpec:
 _TRAINED = 3 * (KEEP + 1) + 1
 # The same with a critic beside the policy, and the best policy so far in every checkpoint.
 _PRACTISED = 7 * (KEEP + 1) + 1
+# The same without a critic.
+_COMPARED = 4 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
@@ -105,6 +107,13 @@ STAGES: tuple[StageSpec, ...] = (
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
     ),
     StageSpec(
+        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
+    ),
+    StageSpec(
+        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
+        copies=_TRAINED,
+    ),
+    StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
         ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
     ),
@@ -117,7 +126,10 @@ STAGES: tuple[StageSpec, ...] = (
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
-PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data")
+PATHS = (
+    "corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data", "ppo.prompts", "grpo.prompts",
+    "best_of.prompts",
+)  # fmt: skip
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
@@ -332,10 +344,13 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
+    """What a stage reads beside the run: the user's files; a frozen copy of the votes if it learns from them, as the
+    reward model does, or practises on what was asked.
+    """
     outside = dict(recipe.sections[spec.name].reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name == "reward" and (chosen or own.exists()):
+    wanted = spec.name == "reward" or getattr(recipe.sections[spec.name], "prompts", None) == VOTES
+    if wanted and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")
         if PreferenceStore(chosen or own).snapshot(snapshot):
             outside[VOTES] = snapshot

@@ -168,7 +168,7 @@ def _scale(
         raise UserError(f"{stage.name}: no ranked prompt has at most {longest} tokens; lower reward.max_new_tokens")
     rollouts = Rollouts(
         Generator(sft, tokenizer, place.compute_dtype),
-        lambda answers, _finished: _rewards(model, answers),
+        lambda sampled: _rewards(model, sampled.sequences),
         settings.max_new_tokens, tokenizer.pad, place.kind,
     )  # fmt: skip
     seen = rollouts.collect(prompts, stage.seed, stage.name, "scale")

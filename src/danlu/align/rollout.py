@@ -1,4 +1,4 @@
-"""The one rollout loop: draw prompts, sample answers, score them. PPO uses it, and anything like it can.
+"""The one rollout: draw prompts, sample answers, score them. Every stage of practice uses it.
 
 In:  prompts, a ``Sampler``, a function that scores finished answers, and an iteration number.
 Out: ``Experience``: right-padded sequences, whether each was finished, its score.
@@ -26,8 +26,6 @@ from danlu.records import Conversation, Message
 from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
-
-Score = Callable[[Sequences, Tensor], Tensor]  # answers, (B,) whether each ended by itself -> (B,) scores
 
 
 @dataclass(frozen=True)
@@ -78,22 +76,59 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Experience:
-    """What an iteration learns from.
+class Sampled:
+    """Answers of a model, as somebody who scores them gets them.
 
     Attributes:
         sequences: prompts and sampled responses, stop token included.
         finished: (B,) bool, whether the model stopped by itself.
-        scores: (B,) fp32.
         prompts: the prompts, row by row.
         texts: the answers in words.
     """
 
     sequences: Sequences
     finished: Tensor
-    scores: Tensor
     prompts: tuple[Prompt, ...]
     texts: tuple[str, ...]
+
+
+Score = Callable[[Sampled], Tensor]  # (B,) fp32; not a number for an answer that could not be scored
+
+
+@dataclass(frozen=True)
+class Experience(Sampled):
+    """What an iteration learns from.
+
+    Attributes:
+        scores: (B,) fp32.
+    """
+
+    scores: Tensor
+
+    def rows(self, keep: Tensor) -> Experience:
+        """Those of its answers where ``keep`` (B,) is True; at least one is."""
+        index = keep.nonzero().squeeze(1)
+        return Experience(
+            sequences=self.sequences.rows(index),
+            finished=self.finished[index],
+            prompts=tuple(self.prompts[i] for i in index.tolist()),
+            texts=tuple(self.texts[i] for i in index.tolist()),
+            scores=self.scores[index],
+        )
+
+
+def join(parts: Sequence[Experience], padding: int) -> Experience:
+    """Several experiences as one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    sequences = scoring.join([part.sequences for part in parts], padding)
+    return Experience(
+        sequences=sequences,
+        finished=torch.cat([part.finished for part in parts]),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        texts=tuple(text for part in parts for text in part.texts),
+        scores=torch.cat([part.scores for part in parts]),
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +164,8 @@ class Rollouts:
         sequences = scoring.pad(ids, [completion.tokens for completion in done], self.padding, self.device)
         finished = torch.tensor([completion.finish_reason == "stop" for completion in done], device=self.device)
         texts = tuple(completion.text for completion in done)
-        return Experience(sequences, finished, self.score(sequences, finished), tuple(prompts), texts)
+        sampled = Sampled(sequences, finished, tuple(prompts), texts)
+        return Experience(**vars(sampled), scores=self.score(sampled))
 
 
 @dataclass(frozen=True)
@@ -155,9 +191,9 @@ class RewardScore:
     missing_end_penalty: float = 1.0
     clip: float = 5.0
 
-    def __call__(self, sequences: Sequences, finished: Tensor) -> Tensor:
+    def __call__(self, sampled: Sampled) -> Tensor:
         """(B,) normalised scores."""
-        parts = scoring.parts_by_length(sequences, self.micro_batch)
-        raw = scoring.without_gradient(scoring.rewards, self.model, sequences, parts)
+        parts = scoring.parts_by_length(sampled.sequences, self.micro_batch)
+        raw = scoring.without_gradient(scoring.rewards, self.model, sampled.sequences, parts)
         score = ((raw - self.mean) / self.std).clamp(-self.clip, self.clip)
-        return score - self.missing_end_penalty * (~finished).to(score)
+        return score - self.missing_end_penalty * (~sampled.finished).to(score)

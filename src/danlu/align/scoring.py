@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from danlu.model.decoder import Decoder
 from danlu.model.losses import linear_logprobs, linear_logprobs_entropy
@@ -74,6 +75,16 @@ def pad(
         tokens=torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=device),
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts], device=device),
         mask=torch.arange(int(sizes.max()), device=device) < sizes[:, None],
+    )
+
+
+def join(parts: Sequence[Sequences], padding: int) -> Sequences:
+    """Several batches as one, in order, right-padded with the token ``padding``."""
+    width, longest = max(p.tokens.shape[1] for p in parts), max(p.mask.shape[1] for p in parts)
+    return Sequences(
+        tokens=torch.cat([F.pad(p.tokens, (0, width - p.tokens.shape[1]), value=padding) for p in parts]),
+        prompt_lengths=torch.cat([p.prompt_lengths for p in parts]),
+        mask=torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1]), value=False) for p in parts]),
     )
 
 
