@@ -17,16 +17,19 @@ from danlu.align.losses.policy import (
     token_rewards,
     whiten,
 )
-from danlu.align.losses.ranking import bradley_terry
+from danlu.align.losses.ranking import bradley_terry, centring, davidson, mean_over_pairs
 
 __all__ = [
     "AdaptiveKL",
     "PolicyLoss",
     "bradley_terry",
+    "centring",
+    "davidson",
     "gae",
     "kl_k1",
     "kl_k3",
     "masked_mean",
+    "mean_over_pairs",
     "ppo_policy_loss",
     "ppo_value_loss",
     "token_rewards",
