@@ -97,7 +97,8 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
     StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",), copies=_TRAINED
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"),
+        copies=_TRAINED,
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
@@ -330,7 +331,8 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name == "reward" and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")
-        if PreferenceStore(chosen or own).snapshot(snapshot):
+        ties = recipe.sections[spec.name].ties == "davidson"  # type: ignore[attr-defined]
+        if PreferenceStore(chosen or own).snapshot(snapshot, ties):
             outside[VOTES] = snapshot
     return outside
 
