@@ -16,8 +16,8 @@ from danlu import hub
 from danlu.align import losses, scoring
 from danlu.align.learner import Learner, PPOSettings
 from danlu.align.ppo import ppo
-from danlu.align.rollout import Cursor, Experience, Prompt, RewardScore, Rollouts, gather_prompts
-from danlu.align.scoring import Sequences
+from danlu.align.rewards import RewardScore
+from danlu.align.rollout import Cursor, Experience, Prompt, Rollouts, Sampled, Score, gather_prompts
 from danlu.errors import UserError
 from danlu.files import write_json
 from danlu.infer.generate import Generator
@@ -35,8 +35,8 @@ SETTINGS = PPOSettings(
 MakeModel = Callable[..., Decoder]
 
 
-def no_score(sequences: Sequences, finished: Tensor) -> Tensor:
-    return torch.zeros(len(sequences))
+def no_score(sampled: Sampled) -> Tensor:
+    return torch.zeros(len(sampled.texts))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def prompts(tokenizer: Tokenizer) -> list[Prompt]:
 def collect(make_model: MakeModel, tokenizer: Tokenizer, prompts: list[Prompt]) -> Callable[..., Experience]:
     """An experience of the first model, scored at random by default."""
 
-    def make(model: Decoder | None = None, score: Callable[[Sequences, Tensor], Tensor] | None = None) -> Experience:
+    def make(model: Decoder | None = None, score: Score | None = None) -> Experience:
         generator = torch.Generator().manual_seed(5)
         random = torch.randn(len(prompts), generator=generator)
         sampler = Generator(model or make_model(), tokenizer, torch.float32)
@@ -105,7 +105,7 @@ def test_the_score_is_in_units_of_the_sft_models_spread_and_no_end_costs(make_mo
     raw = scoring.rewards(model, sequences).detach()
     score = RewardScore(model, mean=0.5, std=0.01, micro_batch=1, missing_end_penalty=1.0, clip=2.0)
     expected = ((raw - 0.5) / 0.01).clamp(-2, 2) - torch.tensor([0.0, 1.0])
-    torch.testing.assert_close(score(sequences, torch.tensor([True, False])), expected)
+    torch.testing.assert_close(score(Sampled(sequences, torch.tensor([True, False]), (), ())), expected)
 
 
 def test_the_cursor_goes_through_everything_once_per_epoch() -> None:
@@ -249,8 +249,8 @@ def test_planted_reward_rises(make_model: MakeModel, tokenizer: Tokenizer, promp
     """Paid for 花, the policy writes 花; the KL shows what it cost."""
     wanted = tokenizer.encode("花")[0]
 
-    def score(sequences: Sequences, finished: Tensor) -> Tensor:
-        return (sequences.tokens == wanted).sum(1).float()
+    def score(sampled: Sampled) -> Tensor:
+        return (sampled.sequences.tokens == wanted).sum(1).float()
 
     trained = learner(make_model, iterations=40, lr=5e-3, critic_lr=5e-3, mini_batch=32, micro_batch=32, epochs=2)
     sampler = Generator(trained.policy, tokenizer, torch.float32)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from danlu.align import losses, scoring
+from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
@@ -83,6 +85,12 @@ class PPOSettings(ComputeSettings):
     """Iterations between looks from outside, and between checkpoints."""
     probe_prompts: int = Field(96, ge=1)
     """Held-out prompts per look."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
+
+    def reads(self) -> dict[str, Path]:
+        """The files with the user's functions."""
+        return files_of(self.rewards)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from danlu import hub
-from danlu.align import losses, monitor, scoring
+from danlu.align import losses, monitor, rewards, scoring
 from danlu.align.learner import Learner, PPOSettings, Scored, explained_variance
 from danlu.align.losses import AdaptiveKL
 from danlu.align.monitor import Monitor
-from danlu.align.reward import read_scale
-from danlu.align.rollout import Cursor, RewardScore, Rollouts, Score, gather_prompts
+from danlu.align.rollout import Cursor, Rollouts, Score, gather_prompts
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
@@ -50,12 +49,11 @@ def ppo(stage: Stage) -> dict[str, Any]:
     _, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
     models = {
         role: hub.load(stage.inputs[source] / "model", device=place.kind)
-        for role, source in {"policy": "sft", "reference": "sft", "reward": "reward", "critic": "reward"}.items()
+        for role, source in {"policy": "sft", "reference": "sft", "critic": "reward"}.items()
     }
     for model in models.values():
         model.compute_in(place.compute_dtype)
-    mean, std = read_scale(stage.inputs["reward"] / "model")
-    score = RewardScore(models["reward"], mean, std, settings.micro_batch, settings.missing_end_penalty)
+    score = rewards.scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty)
     learner = Learner(models["policy"], models["critic"], settings)
     practice = Practice(stage, tokenizer, learner, models["reference"], score)
     figures = practice.run()
