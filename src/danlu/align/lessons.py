@@ -121,7 +121,7 @@ def most_votes(counts: Iterable[int], share: float) -> float:
 def place_of(prompt: Sequence[Message], purpose: str) -> float:
     """A number from 0 to 1 that belongs to a prompt, another one for every purpose: it never moves."""
     digest = hash_value([purpose, [[message.role, message.content] for message in prompt]])
-    return int(digest, 16) / 16 ** len(digest)
+    return int(digest, 16) / 16.0 ** len(digest)
 
 
 def _decided(preference: Preference, ties: bool) -> bool:

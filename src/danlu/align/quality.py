@@ -28,6 +28,7 @@ from danlu.run import MANIFEST
 _COMPARISONS = 64  # per forward
 _ANSWERS = 256
 _RATERS = 20  # of whom figures are kept
+_UNKNOWN = {"accuracy": None, "accuracy_interval": [0.0, 1.0]}
 
 
 def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: int) -> dict[str, Any]:
@@ -41,8 +42,7 @@ def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: i
     """
     heldout = _strict(heldout)
     if not heldout:
-        nothing = {"baselines": {}, "best_baseline": None, "beats_baselines": False}
-        return {"accuracy": None, "accuracy_interval": [0.0, 1.0]} | nothing
+        return {**_UNKNOWN, "baselines": {}, "best_baseline": None, "beats_baselines": False}
     device = sft.output_weight.device.type
     batch = comparisons.batch_of(heldout, padding, device)
     baselines, lengths = _baselines(sft, heldout, padding, device)
@@ -71,7 +71,7 @@ def held_out_accuracy(model: Decoder, heldout: Sequence[Ranking], padding: int, 
     """Accuracy and its interval alone."""
     heldout = _strict(heldout)
     if not heldout:
-        return {"accuracy": None, "accuracy_interval": [0.0, 1.0]}
+        return dict(_UNKNOWN)
     batch = comparisons.batch_of(heldout, padding, device)
     return _rate(comparisons.accuracy(scores(model, batch), batch.ranks).tolist())
 

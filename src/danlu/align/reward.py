@@ -175,7 +175,7 @@ class _Teacher:
         task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind)
         figures = run_loop(model, task, settings, stage)
         if settings.ties == "davidson":
-            figures["nu"] = round(math.exp(model.score.log_nu.item()), 4)  # type: ignore[union-attr,operator]
+            figures["nu"] = round(math.exp(model.score.log_nu.item()), 4)  # type: ignore[operator]
         return _Taught(model, figures, len(train))
 
     def counts(self) -> dict[str, Any]:

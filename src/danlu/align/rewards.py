@@ -41,9 +41,9 @@ class RewardTerm(Settings):
     """Where scores come from: "model", the reward model's, or a Python function of yours, "package.module:function"."""
     weight: float = 1.0
     """What a score is multiplied with before all are added up."""
-    kappa: float = Field(0.0, ge=0)
+    kappa: float = Field(default=0.0, ge=0)
     """Standard deviations over the reward model's heads that are taken from its score: doubt is not rewarded."""
-    timeout: float = Field(10.0, gt=0)
+    timeout: float = Field(default=10.0, gt=0)
     """Seconds in which a function has to score a batch."""
 
     @model_validator(mode="after")
