@@ -338,7 +338,7 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name == "reward" and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")
-        ties = recipe.sections[spec.name].ties == "davidson"  # type: ignore[attr-defined]
+        ties = recipe.sections["reward"].ties == "davidson"  # type: ignore[attr-defined]
         if PreferenceStore(chosen or own).snapshot(snapshot, ties):
             outside[VOTES] = snapshot
     return outside

@@ -2,7 +2,7 @@
 
 In:  the settings ``rewards`` of a policy stage, the reward stage's directory, sampled answers.
 Out: ``scorer``: one function from sampled answers to scores, whatever they are made of; ``files_of``, the files behind
-    it.
+    it; ``audit_score``, which nobody practises for.
 Left out: how a reward model is made (``reward``), the process of a rule (``rules``), KL and advantages (``losses``).
 
 A score that is not a number belongs to an answer that nobody could score: practice leaves the answer out.
@@ -22,7 +22,7 @@ from torch import Tensor
 from danlu import device, hub
 from danlu.align import heads, quality, scoring
 from danlu.align.heads import Heads
-from danlu.align.reward import read_scale
+from danlu.align.reward import AUDIT, read_scale
 from danlu.align.rollout import Sampled, Score
 from danlu.align.rules import RuleScore, module_file
 from danlu.errors import UserError
@@ -87,6 +87,21 @@ def scorer(
     return Mixture(tuple((term.weight, score(term)) for term in terms), missing_end_penalty)
 
 
+def audit_score(stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float) -> RewardScore | None:
+    """The score of the model that audits the reward model, for looking at and not for practice; None if there is none.
+
+    Args:
+        stage: whose input ``reward`` may hold it, like the rest as for ``scorer``.
+        place: where it is computed.
+        micro_batch: rows per forward.
+        missing_end_penalty: as the reward model's, so that both are in the same units.
+    """
+    folder = stage.inputs["reward"] / AUDIT
+    if not folder.is_dir():
+        return None
+    return RewardScore(_loaded(folder, place), *read_scale(folder), micro_batch, missing_end_penalty)
+
+
 def files_of(terms: Sequence[RewardTerm]) -> dict[str, Path]:
     """The files with the user's functions, for the ``reads`` of a section: when they change, the stage runs again.
 
@@ -111,10 +126,14 @@ def _model_score(
     if term.kappa and found is None:
         raise UserError(f"{stage.name}.rewards: kappa asks how far heads disagree, and the reward model has one; "
                         "set reward.heads to 2 or more, or kappa to 0")  # fmt: skip
-    model = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
-    mean, std = read_scale(folder)
     every = found.to(place.kind) if found is not None else None
-    return RewardScore(model, mean, std, micro_batch, missing_end_penalty, heads=every, kappa=term.kappa)
+    return RewardScore(
+        _loaded(folder, place), *read_scale(folder), micro_batch, missing_end_penalty, heads=every, kappa=term.kappa
+    )
+
+
+def _loaded(folder: Path, place: device.Device) -> Decoder:
+    return hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
 
 
 @dataclass(frozen=True)
