@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from danlu import hub
 from danlu.align import heads, scoring
 from danlu.align.heads import Heads, with_heads, with_mean_head
 from danlu.align.learner import PPOSettings
 from danlu.align.quality import refuse_unproven
-from danlu.align.rewards import Mixture, RewardScore, RewardTerm, scorer
+from danlu.align.reward import AUDIT, SCALE
+from danlu.align.rewards import Mixture, RewardScore, RewardTerm, audit_score, scorer
 from danlu.align.rollout import Prompt, Sampled
 from danlu.align.rules import RuleScore
 from danlu.errors import UserError
@@ -24,6 +27,7 @@ from danlu.model.decoder import Decoder
 from danlu.pipeline import read_recipe
 from danlu.records import Message
 from danlu.run import Stage
+from danlu.tokens.tokenizer import Tokenizer
 
 RULES = '''
 import os, time
@@ -156,6 +160,8 @@ def test_the_file_of_a_rule_is_read_by_the_stage(
         PPOSettings(rewards=(RewardTerm(source="rewardin:x"),)).reads()
     with pytest.raises(UserError, match=r"give model, or a function as package.module:function"):
         read_recipe("tiny", ["ppo.rewards=[{source: rewarding.rules.flowers}]"])
+    with pytest.raises(UserError, match=r"unknown key 'ppo.rewards.1.wieght'; did you mean 'weight'"):
+        read_recipe("tiny", ["ppo.rewards=[{}, {wieght: 2}]"])
     with pytest.raises(UserError, match="kappa is for the reward model"):
         read_recipe("tiny", ["ppo.rewards=[{source: 'rewarding.rules:flowers', kappa: 1}]"])
 
@@ -177,6 +183,32 @@ def test_doubt_is_taken_from_the_score(make_model: Callable[..., Decoder], sampl
     wanted = (every.mean(1) - 1.5 * (every - means).std(1) - 0.5) / 2.0
     torch.testing.assert_close(score(sampled), wanted.detach())
     assert heads.read(tmp_path / "elsewhere") is None
+
+
+def test_what_practice_is_paid_for_is_put_together_from_its_section(
+    rule: Callable[..., tuple[RuleScore, list[str]]], tmp_path: Path, make_stage: Callable[..., Stage],
+    make_model: Callable[..., Decoder], tokenizer: Tokenizer, sampled: Sampled,
+) -> None:  # fmt: skip
+    folder, place = tmp_path / "reward" / "model", PPOSettings(dtype="float32").machine()
+    hub.save(make_model("scalar"), folder, tokenizer, card={"stage": "reward"})
+    write_json(folder / SCALE, {"mean": 0.1, "std": 0.5})
+    stage = make_stage("ppo", PPOSettings(), {"reward": tmp_path / "reward"})
+    plain = scorer((RewardTerm(),), stage, place, 2, 1.0)
+    assert isinstance(plain, RewardScore)
+    flowers = RewardTerm(source="rewarding.rules:flowers", weight=0.5)
+    mixed = scorer((RewardTerm(weight=2.0), flowers), stage, place, 2, 1.0)
+    unpunished = plain(sampled) + torch.tensor([0.0, 1.0, 0.0])
+    expected = 2 * unpunished + 0.5 * torch.tensor([2.0, 0.0, 1.0]) - torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(mixed(sampled), expected)
+    with pytest.raises(UserError, match=r"kappa asks how far heads disagree, and the reward model has one"):
+        scorer((RewardTerm(kappa=1.0),), stage, place, 2, 1.0)
+    with pytest.raises(UserError, match=r"ppo.rewards is empty"):
+        scorer((), stage, place, 2, 1.0)
+    assert audit_score(stage, place, 2, 1.0) is None
+    shutil.copytree(folder, tmp_path / "reward" / AUDIT)
+    audit = audit_score(stage, place, 2, 1.0)
+    assert audit is not None
+    torch.testing.assert_close(audit(sampled), plain(sampled))
 
 
 def test_practice_is_refused_on_what_is_not_proven(
