@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from danlu import hub
-from danlu.align import heads, scoring
+from danlu.align import PPOSettings, heads, scoring
 from danlu.align.heads import Heads, with_heads, with_mean_head
-from danlu.align.learner import PPOSettings
 from danlu.align.quality import refuse_unproven
 from danlu.align.reward import AUDIT, SCALE
 from danlu.align.rewards import Mixture, RewardScore, RewardTerm, audit_score, scorer
