@@ -32,9 +32,11 @@ def test_ties_predict_nothing() -> None:
 
 
 def test_disagreement_is_the_deviation_of_leads_over_heads() -> None:
-    found = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[-1.0, -1.0], [0.0, 8.0]], [[0.0, 100.0], [-5.0, 95.0]]])
+    found = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[1.0, -1.0], [0.0, 8.0]], [[0.0, 100.0], [-5.0, 95.0]]])
     ranks = torch.tensor([[0, 1], [0, 1], [0, 1]])
     measured = disagreement(found, ranks)
-    # Leads 1 and 3; -1 and -9, wrongly; 5 and 5, for heads that only put zero elsewhere.
-    assert measured["where_right"] == pytest.approx(math.sqrt(2) / 2, abs=1e-4)
-    assert measured["where_wrong"] == pytest.approx(math.sqrt(32), abs=1e-4)
+    # Leads 1 and 3; 1 and -9, wrongly; 5 and 5, for heads that only put zero elsewhere.
+    assert measured["deviation"]["where_right"] == pytest.approx(math.sqrt(2) / 2, abs=1e-4)
+    assert measured["deviation"]["where_wrong"] == pytest.approx(math.sqrt(50), abs=1e-4)
+    assert measured["against"] == {"where_right": 0.0, "where_wrong": 0.5}
+    assert disagreement(found[:1], ranks[:1])["against"]["where_wrong"] is None

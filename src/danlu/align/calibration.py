@@ -47,17 +47,25 @@ def calibration(found: Tensor, ranks: Tensor) -> dict[str, Any]:
     return {"calibration_error": round(error, 4) if len(bins) else None, "reliability": table}
 
 
-def disagreement(found: Tensor, ranks: Tensor) -> dict[str, float | None]:
-    """Standard deviation over heads of the lead of one answer over another, where the mean is right and where wrong.
-
-    Heads that know what they do not know disagree more where they are wrong.
+def disagreement(found: Tensor, ranks: Tensor) -> dict[str, dict[str, float | None]]:
+    """How far heads disagree about pairs that their mean puts in the right order, and about those it does not.
 
     Args:
         found: (B, K, H) rewards by every head, H at least 2.
         ranks: (B, K).
+
+    Returns:
+        ``deviation``: standard deviation over heads of the better answer's lead, which is what ``kappa`` punishes, and
+        which grows with the lead; ``against``: share of heads that put the pair the other way round than the mean.
+        Each ``where_right`` and ``where_wrong``, None without such pairs.
     """
     right, better = right_pairs(found.mean(-1), ranks)
-    doubt = (found[:, :, None] - found[:, None, :]).std(-1)[better]
-    hits = right[better]
-    groups = {"where_right": doubt[hits == 1], "where_wrong": doubt[hits == 0]}
-    return {name: round(float(group.mean()), 4) if len(group) else None for name, group in groups.items()}
+    hits, leads = right[better], (found[:, :, None] - found[:, None, :])[better]  # (N,), (N, H)
+    against = (leads.sign() != leads.mean(-1, keepdim=True).sign()).float().mean(-1)
+    return {
+        name: {
+            group: round(float(doubt[hits == hit].mean()), 4) if (hits == hit).any() else None
+            for group, hit in (("where_right", 1), ("where_wrong", 0))
+        }
+        for name, doubt in (("deviation", leads.std(-1)), ("against", against))
+    }
