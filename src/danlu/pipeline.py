@@ -101,7 +101,8 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
     StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",), copies=_TRAINED
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"),
+        copies=_TRAINED,
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
@@ -352,7 +353,8 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     wanted = spec.name == "reward" or getattr(recipe.sections[spec.name], "prompts", None) == VOTES
     if wanted and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")
-        if PreferenceStore(chosen or own).snapshot(snapshot):
+        ties = recipe.sections["reward"].ties == "davidson"  # type: ignore[attr-defined]
+        if PreferenceStore(chosen or own).snapshot(snapshot, ties):
             outside[VOTES] = snapshot
     return outside
 

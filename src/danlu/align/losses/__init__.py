@@ -29,7 +29,7 @@ from danlu.align.losses.policy import (
     token_rewards,
     whiten,
 )
-from danlu.align.losses.ranking import bradley_terry
+from danlu.align.losses.ranking import bradley_terry, centring, davidson, mean_over_pairs
 
 __all__ = [
     "AdaptiveKL",
@@ -39,12 +39,15 @@ __all__ = [
     "answer_weights",
     "best_of_n_kl",
     "bradley_terry",
+    "centring",
+    "davidson",
     "gae",
     "group_advantages",
     "kl_k1",
     "kl_k3",
     "leave_one_out",
     "masked_mean",
+    "mean_over_pairs",
     "overlong_penalty",
     "policy_gradient_loss",
     "ppo_policy_loss",
