@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from danlu.align import losses, scoring
-from danlu.align.rollout import Experience, Prompt, Rollouts
+from danlu.align.rollout import Prompt, Rollouts
+from danlu.align.scoring import Sequences
 from danlu.evals.judge import Judge
 from danlu.evals.variety import distinct_2
 from danlu.files import write_json
@@ -63,22 +64,23 @@ class Monitor:
             "judge": float(totals.mean()),
             "judge_error": float(totals.std(correction=0) / len(totals) ** 0.5),
             **rates,
-            **self._distance(seen),
+            **distance(self._policy, self._reference, seen.sequences, self._micro_batch),
             "finished": float(seen.finished.float().mean()),
             "distinct_2": distinct_2(seen.texts),
             "examples": [{"prompt": prompt.text, "answer": text} for prompt, text in pairs],
         }
 
-    def _distance(self, seen: Experience) -> dict[str, float]:
-        sequences, score = seen.sequences, scoring.response_logprobs
-        parts = scoring.parts_by_length(sequences, self._micro_batch)
-        here = scoring.without_gradient(score, self._policy, sequences, parts)
-        there = scoring.without_gradient(score, self._reference, sequences, parts)
-        return {
-            "kl": float(losses.kl_k1(here, there).sum(1).mean()),
-            "entropy": float(-losses.masked_mean(here, sequences.mask)),
-            "length": float(sequences.mask.sum(1).float().mean()),
-        }
+
+def distance(policy: Decoder, reference: Decoder, sequences: Sequences, micro_batch: int) -> dict[str, float]:
+    """How far a policy's own samples are from the reference: ``kl`` (nats per answer), ``entropy``, ``length``."""
+    parts, score = scoring.parts_by_length(sequences, micro_batch), scoring.response_logprobs
+    here = scoring.without_gradient(score, policy, sequences, parts)
+    there = scoring.without_gradient(score, reference, sequences, parts)
+    return {
+        "kl": float(losses.kl_k1(here, there).sum(1).mean()),
+        "entropy": float(-losses.masked_mean(here, sequences.mask)),
+        "length": float(sequences.mask.sum(1).float().mean()),
+    }
 
 
 def over_optimised(rows: Sequence[dict[str, Any]]) -> bool:

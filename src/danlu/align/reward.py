@@ -23,13 +23,14 @@ from torch import Tensor
 from danlu import device, hub
 from danlu.align import losses, quality, scoring
 from danlu.align.comparisons import RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
+from danlu.align.judgements import read_comparisons
 from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.files import read_json, write_json
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
-from danlu.records import Preference, read_preferences
+from danlu.records import read_preferences
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ def reward(stage: Stage) -> dict[str, Any]:
     sft, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
     sft.to(place.kind).compute_in(place.compute_dtype)
     model = with_scalar_head(sft, stream_seed(stage.seed, stage.name, "head")).to(place.kind)
-    preferences, votes = _preferences(stage)
+    preferences, votes = read_comparisons(stage)
     room = sft.config.max_seq_len
     train, heldout = (
         [encode(p, tokenizer, room) for p in preferences if p.split == split] for split in ("train", "heldout")
@@ -146,13 +147,6 @@ def _task(
         }
 
     return Task(batches=batches, loss=ranking_loss, evaluate=evaluate)
-
-
-def _preferences(stage: Stage) -> tuple[list[Preference], int]:
-    """Simulated rankings and people's votes that say something, and how many votes there were."""
-    simulated = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
-    votes = read_preferences(stage.outside["votes"]) if "votes" in stage.outside else []
-    return [preference for preference in (*simulated, *votes) if preference.pairs()], len(votes)
 
 
 def _scale(

@@ -1,7 +1,7 @@
 """Formulas of learning from rankings: Bradley-Terry over every pair.
 
 In:  scalar rewards of the K answers of each comparison, and their ranks.
-Out: the loss of each comparison.
+Out: the loss of each comparison; ``mean_over_pairs`` for losses of pairs that are not Bradley-Terry's.
 Left out: where rewards come from (``comparisons``).
 """
 
@@ -25,10 +25,14 @@ def bradley_terry(rewards: Tensor, ranks: Tensor) -> Tensor:
     Returns:
         (B,) loss of each ranking.
     """
+    return mean_over_pairs(-F.logsigmoid(rewards[:, :, None] - rewards[:, None, :]), ranks)
+
+
+def mean_over_pairs(losses: Tensor, ranks: Tensor) -> Tensor:
+    """(B, K, K) losses of "i rather than j" -> (B,): the sum over strict pairs by 1 / C(K, 2), ranks as above."""
     present = ranks >= 0
     both = present[:, :, None] & present[:, None, :]  # B, K, K
     better = (ranks[:, :, None] < ranks[:, None, :]) & both
-    losses = -F.logsigmoid(rewards[:, :, None] - rewards[:, None, :])
     n = present.sum(1)
     n_pairs = (n * (n - 1) / 2).clamp(min=1)
     return losses.masked_fill(~better, 0.0).sum((1, 2)) / n_pairs
