@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align import database
+from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -29,7 +30,6 @@ from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
-VOTES = "votes"
 _SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
@@ -103,6 +103,9 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
+    ),
+    StageSpec(
+        "dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED
     ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
@@ -332,13 +335,18 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
-    outside = dict(recipe.sections[spec.name].reads())
+    """What a stage reads beside the run: the user's files, and frozen copies of what people said, where it learns."""
+    section = recipe.sections[spec.name]
+    outside = dict(section.reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name == "reward" and (chosen or own.exists()):
-        snapshot = own.with_name("votes.jsonl")
-        if PreferenceStore(chosen or own).snapshot(snapshot):
-            outside[VOTES] = snapshot
+    if spec.name in ("reward", "dpo") and (chosen or own.exists()):
+        store = PreferenceStore(chosen or own)
+        if store.snapshot(own.with_name("votes.jsonl")):
+            outside[VOTES] = own.with_name("votes.jsonl")
+        if isinstance(section, align.DPOSettings) and section.loss == "kto":
+            labels = own.with_name("labels.jsonl")
+            if freeze_labels(store, labels):
+                outside[LABELS] = labels
     return outside
 
 

@@ -58,7 +58,7 @@ def test_every_loss_learns_planted_taste(loss: str, inputs: dict[str, Path], mak
     assert figures["val_accuracy"] > 0.9
     assert figures["val_margin"] > 0
     assert figures["val_loss"] == rows[-1]["val_loss"] < rows[0]["val_loss"]
-    assert figures["kl"] > 0
+    assert figures["after"]["kl"] > 0
     assert figures["heldout"] == 16
     assert figures["answers" if loss == "kto" else "comparisons"] == (96 if loss == "kto" else 48)
     assert hub.load(stage.dir / "model").head_kind == "lm"

@@ -1,10 +1,12 @@
-"""From what people prefer to a better model: preference store, rankings, reward model, PPO; and a guard.
+"""From what people prefer to a better model: preference store, rankings, reward model, PPO, DPO; and a guard.
 
 In:  a model that answers, judgements of its answers.
-Out: the stages ``rankings``, ``reward``, ``ppo`` and ``guard``; ``PreferenceStore``, where votes of the chat page land.
+Out: the stages ``rankings``, ``reward``, ``ppo``, ``dpo`` and ``guard``; ``PreferenceStore``, where votes of the chat
+    page land.
 Left out: the chat page (``serve``); the judges (``evals``).
 """
 
+from danlu.align.direct import DPOSettings, dpo
 from danlu.align.guard import GuardSettings, guard
 from danlu.align.learner import PPOSettings
 from danlu.align.ppo import ppo
@@ -13,15 +15,17 @@ from danlu.align.rankings import RankingsSettings, rankings
 from danlu.align.reward import RewardSettings, reward
 
 # The stages that make a chat model from what people prefer. A run goes on with one of them (``run.aligned``).
-ALIGNED = ("ppo",)
+ALIGNED = ("ppo", "dpo")
 
 __all__ = [
     "ALIGNED",
+    "DPOSettings",
     "GuardSettings",
     "PPOSettings",
     "PreferenceStore",
     "RankingsSettings",
     "RewardSettings",
+    "dpo",
     "guard",
     "ppo",
     "rankings",

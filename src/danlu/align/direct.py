@@ -100,8 +100,8 @@ def dpo(stage: Stage) -> dict[str, Any]:
     Returns:
         The loop's figures; of held-out comparisons val_loss, val_accuracy (how often the policy's implicit reward has
         the order right) with its interval, val_margin, val_chosen and val_rejected (log-ratio to the SFT model of the
-        best and of the worst answers, nats: both often fall); of its own answers to held-out prompts kl (nats per
-        answer from the SFT model), entropy, length and finished.
+        best and of the worst answers, nats: both often fall); and after, of its own answers to held-out prompts: kl
+        (nats per answer from the SFT model), entropy, length and finished.
 
     Raises:
         UserError: nothing to learn from.
@@ -123,7 +123,8 @@ def dpo(stage: Stage) -> dict[str, Any]:
     if len(heldout):
         interval = wilson(round(figures["val_accuracy"] * len(heldout)), len(heldout))
         figures["accuracy_interval"] = [round(end, 4) for end in interval]
-    return figures | _drift(stage, settings, policy, tokenizer, preferences)
+    drift = _drift(stage, settings, policy, tokenizer, preferences)
+    return figures | ({"after": drift} if drift else {})
 
 
 def _lessons(
