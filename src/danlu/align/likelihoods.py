@@ -47,9 +47,7 @@ class LikelihoodBatch:
         return self.ranked.ranks
 
 
-def lay_out(
-    rankings: Sequence[Ranking], padding: int, device: str, reference: Tensor | None = None
-) -> LikelihoodBatch:
+def lay_out(rankings: Sequence[Ranking], padding: int, device: str, reference: Tensor | None = None) -> LikelihoodBatch:
     """Comparisons as a batch; ``reference``, (B, at least K), goes with it if it is known."""
     ranked = batch_of(rankings, padding, device)
     k = ranked.ranks.shape[1]
