@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from danlu import hub
 from danlu.align import unpaired
@@ -18,8 +19,10 @@ from danlu.align.preferences import PreferenceStore
 from danlu.align.unpaired import Labelled, encode_labels, kto_loss
 from danlu.errors import UserError
 from danlu.model.decoder import Decoder
+from danlu.pipeline import STAGES, _outside, read_recipe
+from danlu.places import votes_path
 from danlu.records import Answer, Message, Preference, write_preferences
-from danlu.run import Metrics, Stage
+from danlu.run import Metrics, Run, Stage
 from danlu.tokens.tokenizer import Tokenizer
 
 SETTINGS = DPOSettings(
@@ -146,9 +149,28 @@ def test_kto_hears_thumbs_and_all_bad(
     freeze_labels(store, tmp_path / "labels.jsonl")
     assert (tmp_path / "labels.jsonl").read_bytes() == first
     store.close()
-    settings = with_loss("kto").model_copy(update={"steps": 1})
+    settings = with_loss("kto").model_copy(update={"steps": 1, "batch_size": 64, "eval_every": 1})
     figures = dpo(make_stage("dpo", settings, inputs, {"labels": tmp_path / "labels.jsonl"}))
     assert figures["answers"] == 48 + 3
+
+
+def test_a_run_freezes_labels_for_kto_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    store = PreferenceStore(votes_path(run.dir))
+    store.thumb(store.record((Message("user", "写：春"),), [Answer("花花")]), True, "ann")
+    store.close()
+    spec = next(spec for spec in STAGES if spec.name == "dpo")
+    for loss, frozen in (("dpo", set()), ("kto", {"labels"})):
+        recipe = read_recipe("tiny", ["run.goal=dpo", f"dpo.loss={loss}"])
+        assert _outside(run, spec, recipe).keys() == frozen
+
+
+def test_what_no_step_reads_is_not_asked_of_the_reference(
+    inputs: dict[str, Path], make_stage: Callable[..., Stage]
+) -> None:
+    stage = make_stage("dpo", SETTINGS.model_copy(update={"steps": 2}), inputs)
+    assert dpo(stage)["comparisons"] == 16
+    assert load_file(stage.dir / "reference" / "train.safetensors")["answers"].shape == (16, 3)
 
 
 def test_kto_needs_both_kinds(tmp_path: Path, inputs: dict[str, Path], make_stage: Callable[..., Stage]) -> None:

@@ -111,7 +111,7 @@ def dpo(stage: Stage) -> dict[str, Any]:
     policy, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
     policy.to(place.kind).compute_in(place.compute_dtype)
     preferences, votes = read_comparisons(stage)
-    train, heldout, watched = _lessons(stage, preferences, settings.loss, policy, tokenizer)
+    train, heldout, watched = _lessons(stage, preferences, settings, policy, tokenizer)
     if not settings.steps:
         steps = math.ceil(settings.epochs * len(train) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
@@ -128,36 +128,42 @@ def dpo(stage: Stage) -> dict[str, Any]:
 
 
 def _lessons(
-    stage: Stage, preferences: list[Preference], loss: str, policy: Decoder, tokenizer: Tokenizer
+    stage: Stage, preferences: list[Preference], settings: DPOSettings, policy: Decoder, tokenizer: Tokenizer
 ) -> tuple[Comparisons | Labelled, Comparisons, Labelled | None]:
     """What is learnt from, held-out comparisons, and for kto held-out answers.
 
     Raises:
         UserError: nothing to learn from, or for kto only one kind of it.
     """
-    folder, split = stage.dir / REFERENCE, "heldout"
-    heldout = Comparisons.read(_of(preferences, split), policy, tokenizer, folder / f"{split}.safetensors")
-    if loss != "kto":
-        train = _of(preferences, "train")
-        if not train:
+    files = {name: stage.dir / REFERENCE / f"{name}.safetensors" for name in ("train", "heldout", "labels")}
+    heldout = Comparisons.read(_of(preferences, "heldout"), policy, tokenizer, files["heldout"])
+    if settings.loss != "kto":
+        chosen = _needed(_of(preferences, "train"), settings, stage)
+        if not chosen:
             raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
-        return Comparisons.read(train, policy, tokenizer, folder / "train.safetensors"), heldout, None
+        return Comparisons.read(chosen, policy, tokenizer, files["train"]), heldout, None
     labels = [label for preference in preferences for label in labels_of(preference)] + read_labels(stage)
-    kinds = [label.good for label in _of(labels, "train")]
-    if len(set(kinds)) < 2:
+    learnt = _needed(_of(labels, "train"), settings, stage)
+    good = sum(label.good for label in learnt)
+    if good in (0, len(learnt)):
         raise UserError(
-            f"{stage.name}: kto needs good and bad answers and has {sum(kinds)} good and {len(kinds) - sum(kinds)} bad "
-            "ones; rank or rate more answers"
+            f"{stage.name}: kto needs good and bad answers and has {good} good and {len(learnt) - good} bad ones; "
+            "rank or rate more answers"
         )
-    learnt, watched = (
-        Labelled.read(_of(labels, s), policy, tokenizer, stage.seed, folder / f"{s}-labels.safetensors")
-        for s in ("train", "heldout")
-    )
-    return learnt, heldout, watched
+    train = Labelled.read(learnt, policy, tokenizer, stage.seed, files["train"])
+    return train, heldout, Labelled.read(_of(labels, "heldout"), policy, tokenizer, stage.seed, files["labels"])
 
 
 def _of(judged: Sequence[_Judged], split: str) -> list[_Judged]:
     return [one for one in judged if one.split == split]
+
+
+def _needed(judged: list[_Judged], settings: DPOSettings, stage: Stage) -> list[_Judged]:
+    """All of it, or as much as the steps can read, drawn at random: the reference need not read what nobody learns."""
+    n = settings.steps * settings.batch_size
+    if not 0 < n < len(judged):
+        return judged
+    return [judged[index] for index in Cursor(len(judged), stage.seed, stage.name, "needed").batch(0, n)]
 
 
 def _task(
