@@ -104,8 +104,8 @@ def pair_loss(model: Decoder, batch: LikelihoodBatch, objective: Objective) -> L
     """The loss of each comparison, summed over comparisons; what ``measure`` tells is told of these too."""
     found, told = _read(model, batch, objective)
     loss = objective.of_pairs(found, batch.ranks)
-    sums = {name: float(value.detach().sum()) for name, value in told.items()}
-    return LossOutput(loss.sum(), len(loss), batch.ranked.n_tokens, sums=sums)
+    sums = torch.stack([value.detach().sum() for value in told.values()]).tolist()  # a GPU is waited for once
+    return LossOutput(loss.sum(), len(loss), batch.ranked.n_tokens, sums=dict(zip(told, sums, strict=True)))
 
 
 @torch.no_grad()
