@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align import database
+from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -29,7 +30,6 @@ from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
-VOTES = "votes"
 _SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
@@ -113,6 +113,9 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
         copies=_TRAINED,
+    ),
+    StageSpec(
+        "dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED
     ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
@@ -345,17 +348,22 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files; a frozen copy of the votes if it learns from them, as the
-    reward model does, or practises on what was asked.
+    """What a stage reads beside the run: the user's files, and a frozen copy of what people said if it learns from it,
+    as the reward model and ``dpo`` do, or practises on what was asked.
     """
-    outside = dict(recipe.sections[spec.name].reads())
+    section = recipe.sections[spec.name]
+    outside = dict(section.reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    wanted = spec.name == "reward" or getattr(recipe.sections[spec.name], "prompts", None) == VOTES
+    wanted = spec.name in ("reward", "dpo") or getattr(section, "prompts", None) == VOTES
     if wanted and (chosen or own.exists()):
-        snapshot = own.with_name("votes.jsonl")
+        store, snapshot = PreferenceStore(chosen or own), own.with_name("votes.jsonl")
         ties = recipe.sections["reward"].ties == "davidson"  # type: ignore[attr-defined]
-        if PreferenceStore(chosen or own).snapshot(snapshot, ties):
+        if store.snapshot(snapshot, ties):
             outside[VOTES] = snapshot
+        if isinstance(section, align.DPOSettings) and section.loss == "kto":
+            labels = own.with_name("labels.jsonl")
+            if freeze_labels(store, labels):
+                outside[LABELS] = labels
     return outside
 
 
