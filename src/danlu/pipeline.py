@@ -24,12 +24,11 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import votes_path
+from danlu.places import VOTES, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
-VOTES = "votes"
 _SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
@@ -272,6 +271,8 @@ def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | 
         for name, digest in wanted[kind].items():
             if manifest[kind].get(name) != digest:
                 return sentence.format(name)
+        for name in manifest[kind].keys() - wanted[kind].keys():
+            return sentence.format(name)
     return "seed changed" if manifest["seed"] != wanted["seed"] else "another version of danlu"
 
 
@@ -329,7 +330,7 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     outside = dict(recipe.sections[spec.name].reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name == "reward" and (chosen or own.exists()):
-        snapshot = own.with_name("votes.jsonl")
+        snapshot = snapshot_path(run.dir)
         if PreferenceStore(chosen or own).snapshot(snapshot):
             outside[VOTES] = snapshot
     return outside

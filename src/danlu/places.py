@@ -20,8 +20,14 @@ from danlu.run import RESOLVED, Run
 
 # The models of a run in the order of its life; the last that is finished is the one to talk to.
 MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
+VOTES = "votes"  # what stages that learn from them call them
 _STORE = "preferences.db"
 _STARTERS = 4  # as many as the page shows
+
+
+def snapshot_path(run_dir: Path) -> Path:
+    """Where a run keeps the frozen copy of the votes that it learned from."""
+    return run_dir / "feedback" / "votes.jsonl"
 
 
 def votes_path(run_dir: Path) -> Path:

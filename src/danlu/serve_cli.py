@@ -56,6 +56,18 @@ def serve(
             "same tokenizer."
         ),
     ] = "",
+    second_look: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=0.5, help="Share of comparisons of a starter that are somebody's earlier one: do people agree?"
+        ),
+    ] = 0.1,
+    repeats: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share that are one's own of before, sides exchanged.")
+    ] = 0.02,
+    heldout_raters: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of raters whose votes measure and never teach.")
+    ] = 0.0,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
@@ -71,6 +83,9 @@ def serve(
         reach=Reach(host, tuple(allow_host or ())),
         rates=Rates(requests, tokens),
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        second_look=second_look,
+        repeats=repeats,
+        heldout_raters=heldout_raters,
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
     )
