@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 _NOTHING = "-"
+_WIDTHS = (7, 14, 13, 6, 6, 7, 7, 10)
 
 
 def described(figures: dict[str, Any]) -> str:
@@ -79,7 +80,5 @@ def _signed(points: float | None) -> str:
 
 
 def _row(model: object, *cells: object) -> str:
-    widths = (7, 14, 13, 6, 6, 7, 7)
-    return "  ".join(
-        [f"{model!s:<14}", *(f"{cell!s:>{width}}" for cell, width in zip(cells, widths, strict=False)), str(cells[-1])]
-    )
+    padded = (f"{cell!s:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    return "  ".join([f"{model!s:<14}", *padded]).rstrip()

@@ -122,8 +122,8 @@ def test_what_is_imported_is_rated_and_exported(tmp_path, monkeypatch):
     store.close()
     rated = danlu("feedback", "rate", votes_path(run))
     assert "5 votes by 4 raters" in rated
-    best = next(line for line in rated.splitlines() if line.startswith("good"))
-    assert best.split()[-5:] == ["3", "0", "1", "4", "undecided"]
+    worst = next(line for line in rated.splitlines() if line.startswith("bad"))
+    assert worst.split()[-5:] == ["1", "0", "3", "4", "undecided"]
     figures = json.loads(danlu("feedback", "rate", votes_path(run), "--json"))
     assert {model["model"]: model["wins"] for model in figures["models"]} == {"good": 3, "bad": 1}
     assert figures["conduct"]["most"][0]["rater"] == "alice"
