@@ -79,6 +79,7 @@ def test_a_completion_with_a_label_is_a_thumb() -> None:
 
 def test_a_transcript_is_cut_into_turns_and_only_the_last_one_is_judged() -> None:
     found = judgement(HH)
+    assert isinstance(found, Preference)
     assert [m.role for m in found.prompt] == ["user", "assistant", "user"]
     assert found.prompt[2].content == "Tell me:\n\none thing"
     assert [a.text for a in found.answers] == ["Gladly.", "No."]
@@ -86,6 +87,7 @@ def test_a_transcript_is_cut_into_turns_and_only_the_last_one_is_judged() -> Non
 
 def test_completions_are_ranked_by_the_mean_of_their_aspects_and_equal_ones_tie() -> None:
     found = judgement(SCORED)
+    assert isinstance(found, Preference)
     assert [a.model for a in found.answers] == ["a", "b", "c", "e"]
     assert found.ranks == (0, 1, 0, 2)
 

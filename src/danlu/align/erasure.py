@@ -94,7 +94,7 @@ def _check_known(session: Session, rater: str) -> None:
         raise unknown("rater", rater, names - {""}, "the preference store")
 
 
-def _names(table: type[VoteRow | ThumbRow | ConversationRow]) -> Select[tuple[str]]:
+def _names(table: type[VoteRow | ThumbRow | ConversationRow]) -> Select[str]:
     return select(table.rater).distinct()
 
 

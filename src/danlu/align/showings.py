@@ -86,18 +86,18 @@ def _first(session: Session, again: VoteRow) -> VoteRow | None:
     ).first()  # fmt: skip
 
 
-def _of_prompt(prompt: Sequence[Message]) -> Select[tuple[ComparisonRow]]:
+def _of_prompt(prompt: Sequence[Message]) -> Select[ComparisonRow]:
     """Compared as text: PostgreSQL knows no equality of JSON. Both databases keep JSON as it was written."""
     turns = json.dumps([{"role": m.role, "content": m.content} for m in prompt])
     same = cast(ComparisonRow.prompt, String) == turns
     return select(ComparisonRow).where(same, ~ComparisonRow.deleted).order_by(ComparisonRow.time.desc()).limit(_MOST)
 
 
-def _votes() -> Select[tuple[str]]:
+def _votes() -> Select[str]:
     return select(VoteRow.id).where(VoteRow.comparison == ComparisonRow.id)
 
 
-def _showings(rater: str) -> Select[tuple[str]]:
+def _showings(rater: str) -> Select[str]:
     return select(ShowingRow.id).where(ShowingRow.comparison == ComparisonRow.id, ShowingRow.rater == rater)
 
 
