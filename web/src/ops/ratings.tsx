@@ -112,7 +112,7 @@ function Agreement({ got: { agreement, left, again, conduct } }: { got: Ratings 
           {placeDecides && w("placeYes")}
         </p>
       )}
-      {again && <p>{w("again", { of: again.comparisons, same: again.same, place: again.same_place })}</p>}
+      {again && <p>{w("shownAgain", { of: again.comparisons, same: again.same, place: again.same_place })}</p>}
       <p>{w("conduct", { raters: conduct.raters, twice: conduct.duplicates, against: conduct.contradictions })}</p>
       {floods.map((one) => (
         <p key={one.rater}>{w("floods", { rater: one.rater, busiest: one.busiest, share: percent(one.share) })}</p>
