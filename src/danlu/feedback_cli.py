@@ -64,15 +64,16 @@ def feedback_import(
             help="trl (pairs, or KTO's completion and label), hh, ultrafeedback, danlu; auto goes by each line's keys.",
         ),
     ] = "auto",
-    rater: Annotated[
-        str, typer.Option(help="Whose judgements they are, for danlu feedback forget; import:FORM if not given.")
+    source: Annotated[
+        str,
+        typer.Option(help="What to call them, for danlu feedback forget import:SOURCE; the form's name if not given."),
     ] = "",
 ) -> None:
     """Take in judgements that were made elsewhere. The same file twice adds nothing."""
     from danlu.align.intake import take_in
 
     with _votes(where, make=True) as store:
-        found = take_in(store, file, form, rater)
+        found = take_in(store, file, form, source)
         typer.echo(
             f"{found.added} judgements added to {store.place}; {found.known} were there, {found.repeated} repeated, "
             f"{found.contradictory} contradict another, {len(found.bad)} lines left out"

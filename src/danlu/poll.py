@@ -43,7 +43,8 @@ def _verdict(rating: dict[str, Any], anchor: str) -> str:
 
 def _agreement(figures: dict[str, Any]) -> list[str]:
     found, again, left = figures["agreement"], figures["again"], figures["left"]
-    lines = [f"{figures['votes']} votes by {figures['conduct']['raters']} raters"]
+    imported = f", and {figures['imported']} imported judgements" if figures["imported"] else ""
+    lines = [f"{figures['votes']} votes by {figures['conduct']['raters']} raters{imported}"]
     if found is None:
         lines.append("agreement: no comparison has been judged by two people yet")
     else:

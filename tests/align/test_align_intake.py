@@ -68,7 +68,7 @@ def test_every_pair_of_trl_says_the_same(row: dict[str, Any]) -> None:
     assert ([a.text for a in found.answers], found.ranks, found.rater) == (["Hello", "Go away"], (0, 1), "import:trl")
     assert found.split == split_of(found.prompt)
     assert found.id == judgement({"prompt": "greet", "chosen": "Hello", "rejected": "Go away"}).id
-    assert found.id != judgement(row, rater="alice").id
+    assert found.id != judgement(row, source="ours").id
 
 
 def test_a_completion_with_a_label_is_a_thumb() -> None:
@@ -161,10 +161,10 @@ def test_trl_and_back_keeps_every_strict_pair(tmp_path: Path) -> None:
     one, other = PreferenceStore(tmp_path / "one.sqlite"), PreferenceStore(tmp_path / "other.sqlite")
     one.vote(one.record([Message("user", "greet")], [Answer("a"), Answer("b"), Answer("c")]), (1, 0, 2), "alice")
     one.export_trl(tmp_path / "pairs.jsonl")
-    take_in(other, tmp_path / "pairs.jsonl", "trl", "alice")
+    take_in(other, tmp_path / "pairs.jsonl", "trl", "ours")
     pairs = [tuple(a.text for a in p.answers) for p in other.all()]
     assert sorted(pairs) == [("a", "c"), ("b", "a"), ("b", "c")]
-    assert {(p.prompt, p.rater) for p in other.all()} == {((Message("user", "greet"),), "alice")}
+    assert {(p.prompt, p.rater) for p in other.all()} == {((Message("user", "greet"),), "import:ours")}
     other.export_trl(tmp_path / "again.jsonl")
     assert sorted((tmp_path / "again.jsonl").read_text().splitlines()) == sorted(
         (tmp_path / "pairs.jsonl").read_text().splitlines()

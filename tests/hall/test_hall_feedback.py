@@ -12,6 +12,7 @@ from danlu.align.preferences import PreferenceStore
 from danlu.cli import app
 from danlu.errors import UserError
 from danlu.files import hash_file, write_json
+from danlu.pipeline import why
 from danlu.places import snapshot_path, votes_path
 from danlu.records import Answer, Message, read_preferences
 from danlu.run import Run
@@ -78,6 +79,12 @@ def test_a_store_outside_is_known_by_the_runs_that_name_it_and_what_was_set_asid
     assert "no run has learned from them" in danlu("feedback", "forget", "alice", votes_path(bystander(tmp_path)))
 
 
+def test_a_run_whose_last_votes_were_forgotten_says_why_it_is_made_again():
+    then = {"fingerprint": "a", "state": "done", "settings": {}, "parents": {}, "outside": {"votes": "1"}, "seed": 0}
+    wanted = {"fingerprint": "b", "settings": {}, "parents": {}, "outside": {}, "seed": 0}
+    assert why(then, wanted) == "votes are gone"
+
+
 def bystander(tmp_path: Path) -> Path:
     """A run that has votes and no snapshot of them."""
     run = learned_run(tmp_path / "runs" / "two")
@@ -121,7 +128,7 @@ def test_what_is_imported_is_rated_and_exported(tmp_path, monkeypatch):
     store.vote(store.record(PROMPT, PAIR), (1, 0), "carol")
     store.close()
     rated = danlu("feedback", "rate", votes_path(run))
-    assert "5 votes by 4 raters" in rated
+    assert "4 votes by 3 raters, and 1 imported judgements" in rated
     worst = next(line for line in rated.splitlines() if line.startswith("bad"))
     assert worst.split()[-5:] == ["1", "0", "3", "4", "undecided"]
     figures = json.loads(danlu("feedback", "rate", votes_path(run), "--json"))

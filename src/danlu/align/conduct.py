@@ -12,7 +12,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from danlu.align.splits import is_person
 from danlu.records import Preference
 
 FAST = 20  # votes within a minute: nobody reads two answers in three seconds
@@ -27,7 +26,7 @@ class Rater:
     Attributes:
         share: of all judgements.
         busiest: most judgements within a minute.
-        flooding: whether a person gave more in a minute than anybody can read.
+        flooding: whether that is more than anybody can read.
     """
 
     rater: str
@@ -75,7 +74,7 @@ def conduct(preferences: Sequence[Preference]) -> Conduct:
 
 def _rater(name: str, judged: Sequence[Preference], of: int) -> Rater:
     busiest = _busiest([preference.time for preference in judged])
-    return Rater(name, len(judged), round(len(judged) / of, 4), busiest, is_person(name) and busiest > FAST)
+    return Rater(name, len(judged), round(len(judged) / of, 4), busiest, busiest > FAST)
 
 
 def _busiest(times: Sequence[str]) -> int:

@@ -5,7 +5,8 @@ Out: ``Preference``s and ``Thumb``s. The id of a foreign one is a hash of what i
 read twice is the same judgement.
 Left out: files and the store (``intake``); writing these forms (``forms``).
 
-Without a rater's name, the source is the rater: "import:hh".
+Who judged is not told by foreign rows, so their source is the rater: "import:hh". A source is no person: it is never
+held out whole, and says nothing of how people here judge.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from danlu.align.splits import split_of
+from danlu.align.splits import SOURCE, split_of
 from danlu.align.tables import Thumb
 from danlu.errors import unknown
 from danlu.files import hash_value
@@ -29,13 +30,13 @@ _ROLE = {"Human": "user", "Assistant": "assistant"}
 Row = Mapping[str, Any]
 
 
-def judgement(row: Any, form: str = AUTO, rater: str = "") -> Preference | Thumb:
+def judgement(row: Any, form: str = AUTO, source: str = "") -> Preference | Thumb:
     """One row as a record, without a time; our own form has one, and a split that stays.
 
     Args:
         row: what a line of JSON holds.
         form: "auto" or one of ``FORMS``.
-        rater: who judged; ``import:FORM`` if empty. Our own form says it itself.
+        source: whose judgements they are, ``import:SOURCE``; the form's name if empty. Our own rows name their rater.
 
     Raises:
         ValueError, KeyError, TypeError: the row is not of that form, or says nothing.
@@ -46,7 +47,7 @@ def judgement(row: Any, form: str = AUTO, rater: str = "") -> Preference | Thumb
     if not isinstance(row, Mapping):
         raise ValueError("it is no JSON object")
     spoken = form_of(row) if form == AUTO else form
-    return FORMS[spoken](row, rater or f"import:{spoken}")
+    return FORMS[spoken](row, f"{SOURCE}{source or spoken}")
 
 
 def form_of(row: Row) -> str:

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from danlu.align.foreign import AUTO, FORMS, judgement
 from danlu.align.preferences import PreferenceStore
-from danlu.align.tables import Thumb, ThumbRow, VoteRow, now, rows_of
+from danlu.align.tables import Base, Thumb, ThumbRow, VoteRow, now, rows_of
 from danlu.errors import UserError, beside, unknown
 from danlu.files import hash_value
 from danlu.records import Preference
@@ -53,13 +53,13 @@ class Intake:
     bad: list[str] = field(default_factory=list)
 
 
-def take_in(store: PreferenceStore, path: Path, form: str = AUTO, rater: str = "") -> Intake:
+def take_in(store: PreferenceStore, path: Path, form: str = AUTO, source: str = "") -> Intake:
     """Store every judgement of a file that is not there yet.
 
     Args:
         path: JSONL; gzip is recognised by its first bytes.
         form: "auto" looks at each line's keys; or one of ``foreign.FORMS``.
-        rater: whose judgements they are; ``import:FORM`` if empty.
+        source: what they are called, ``import:SOURCE``; the form's name if empty.
 
     Raises:
         UserError: no such file or form, the file breaks off, or not one line of it is a judgement.
@@ -68,7 +68,7 @@ def take_in(store: PreferenceStore, path: Path, form: str = AUTO, rater: str = "
         raise unknown("form", form, (AUTO, *FORMS), "--format")
     found, moment = Intake(), now()
     with _opened(path) as file, store.database.session(writing=True) as session:
-        judged = _sifted(_judgements(file, path, form, rater, found.bad), found)
+        judged = _sifted(_judgements(file, path, form, source, found.bad), found)
         while batch := list(islice(judged, _BATCH)):
             _insert(session, batch, moment, found)
         if not found.added and not found.known:
@@ -96,11 +96,11 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _judgements(
-    file: IO[bytes], path: Path, form: str, rater: str, bad: list[str]
+    file: IO[bytes], path: Path, form: str, source: str, bad: list[str]
 ) -> Iterator[Preference | Thumb]:  # fmt: skip
     for number, line in _lines(file, path):
         try:
-            yield judgement(json.loads(line.decode("utf-8-sig")), form, rater)
+            yield judgement(json.loads(line.decode("utf-8-sig")), form, source)
         except json.JSONDecodeError as error:
             bad.append(f"{path}:{number}: not JSON ({error})")
         except KeyError as error:
@@ -137,10 +137,15 @@ def _insert(session: Session, batch: Sequence[Preference | Thumb], moment: str, 
     ids = [one.id for one in batch]
     known = {id for table in (VoteRow, ThumbRow) for id in session.scalars(select(table.id).where(table.id.in_(ids)))}
     rows = [rows_of(one, moment) for one in batch if one.id not in known]
-    session.add_all(shown for shown, _ in rows)
-    session.flush()
-    session.add_all(said for _, said in rows)
-    session.flush()
-    session.expunge_all()
+    shown, said = [row for row, _ in rows], [row for _, row in rows]
+    for made in (shown, [answer for row in shown for answer in row.answers], said):
+        for table in dict.fromkeys(map(type, made)):
+            session.execute(insert(table), [_columns(row) for row in made if isinstance(row, table)])
     found.added += len(rows)
     found.known += len(known)
+
+
+def _columns(row: Base) -> dict[str, Any]:
+    """Values of a row that is in no session: many at once are inserted several times faster without one."""
+    values = {column.key: getattr(row, column.key) for column in row.__table__.columns}
+    return {key: value for key, value in values.items() if value is not None}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from danlu.align.erasure import Forgotten, forget_rater, wipe
 from danlu.align.forms import kto_rows, trl_rows, write_rows
@@ -249,7 +249,7 @@ class PreferenceStore:
             select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id)
             .where(~ComparisonRow.deleted, or_(VoteRow.showing.is_(None), ~ShowingRow.own))
-            .order_by(VoteRow.time, VoteRow.id)
+            .order_by(VoteRow.time, VoteRow.id).options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
             last = {(shown.id, vote.rater): (vote, shown, showing) for vote, shown, showing in session.execute(query)}
@@ -261,6 +261,7 @@ class PreferenceStore:
         query = (
             select(ThumbRow, ComparisonRow).join(ComparisonRow, ThumbRow.comparison == ComparisonRow.id)
             .where(~ComparisonRow.deleted).order_by(ThumbRow.time, ThumbRow.id)
+            .options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
             last = {(shown.id, thumb.rater): thumb_of(thumb, shown) for thumb, shown in session.execute(query)}

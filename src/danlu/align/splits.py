@@ -14,6 +14,7 @@ from danlu.files import hash_value
 from danlu.records import Message
 
 HELDOUT_SHARE = 0.1
+SOURCE = "import:"  # how the raters of foreign judgements are called
 
 
 def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:

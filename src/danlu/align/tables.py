@@ -137,8 +137,8 @@ def comparison_row(
 ) -> ComparisonRow:
     """What was shown, as rows."""
     rows = [
-        AnswerRow(place=place, text=a.text, token_ids=list(a.token_ids), model=a.model, sampling=dict(a.sampling),
-                  seed=str(a.seed))
+        AnswerRow(comparison=identity, place=place, text=a.text, token_ids=list(a.token_ids), model=a.model,
+                  sampling=dict(a.sampling), seed=str(a.seed))
         for place, a in enumerate(answers)
     ]  # fmt: skip
     turns = [{"role": m.role, "content": m.content} for m in prompt]

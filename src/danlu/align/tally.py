@@ -16,21 +16,24 @@ from danlu.align.conduct import conduct
 from danlu.align.preferences import PreferenceStore
 from danlu.align.ratings import ENOUGH, Table, left_share, rate
 from danlu.align.showings import repeats
+from danlu.align.splits import SOURCE
 
 
 def tally(store: PreferenceStore, name_of: Callable[[str], str], anchor: str = "") -> dict[str, Any]:
-    """Everything, ready for JSON.
+    """Everything, ready for JSON. What was imported is counted; its models and raters are none of ours.
 
     Args:
         name_of: hash of a model -> what people call it.
         anchor: hash of the model whose rating is 0; the one most often judged if empty or never judged.
     """
     preferences = store.all()
-    table = rate(preferences, anchor)
-    times, n, low, high = left_share(preferences)
-    agreement, again = agree(preferences), steadiness(repeats(store))
+    here = [preference for preference in preferences if not preference.rater.startswith(SOURCE)]
+    table = rate(here, anchor)
+    times, n, low, high = left_share(here)
+    agreement, again = agree(here), steadiness(repeats(store))
     return {
-        "votes": len(preferences),
+        "votes": len(here),
+        "imported": len(preferences) - len(here),
         "enough": ENOUGH,
         "anchor": name_of(table.anchor) if table else None,
         "length": _length(table) if table else None,
@@ -41,7 +44,7 @@ def tally(store: PreferenceStore, name_of: Callable[[str], str], anchor: str = "
         "left": {"times": times, "of": n, "low": round(low, 4), "high": round(high, 4)},
         "agreement": asdict(agreement) if agreement else None,
         "again": asdict(again) if again else None,
-        "conduct": asdict(conduct(preferences)),
+        "conduct": asdict(conduct(here)),
     }
 
 
