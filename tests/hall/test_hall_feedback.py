@@ -53,6 +53,8 @@ def test_forgetting_a_rater_says_what_learned_from_them_and_cleans_the_snapshot(
     monkeypatch.setenv("DANLU_RUNS", str(tmp_path))
     one = learned_run(tmp_path / "one")
     other = learned_run(tmp_path / "other")  # has a store and a snapshot of its own
+    with one.locked(), pytest.raises(UserError, match="is being made of the votes of 'alice'; wait for it or stop it"):
+        danlu("feedback", "forget", "alice", one.dir)
     said = danlu("feedback", "forget", "alice", one.dir)
     assert "2 votes, 2 reasons, 0 thumbs" in said
     assert "out of date: reward, ppo, compress; make them again: danlu run" in said
