@@ -25,7 +25,7 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import votes_path
+from danlu.places import labels_path, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
@@ -295,6 +295,8 @@ def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | 
         for name, digest in wanted[kind].items():
             if manifest[kind].get(name) != digest:
                 return sentence.format(name)
+    for name in manifest["outside"].keys() - wanted["outside"].keys():
+        return f"{name} are gone"
     return "seed changed" if manifest["seed"] != wanted["seed"] else "another version of danlu"
 
 
@@ -356,12 +358,12 @@ def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     wanted = spec.name in ("reward", "dpo") or getattr(section, "prompts", None) == VOTES
     if wanted and (chosen or own.exists()):
-        store, snapshot = PreferenceStore(chosen or own), own.with_name("votes.jsonl")
+        store, snapshot = PreferenceStore(chosen or own), snapshot_path(run.dir)
         ties = recipe.sections["reward"].ties == "davidson"  # type: ignore[attr-defined]
         if store.snapshot(snapshot, ties):
             outside[VOTES] = snapshot
         if isinstance(section, align.DPOSettings) and section.loss == "kto":
-            labels = own.with_name("labels.jsonl")
+            labels = labels_path(run.dir)
             if freeze_labels(store, labels):
                 outside[LABELS] = labels
     return outside

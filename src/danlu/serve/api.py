@@ -32,6 +32,7 @@ from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Metered
 from danlu.serve.reading import Reader
 from danlu.serve.runs import Runs
+from danlu.serve.second_look import SecondLooks
 from danlu.serve.shutdown import Leaving
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import Talk
@@ -62,7 +63,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     safety = options.safety.telling(kept.note_moderation)
     safety.heard = metrics.note_finding
     desk = Desk(Metered(engine, meter), metrics, safety)
-    feedback, talk = Feedback(models, desk, store), Talk(models, desk, kept.dialogues)
+    looks = SecondLooks(store, options.second_look, options.repeats, options.starters)
+    feedback, talk = Feedback(models, desk, store, looks), Talk(models, desk, kept.dialogues)
     talks = Conversations(kept, store)
 
     @asynccontextmanager
