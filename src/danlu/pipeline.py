@@ -156,7 +156,9 @@ def _beyond(goal: str) -> set[str]:
     return needs.keys() - wanted
 
 
-def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None) -> Run:
+def execute(
+    recipe: Recipe, out: Path, console: Console, until: str | None = None, votes: Path | None = None
+) -> Run:
     """Walk the map: skip what is already made from the same things, say why the rest runs.
 
     Args:
@@ -164,6 +166,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         out: the run directory.
         console: where progress goes.
         until: the last stage to run; all of them if None.
+        votes: a frozen copy of them to learn from; made here if None.
 
     Raises:
         UserError: a mistake of the user's; the run directory keeps everything that was finished.
@@ -179,7 +182,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         lives = {spec.name: spec.life for spec in specs}
         write_json(out / RESOLVED, {"recipe": recipe.name, "stages": lives, "sections": recipe.resolved()})
         for spec in specs:
-            _run_stage(run, spec, recipe, console)
+            _run_stage(run, spec, recipe, console, votes)
             if spec.name == until:
                 break
     return run
@@ -197,9 +200,9 @@ def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> Non
                 raise UserError(f"the run directory {out} lies in {section}.{option} ({path}); choose another --out")
 
 
-def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:
+def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, votes: Path | None) -> None:
     """Bring one stage up to date."""
-    outside = _outside(run, spec, recipe)
+    outside = _outside(run, spec, recipe, votes)
     manifest = run.manifest(spec.name)
     identity = _identity(run, spec, recipe, outside)
     wanted = _as_then(manifest, identity, recipe.sections[spec.name])
@@ -324,9 +327,11 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
     }
 
 
-def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
+def _outside(run: Run, spec: StageSpec, recipe: Recipe, votes: Path | None) -> dict[str, Path]:
     """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
     outside = dict(recipe.sections[spec.name].reads())
+    if votes is not None:
+        return outside | ({VOTES: votes} if spec.name == "reward" and votes.stat().st_size else {})
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name == "reward" and (chosen or own.exists()):
         snapshot = own.with_name("votes.jsonl")

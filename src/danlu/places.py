@@ -116,6 +116,11 @@ def servable_models(path: Path) -> dict[str, Path]:
     return {name: path / name / "model" for name in talkers}
 
 
+def run_of(place: Path) -> Path | None:
+    """The run that ``place`` is; None if it is a model or a model's name."""
+    return place if (place / RESOLVED).is_file() else None
+
+
 def runs_beside(place: Path) -> Path:
     """The folder of the runs that the page shows with ``place``: where the run is that it is or belongs to."""
     if place.exists():

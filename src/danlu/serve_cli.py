@@ -60,7 +60,7 @@ def serve(
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.infer import read_shots
-    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.places import find_guard, run_of, runs_beside, servable_models, starters_of, votes_of
     from danlu.serve import Options, Rates, Reach, Setup, run_server
     from danlu.serve.safety import open_safety
 
@@ -73,5 +73,6 @@ def serve(
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
+        follow=run_of(where),
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

@@ -32,6 +32,7 @@ class Options:
         reach: from where the server can be reached; from this machine only if not given.
         rates: how much a key may ask.
         safety: the gates before and after the models; none if not given.
+        follow: the run whose champion is served, from one to the next, once it has one.
     """
 
     setup: Setup = field(default_factory=Setup)
@@ -43,3 +44,4 @@ class Options:
     reach: Reach = field(default_factory=Reach)
     rates: Rates = field(default_factory=Rates)
     safety: Safety = field(default_factory=lambda: Safety(mode="off"))
+    follow: Path | None = None
