@@ -59,16 +59,8 @@ def served(model: Path) -> Iterator[tuple[str, list[int]]]:
     """``danlu serve`` on a free port; its address and its processes, the worker last."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable,
-            "-m",
-            "danlu.cli",
-            "serve",
-            str(model),
-            "--port",
-            "8399",
-            "--store",
-            f"{folder}/p.db",
-        ]
+            sys.executable, "-m", "danlu.cli", "serve", str(model), "--port", "8399", "--store", f"{folder}/p.db",
+        ]  # fmt: skip
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         try:
             assert process.stderr is not None

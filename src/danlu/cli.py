@@ -46,7 +46,9 @@ _INTERRUPTED = 130  # as a shell says of a program that was stopped by Ctrl-C
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
-StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
+StageName = Annotated[
+    str | None, typer.Option("--stage", help="Which model of a run, by its stage: sft, ppo, ...")
+]
 
 
 @app.callback()

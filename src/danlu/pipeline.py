@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,8 @@ class RunSettings(Settings):
     """Seed from which every random stream of the run is derived."""
     votes: str = ""
     """Preference store that the reward model learns from, a file or a database's URL; the run's own if empty."""
+    aligned: str = "ppo"
+    """The stage that learns from what people prefer and whose model is compressed, examined and served."""
     goal: str = ""
     """The stage that the run is for: it and what it needs are run. If empty, every stage; guard only if it has data."""
 
@@ -62,7 +64,7 @@ class StageSpec:
         life: what it is in the life of a model, for people.
         settings: the typed section.
         function: does the work and returns the key figures.
-        needs: stages whose output it reads.
+        needs: stages whose output it reads; "aligned" is the one of ``align.ALIGNED`` that the recipe chose.
         makes: what it leaves in its directory for others; their bytes are the stage's output hash.
         disk: bytes that should be free before it starts, whatever the model's size.
         copies: fp32 copies of the model's weights that its checkpoints and models take at most.
@@ -104,11 +106,11 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
-        ("ppo", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
+        ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
     ),
     StageSpec(
         "eval", "examination", evals.EvalSettings, evals.evaluate,
-        ("pretrain", "sft", "ppo", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
+        ("pretrain", "sft", "aligned", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
     ),
     StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",), copies=_TRAINED),
 )  # fmt: skip
@@ -127,10 +129,16 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
     """The stages that a recipe needs: one that starts from a base model reads no corpus it does not use.
 
     Raises:
-        UserError: the recipe's goal is no stage.
+        UserError: the recipe's goal or its choice of an aligned model is no such stage.
     """
     goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
-    left_out = _beyond(goal) if goal else set()
+    aligned = goal if goal in align.ALIGNED else recipe.sections["run"].aligned  # type: ignore[attr-defined]
+    if aligned not in align.ALIGNED:
+        raise unknown("stage", aligned, align.ALIGNED, "run.aligned")
+    needs = {spec.name: tuple(aligned if need == "aligned" else need for need in spec.needs) for spec in STAGES}
+    left_out = {*align.ALIGNED} - {aligned}
+    if goal:
+        left_out |= _beyond(goal, needs)
     if not goal and not recipe.sections["guard"].data:  # type: ignore[attr-defined]
         left_out.add("guard")
     if recipe.sections["pretrain"].base:  # type: ignore[attr-defined]
@@ -138,22 +146,21 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
         if "sft" in left_out or recipe.sections["sft"].reads():
             left_out.add("corpus")
     return tuple(
-        StageSpec(**{**vars(spec), "needs": tuple(need for need in spec.needs if need not in left_out)})
+        replace(spec, needs=tuple(need for need in needs[spec.name] if need not in left_out))
         for spec in STAGES
         if spec.name not in left_out
     )
 
 
-def _beyond(goal: str) -> set[str]:
+def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:
     """The stages that ``goal`` does not need."""
-    needs = {spec.name: spec.needs for spec in STAGES}
     if goal not in needs:
         raise unknown("stage", goal, needs, "run.goal")
     wanted = {goal}
-    for name in reversed(needs):  # what a stage needs stands before it
+    for name in reversed([*needs]):  # what a stage needs stands before it
         if name in wanted:
             wanted |= {*needs[name]}
-    return needs.keys() - wanted
+    return {*needs} - wanted
 
 
 def execute(
@@ -220,7 +227,7 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, vote
         name=spec.name,
         dir=run.stage_dir(spec.name),
         settings=recipe.sections[spec.name],
-        inputs={need: run.stage_dir(need) for need in spec.needs},
+        inputs={"aligned" if need in align.ALIGNED else need: run.stage_dir(need) for need in spec.needs},
         outside=outside,
         seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
         metrics=Metrics(run.stage_dir(spec.name) / METRICS),

@@ -6,7 +6,7 @@ from pathlib import Path
 from danlu.report.targets import Target, targets
 
 RESULT = {
-    "recipe": "tang", "minutes_total": 11.0,
+    "recipe": "tang", "aligned": "ppo", "minutes_total": 11.0,
     "form_rate": {"sft": 0.8, "ppo": 0.9}, "rhyme_rate": {"sft": 0.1, "ppo": 0.2},
     "distinct_2": {"sft": 1.0, "ppo": 0.89}, "copy_rate": {"sft": 0.0, "ppo": 0.0},
     "reward": {"accuracy": 0.6, "baselines": {"longer": 0.5, "likelihood": 0.6}},

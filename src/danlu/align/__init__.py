@@ -12,7 +12,11 @@ from danlu.align.preferences import PreferenceStore
 from danlu.align.rankings import RankingsSettings, rankings
 from danlu.align.reward import RewardSettings, reward
 
+# The stages that make a chat model from what people prefer. A run goes on with one of them (``run.aligned``).
+ALIGNED = ("ppo",)
+
 __all__ = [
+    "ALIGNED",
     "GuardSettings",
     "PPOSettings",
     "PreferenceStore",
