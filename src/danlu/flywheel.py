@@ -29,7 +29,7 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
 from danlu.files import hash_file, read_json
-from danlu.pipeline import execute, read_recipe
+from danlu.pipeline import aligned_of, execute, read_recipe
 from danlu.places import votes_path
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
@@ -89,6 +89,7 @@ class Flywheel:
         self.run, self.settings, self._console = Run(run), settings, console
         self.registry, self.rounds = Registry(run), Rounds(run)
         self.recipe = _recipe_of(run)
+        self._aligned = aligned_of(self.recipe)
         self._red_lines = Path(settings.red_lines).expanduser() if settings.red_lines else None
         if self._red_lines is not None:
             redlines.read(self._red_lines)  # now, and not after hours of training
@@ -254,11 +255,6 @@ class Flywheel:
     def _said(self, section: str, key: str) -> Any:
         """A setting of the recipe."""
         return self.recipe.sections[section].model_dump().get(key)
-
-    @property
-    def _aligned(self) -> str:
-        """The stage that makes the model which people talk to."""
-        return str(self._said("run", "aligned") or "ppo")
 
     @property
     def _champion(self) -> str:

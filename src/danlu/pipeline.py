@@ -131,10 +131,7 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
     Raises:
         UserError: the recipe's goal or its choice of an aligned model is no such stage.
     """
-    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
-    aligned = goal if goal in align.ALIGNED else recipe.sections["run"].aligned  # type: ignore[attr-defined]
-    if aligned not in align.ALIGNED:
-        raise unknown("stage", aligned, align.ALIGNED, "run.aligned")
+    goal, aligned = recipe.sections["run"].goal, aligned_of(recipe)  # type: ignore[attr-defined]
     needs = {spec.name: tuple(aligned if need == "aligned" else need for need in spec.needs) for spec in STAGES}
     left_out = {*align.ALIGNED} - {aligned}
     if goal:
@@ -150,6 +147,19 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
         for spec in STAGES
         if spec.name not in left_out
     )
+
+
+def aligned_of(recipe: Recipe) -> str:
+    """The stage that makes the aligned model of a recipe.
+
+    Raises:
+        UserError: the recipe's choice is no such stage.
+    """
+    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
+    aligned: str = goal if goal in align.ALIGNED else recipe.sections["run"].aligned  # type: ignore[attr-defined]
+    if aligned not in align.ALIGNED:
+        raise unknown("stage", aligned, align.ALIGNED, "run.aligned")
+    return aligned
 
 
 def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:

@@ -27,8 +27,8 @@ from danlu.serve.engine import Engine
 from danlu.serve.models import Models, Served, read_served
 
 _LOG = logging.getLogger("danlu.serve")
-_SECONDS = 1.0
-_LINGER = 60.0  # between a request that names the champion and its job there are the gates, and a long text to encode
+SECONDS = 1.0  # between two looks
+LINGER = 60.0  # from being replaced to going: between a request and its job are the gates, and a long text to encode
 
 
 def with_champion(places: Mapping[str, Path], run: Path | None) -> dict[str, Path]:
@@ -51,16 +51,10 @@ class Succession:
         models: whose champion it changes.
         engine: loads.
         shots: turns of examples that stand before every dialogue.
-        seconds: between two looks.
-        linger: seconds that weights are held after they have been replaced.
     """
 
-    def __init__(
-        self, run: Path, models: Models, engine: Engine, shots: Sequence[Message] = (), seconds: float = _SECONDS,
-        linger: float = _LINGER,
-    ) -> None:  # fmt: skip
-        self._registry, self._models, self._engine = Registry(run), models, engine
-        self._shots, self._seconds, self._linger = tuple(shots), seconds, linger
+    def __init__(self, run: Path, models: Models, engine: Engine, shots: Sequence[Message] = ()) -> None:
+        self._registry, self._models, self._engine, self._shots = Registry(run), models, engine, tuple(shots)
         self._held = {served.hash: served for served in models.all() if served.name == CHAMPION}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._seen: tuple[int, int] | None = None
@@ -76,7 +70,7 @@ class Succession:
                 if str(error) != told:
                     told = str(error)
                     _LOG.error("the champion cannot be followed: %s", told)
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(SECONDS)
 
     async def look(self) -> None:
         """Bring what is served in line with the pointer, if it has changed.
@@ -120,7 +114,7 @@ class Succession:
     def _release(self, identity: str) -> None:
         """Let go of a version after a while, unless it is wanted again before that."""
         if identity not in self._leaving:
-            self._leaving[identity] = asyncio.get_running_loop().call_later(self._linger, self._drop, identity)
+            self._leaving[identity] = asyncio.get_running_loop().call_later(LINGER, self._drop, identity)
 
     def _drop(self, identity: str) -> None:
         del self._leaving[identity]
