@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def main() -> None:
         found = turn(wheel, crowd, words.rounds)
         refused = refuses_noise(wheel, crowd)
     restored = restores(wheel) if any(one.get("promoted") for one in found) else False
-    rises = [later["gold"] - earlier["gold"] for earlier, later in zip(found, found[1:], strict=False)]
+    rises = [later["gold"] - earlier["gold"] for earlier, later in pairwise(found)]
     note = "gold by round: " + ", ".join(f"{one['gold']:.3f}" for one in found)
     print(save("flywheel", [
         row("flywheel: gold gained, least of the rounds", [min(rises)], "points", "> 0", min(rises) > 0, note=note),

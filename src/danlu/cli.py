@@ -46,9 +46,7 @@ _INTERRUPTED = 130  # as a shell says of a program that was stopped by Ctrl-C
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
-StageName = Annotated[
-    str | None, typer.Option("--stage", help="Which model of a run, by its stage: sft, ppo, ...")
-]
+StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run, by its stage: sft, ppo, ...")]
 
 
 @app.callback()

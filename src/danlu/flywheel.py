@@ -2,7 +2,8 @@
 
 In:  a run with an aligned model, and the votes in its store.
 Out: rounds on disk (``align.rounds``), versions and the pointer that the server follows (``align.champion``).
-Left out: training (``pipeline``), statistics (``align.gate``, ``align.trial``), showing answers and taking votes (``serve``).
+Left out: training (``pipeline``), statistics (``align.gate``, ``align.trial``), showing answers and taking votes
+(``serve``).
 
     collect -> freeze -> reward -> reward_gate -> policy -> policy_gate -> canary -> verdict
 

@@ -24,7 +24,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[status|rollback] [KEY=VALUE]...",
-        help="status: say where it is; rollback: make the former champion the champion again; settings such as votes=100.",
+        help="status: say where it is; rollback: the former champion serves again; settings such as votes=100.",
     ),
 ]
 
@@ -56,7 +56,8 @@ def flywheel(
 def describe(look: dict[str, Any]) -> str:
     """Where a flywheel is, for a person."""
     standing = look["standing"]
-    lines = [f"round {look['round']}, {look['state']}" + (f": waits for {look['waits_for']}" if look["waits_for"] else "")]
+    waits = f": waits for {look['waits_for']}" if look["waits_for"] else ""
+    lines = [f"round {look['round']}, {look['state']}{waits}"]
     if standing:
         lines.append(f"champion  {standing['champion']} since {standing['since'][:19]}: {standing['why']}")
         if standing["candidate"]:

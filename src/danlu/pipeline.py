@@ -173,9 +173,7 @@ def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:
     return {*needs} - wanted
 
 
-def execute(
-    recipe: Recipe, out: Path, console: Console, until: str | None = None, votes: Path | None = None
-) -> Run:
+def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None, votes: Path | None = None) -> Run:
     """Walk the map: skip what is already made from the same things, say why the rest runs.
 
     Args:

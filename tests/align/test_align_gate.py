@@ -83,7 +83,7 @@ def test_a_better_candidate_is_found_and_a_worse_one_is_given_up():
 
 def test_the_votes_said_to_be_needed_are_those_that_decide():
     settings = GateSettings()
-    for tally in (Tally(12, 2, 7), Tally(3, 0, 9), Tally(10, 0, 10)):
+    for tally in (Tally(12, 2, 7), Tally(5, 0, 7), Tally(10, 0, 10)):
         needed = votes_needed(tally, settings)
         n = tally.votes + 2
         shares = ((tally.wins + 1) / n, tally.ties / n, (tally.losses + 1) / n)

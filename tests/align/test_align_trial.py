@@ -39,7 +39,8 @@ def run_trial(make_stage, sft_dir, places, candidate, red_lines=None, audit="aud
 
 def test_the_champion_itself_keeps_to_every_budget_and_gains_nothing(make_stage, sft_dir, places, tmp_path):
     lines = tmp_path / "lines.jsonl"
-    lines.write_text('{"prompt": "写1：夏秋"}\n\n{"messages": [{"role": "user", "content": "写2：秋"}], "must": "keep"}\n')
+    turns = '[{"role": "user", "content": "写2：秋"}]'
+    lines.write_text('{"prompt": "写1：夏秋"}\n\n{"messages": ' + turns + ', "must": "keep"}\n')
     found = run_trial(make_stage, sft_dir, places, "sft", lines)
     assert found["KL from the SFT model, nats per answer"].value == 0.0
     assert found["bits per byte above the SFT model's, as a share"].value == 0.0

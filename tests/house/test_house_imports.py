@@ -10,8 +10,20 @@ import danlu
 ROOT = Path(danlu.__file__).parent
 GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "device"}
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
-HALL = ["report", "places", "pipeline", "flywheel", "talk", "doctor", "plan", "anatomy", "accounts_cli",
-        "flywheel_cli", "serve_cli", "cli"]
+HALL = [
+    "report",
+    "places",
+    "pipeline",
+    "flywheel",
+    "talk",
+    "doctor",
+    "plan",
+    "anatomy",
+    "accounts_cli",
+    "flywheel_cli",
+    "serve_cli",
+    "cli",
+]
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +19,6 @@ from danlu.errors import UserError
 from danlu.infer import Generator, Sampling
 from danlu.records import Message
 from danlu.serve import Options, create_app, succession
-from danlu.serve.engine import Engine
-from danlu.serve.jobs import Finished, Job
-from danlu.serve.problems import Refusal
 from danlu.serve.worker import Setup
 from danlu.tokens import chat
 
@@ -57,7 +51,8 @@ def hashes(model_dirs) -> dict[str, str]:
 def following(registry: Registry, places: dict[str, Path]) -> Iterator[tuple[Live, httpx.Client]]:
     store = PreferenceStore(registry.run / "votes.db")
     options = Options(setup=Setup(rows=4), follow=registry.run)
-    with serving(create_app(places, store, options), store) as live, httpx.Client(base_url=live.url, timeout=60) as http:
+    app = create_app(places, store, options)
+    with serving(app, store) as live, httpx.Client(base_url=live.url, timeout=60) as http:
         yield live, http
     store.close()
 
@@ -159,34 +154,3 @@ def test_a_pointer_that_appears_or_breaks_while_serving(registry, hashes, model_
         wait_for(http, hashes["knows"])
         with pytest.raises(UserError, match="no version"):
             registry.promote("0000", "a guess")
-
-
-def test_a_worker_that_dies_comes_back_with_the_models_it_was_given_since(model_dirs):
-    engine = Engine.in_process({"champion": model_dirs["knows"]}, Setup(rows=2))
-    tokenizer = hub.load_pretrained(model_dirs["random"])[1]
-    prompt = tuple(chat.encode_prompt(tokenizer, [Message("user", "greet")]))
-    sampling = Sampling(temperature=0, max_new_tokens=6)
-
-    async def ask(weights: str) -> str:
-        while True:
-            try:
-                events = [event async for event in engine.submit([Job("champion", prompt, sampling, 0, weights=weights)])]
-            except Refusal as refusal:
-                if refusal.status != 503:
-                    raise
-                await asyncio.sleep(0.05)
-            else:
-                return next(event.completion.text for event in events if isinstance(event, Finished))
-
-    try:
-        engine.load("new", model_dirs["random"]).result(60)
-        with pytest.raises(UserError, match="nowhere"):
-            engine.load("none", Path("nowhere")).result(60)
-        engine.drop("champion")
-        os.kill(engine._line.pid, signal.SIGKILL)
-        time.sleep(0.2)
-        assert asyncio.run(ask("new")) == greedy(model_dirs["random"], "greet", 6)
-        with pytest.raises(Refusal, match="replaced"):
-            asyncio.run(ask(""))
-    finally:
-        engine.close()

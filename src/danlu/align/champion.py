@@ -5,8 +5,8 @@ Out: ``RUN/versions/HASH`` (a model directory with ``lineage.json`` in it) and `
 Left out: whether to promote (``gate``), who follows the pointer (``danlu.serve.succession``).
 
 A stage of a run is made again in place, and what it held before goes at the next time. A version stays: it is made of
-hard links where the disk has them, which cost nothing, and since every file of a run is replaced and never written into,
-a link keeps its bytes. The pointer is replaced as a whole, so whoever reads it sees the old champion or the new one.
+hard links where the disk has them, which cost nothing, and since the files of a run are replaced and never written
+into, a link keeps its bytes. The pointer is replaced as a whole: whoever reads it sees the old champion or the new one.
 """
 
 from __future__ import annotations
@@ -72,10 +72,15 @@ class Standing:
     def before(self) -> str | None:
         """The champion that this one took the place of; None if it is the first.
 
-        What was rolled back is passed over: to roll back twice goes back twice.
+        A rollback undoes the last promotion that is not undone yet: to roll back twice goes back twice.
         """
-        taken = (reign.model for reign in reversed(self.history) if reign.ended == "promoted")
-        return next((model for model in taken if model != self.champion), None)
+        taken: list[str] = []
+        for reign in self.history:
+            if reign.ended == "promoted":
+                taken.append(reign.model)
+            else:
+                taken.pop()
+        return taken[-1] if taken else None
 
 
 class Registry:

@@ -4,13 +4,13 @@ In:  votes on the two of them, paired scores of their answers, figures and budge
 Out: ``Condition``s, each with its value, what is needed and whether it is met; ``compare``, the sequential test.
 Left out: where the figures come from (``trial``), who decides and when (``danlu.flywheel``).
 
-People vote one after another and somebody looks at every vote, so an interval for a fixed number of votes would be wrong
-far more often than it says. The test is by betting (Waudby-Smith and Ramdas, "Estimating means of bounded random
-variables by betting", arXiv 2010.09686): against the claim "the win rate is at most m" one stakes a share of one's wealth
-on every vote. If the claim is true the wealth is a non-negative supermartingale, and by Ville's inequality it ever reaches
-1 / alpha with probability alpha at most, however often one looks and whenever one stops. Not knowing the best stake, one
-plays several at once and takes the mean of what they won: that is fair as well, and it has a closed form in the numbers
-of wins, ties and losses.
+People vote one after another and somebody looks at every vote, so an interval for a fixed number of votes would be
+wrong far more often than it says. The test is by betting (Waudby-Smith and Ramdas, "Estimating means of bounded random
+variables by betting", arXiv 2010.09686): against the claim "the win rate is at most m" one stakes a share of one's
+wealth on every vote. If the claim is true the wealth is a non-negative supermartingale, and by Ville's inequality it
+ever reaches 1 / alpha with probability alpha at most, however often one looks and whenever one stops. Not knowing the
+best stake, one plays several at once and takes the mean of what they won: that is fair as well, and it has a closed
+form in the numbers of wins, ties and losses.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class GateSettings(Settings):
     kl_budget: float = Field(10.0, gt=0)
     """Nats per answer that a candidate may be away from the SFT model."""
     bpb_budget: float = Field(0.1, ge=0)
-    """Bits per byte of held-out text that it may need more than the SFT model, as a share. The SFT model never moves, so
-    that small losses do not add up over the rounds."""
+    """Bits per byte of held-out text that it may need more than the SFT model, as a share. The SFT model never moves,
+    so that small losses do not add up over the rounds."""
 
     @model_validator(mode="after")
     def _in_order(self) -> GateSettings:
@@ -220,8 +220,8 @@ def votes_needed(tally: Tally, settings: GateSettings) -> int | None:
 def equal_length_rate(duels: Sequence[Preference], champion: str, candidate: str) -> float | None:
     """Win rate that the candidate would have if both answers were equally long; None without votes.
 
-    A logistic regression on the difference of lengths, whose part is then left out, as length-controlled AlpacaEval does
-    it (arXiv 2404.04475, section 3; without its term for the difficulty of a prompt, which two models share).
+    A logistic regression on the difference of lengths, whose part is then left out, as length-controlled AlpacaEval
+    does it (arXiv 2404.04475, section 3; without its term for the difficulty of a prompt, which two models share).
     """
     table = rate(duels, anchor=champion, rounds=1)  # its intervals are not asked for
     points = next((r.at_equal_length for r in table.ratings if r.model == candidate), None) if table else None

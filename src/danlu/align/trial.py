@@ -147,4 +147,3 @@ def _audit(folder: Path | None, place: Device, ours: Sequences, theirs: Sequence
         for answers in (ours, theirs)
     ]
     return gate.paired_gain(AUDIT, *scores, needed)
-

@@ -25,8 +25,8 @@ class Job:
         sampling: how to draw.
         seed: of the draws.
         salt: whoever has another one shares nothing of what is cached of this prompt.
-        weights: which of the worker's models writes it, if that is not the one called ``model``: a name may pass from one
-            model to the next while both are held.
+        weights: which of the worker's models writes it, if that is not the one called ``model``: a name may pass from
+            one model to the next while both are held.
         read: write nothing, but tell of the prompt its vector (``"embed"``) or how likely each of its tokens is, with
             ``sampling.top_logprobs`` others in its place (``"score"``); empty to write.
     """

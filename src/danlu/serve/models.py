@@ -156,7 +156,7 @@ class Models:
         self._candidate, self._share = candidate, share
 
     def opposite(self, served: Served, lot: float) -> Served:
-        """Who answers beside ``served`` where a comparison is of one model with itself; ``lot`` is drawn from 0 to 1."""
+        """Who answers beside ``served`` in a comparison of one model with itself; ``lot`` is drawn from 0 to 1."""
         tried = self._candidate if served.name == CHAMPION and lot < self._share else None
         return tried or served
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from danlu.infer import Sampling
 from danlu.serve.jobs import Finished, Job
-from danlu.serve.models import Models
+from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Writes
 from danlu.serve.wire import dialogue
