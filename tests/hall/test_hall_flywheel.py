@@ -136,7 +136,7 @@ def test_a_rollback_while_a_candidate_is_tried_ends_its_round(wheel, model_dirs)
 
 
 @pytest.mark.parametrize("killed_after", ["nothing", "proposed", "canary", "promoted"])
-def test_a_round_goes_on_wherever_it_was_killed(wheel, model_dirs, killed_after, monkeypatch):
+def test_a_round_goes_on_wherever_it_was_killed(wheel, model_dirs, killed_after):
     """What was done is done once: the candidate is promoted, and one reign has ended."""
     candidate = plant(wheel, model_dirs["knows"])
     if killed_after != "nothing":
@@ -146,7 +146,7 @@ def test_a_round_goes_on_wherever_it_was_killed(wheel, model_dirs, killed_after,
         round_.write("canary", {"passed": True, "conditions": []})
     if killed_after == "promoted":
         wheel.registry.promote(candidate, "and then the process was gone")
-    again = Flywheel(wheel.run.dir, SETTINGS.model_copy(update={"error": 0.49, "worthwhile": 0.51}), QUIET)
+    again = Flywheel(wheel.run.dir, SETTINGS, QUIET)
     standing = again.registry.standing()
     for vote in range(8):
         shown = again.store.record(*_shown(standing, candidate))
@@ -162,7 +162,7 @@ def _shown(standing, candidate):
     from danlu.records import Answer, Message
 
     champion = standing.history[-1].model if standing.champion == candidate else standing.champion
-    return (Message("user", "greet"),), (Answer("no", model=champion), Answer("Hello", model=candidate))
+    return (Message("user", "greet"),), (Answer("never", model=champion), Answer("Hello", model=candidate))
 
 
 def test_settings_are_strict_and_what_is_missing_is_said(run, tmp_path):
@@ -211,14 +211,15 @@ def test_votes_go_through_the_whole_pipeline_to_a_candidate(tmp_path, crowd):
     execute(read_recipe("tiny", [SMALL]), out, QUIET, until="ppo")
     settings = SETTINGS.model_copy(update={"votes": 6, "proven_reward": False, "kl_budget": 1e3, "bpb_budget": 10.0})
     wheel = Flywheel(out, settings, QUIET)
+    first = wheel.registry.add(_shaken(out / "ppo" / "model", tmp_path / "shaken"), {})  # so that any candidate differs
+    wheel.registry.crown(first, "from elsewhere")
     assert wheel.go().votes == 6
-    first = wheel.registry.standing().champion
     server = create_app({}, wheel.store, Options(setup=Setup(rows=4), follow=out))
     with serving(server, wheel.store) as live, httpx.Client(base_url=live.url, timeout=60) as http:
         asked = ["Continue: The old man", "Tell me more.", "Why?"]
         people = crowd(http, lambda _, text: len(set(text)), asked, tie_width=0.0)
         people.vote(8, "champion", max_tokens=8, temperature=1.2)
-        assert "votes on the candidate" in wheel.go().what
+        assert "votes on the candidate" in wheel.go().what, wheel.rounds.last().result("verdict")
     round_ = Rounds(out).last()
     results = {state: round_.result(state) for state in STATES}
     assert [state for state in STATES if results[state] is None] == ["canary", "verdict"]
