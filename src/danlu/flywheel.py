@@ -29,7 +29,7 @@ from danlu.align.trial import Contestants, trial
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
-from danlu.files import hash_file, read_json
+from danlu.files import hash_file, read_json, write_json
 from danlu.pipeline import aligned_of, execute, read_recipe
 from danlu.places import votes_path
 from danlu.recipe import Recipe
@@ -210,8 +210,8 @@ class Flywheel:
         """Let people compare the two, blind, until the votes decide or patience ends."""
         candidate, marker = self._candidate(round_), round_.dir / _PROPOSED
         if not marker.exists():
-            standing = self.registry.propose(candidate, self.settings.share)
-            round_.write(marker.stem, {"champion": standing.champion, "share": standing.share})
+            self.registry.propose(candidate, self.settings.share)
+            write_json(marker, {"candidate": candidate, "champion": self._champion})
         standing = self.registry.standing()
         if standing is None or standing.candidate != candidate:
             return _gate([_TAKEN], False)

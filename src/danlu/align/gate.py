@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from pydantic import Field, model_validator
-from scipy.special import expit, logsumexp
 
 from danlu.align.ratings import POINTS, rate
 from danlu.recipe import Settings
@@ -225,7 +225,7 @@ def equal_length_rate(duels: Sequence[Preference], champion: str, candidate: str
     """
     table = rate(duels, anchor=champion, rounds=1)  # its intervals are not asked for
     points = next((r.at_equal_length for r in table.ratings if r.model == candidate), None) if table else None
-    return None if points is None else float(expit(points / POINTS))
+    return None if points is None else 1 / (1 + math.exp(-points / POINTS))
 
 
 def paired_gain(what: str, candidate: Sequence[float], champion: Sequence[float], needed: float) -> Condition:
@@ -269,7 +269,7 @@ def _log_wealth(tally: Tally, rate: float) -> float:
         + tally.losses * math.log1p(-c)
         for c in _STAKES
     ]
-    return float(logsumexp(won)) - math.log(len(won))
+    return float(np.logaddexp.reduce(won)) - math.log(len(won))
 
 
 def _log_futility(tally: Tally, settings: GateSettings) -> float:

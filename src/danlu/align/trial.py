@@ -101,8 +101,8 @@ def trial(
         conditions.insert(0, _audit(contestants.audit, place, ours.sequences, theirs, settings.audit_gain))
     if red_lines is not None:
         lines = redlines.read(red_lines)
-        generators = (Generator(model, tokenizer, place.compute_dtype) for model in (champion, candidate))
-        conditions.append(redlines.kept(lines, *generators, exam.max_new_tokens))
+        before, after = (Generator(model, tokenizer, place.compute_dtype) for model in (champion, candidate))
+        conditions.append(redlines.kept(lines, before, after, exam.max_new_tokens))
     return conditions
 
 
@@ -142,8 +142,10 @@ def _audit(folder: Path | None, place: Device, ours: Sequences, theirs: Sequence
     if folder is None:
         return Condition(AUDIT, None, f"> {needed:g}", False, _NO_AUDIT)
     model, _ = _load(folder, place)
-    scores = [
-        scoring.without_gradient(scoring.rewards, model, answers, scoring.parts_by_length(answers, _ROWS)).tolist()
-        for answers in (ours, theirs)
-    ]
-    return gate.paired_gain(AUDIT, *scores, needed)
+
+    def score(answers: Sequences) -> list[float]:
+        parts = scoring.parts_by_length(answers, _ROWS)
+        found: list[float] = scoring.without_gradient(scoring.rewards, model, answers, parts).tolist()
+        return found
+
+    return gate.paired_gain(AUDIT, score(ours), score(theirs), needed)
