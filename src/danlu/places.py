@@ -89,7 +89,7 @@ def _stages(run: Run) -> list[str]:
     after others that it once made.
     """
     path = run.dir / RESOLVED
-    chosen = read_json(path)["stages"] if path.is_file() else ()
+    chosen = read_json(path).get("stages", ()) if path.is_file() else ()  # older runs did not list them
     aligned = sorted(ALIGNED, key=lambda name: name in chosen)
     return ["pretrain", "sft", *aligned, "compress"]
 
