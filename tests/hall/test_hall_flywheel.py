@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live_server import DIALOGUES, model_dirs, one_thread, serving
+from live_server import DIALOGUES, build_model, build_tokenizer, learn_by_heart, one_thread, serving
 from typer.testing import CliRunner
 
 from danlu import hub
@@ -26,10 +26,21 @@ from danlu.run import Run
 from danlu.serve import Options, create_app, succession
 from danlu.serve.worker import Setup
 
-__all__ = ["model_dirs", "one_thread"]  # fixtures
+__all__ = ["one_thread"]  # a fixture
 BENCH = Path(__file__).parents[2] / "bench"
 QUIET = Console(quiet=True)
 SETTINGS = FlywheelSettings(votes=1000, audit=False, share=1.0)  # nobody votes as often here: no second round
+
+
+@pytest.fixture(scope="module")
+def model_dirs(tmp_path_factory) -> dict[str, Path]:
+    """``knows`` has begun to learn the dialogues, ``random`` has not."""
+    folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer()
+    knows = build_model(tokenizer, 1)
+    hub.save(build_model(tokenizer, 2), folder / "random", tokenizer, card={})
+    learn_by_heart(knows, tokenizer, steps=120)
+    hub.save(knows, folder / "knows", tokenizer, card={})
+    return {name: folder / name for name in ("knows", "random")}
 
 
 @pytest.fixture
@@ -88,12 +99,12 @@ def test_a_crowd_promotes_the_better_refuses_the_worse_and_a_rollback_restores(w
 
         def vote(until: str) -> int:
             """Let people vote until the round is over; returns how many votes it took."""
-            for votes in range(0, 200, 4):
+            for votes in range(0, 200, 8):
                 waiting = wheel.go()
                 if wheel.rounds.current().state == "collect":
                     return votes
                 assert waiting.votes is None or waiting.votes > 0
-                people.vote(4, "champion", max_tokens=8, temperature=1.0)
+                people.vote(8, "champion", max_tokens=8, temperature=1.0)
             pytest.fail(f"200 votes do not decide on {until}")
 
         assert vote("the better one") > 4, "a handful of votes is no proof"
