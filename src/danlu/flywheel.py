@@ -30,7 +30,7 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
 from danlu.files import hash_file, read_json, write_json
-from danlu.pipeline import aligned_of, execute, read_recipe
+from danlu.pipeline import aligned_of, execute, freeze_votes, read_recipe
 from danlu.places import votes_path
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
@@ -164,7 +164,7 @@ class Flywheel:
     def _freeze(self, round_: Round) -> dict[str, Any]:
         """A copy of the votes that no later vote changes: what is trained on is known, and stays so."""
         path = round_.dir / _VOTES
-        votes, kept = self.store.count(), self.store.snapshot(path)
+        votes, kept = self.store.count(), freeze_votes(self.recipe, self.store, path)
         return {"votes": votes, "preferences": kept, "hash": hash_file(path), "said": f"{kept} votes prefer something"}
 
     def _reward(self, round_: Round) -> dict[str, Any]:
@@ -197,11 +197,8 @@ class Flywheel:
         if candidate == champion:
             same = Condition("differs from the champion", 0.0, "> 0", False, "training changed nothing")
             return _gate([same], False)
-        audit = self.run.stage_dir("reward") / "audit"
-        contestants = Contestants(
-            self.registry.place(champion), self.registry.place(candidate), self.run.stage_dir("sft") / "model",
-            audit if audit.is_dir() else None,
-        )  # fmt: skip
+        sft = self.run.stage_dir("sft") / "model"
+        contestants = Contestants(self.registry.place(champion), self.registry.place(candidate), sft)
         exam = cast(EvalSettings, self.recipe.sections["eval"])
         conditions = trial(self._stage(round_), contestants, self.settings, exam, self._red_lines)
         return _gate(conditions, all(condition.met for condition in conditions)) | {"champion": champion}
@@ -245,7 +242,7 @@ class Flywheel:
         """What ``trial`` works in: it is no stage of the pipeline, but reads and writes like one."""
         folder = round_.dir / "trial"
         folder.mkdir(parents=True, exist_ok=True)
-        inputs = {name: self.run.stage_dir(name) for name in ("sft", "tokens") if self.run.finished(name)}
+        inputs = {name: self.run.stage_dir(name) for name in ("sft", "tokens", "reward") if self.run.finished(name)}
         seed = int(self._said("run", "seed"))
         metrics = Metrics(folder / "metrics.jsonl")
         return Stage(FLYWHEEL, folder, self.settings, inputs, {}, seed, metrics, self._console)

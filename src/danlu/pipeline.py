@@ -84,6 +84,8 @@ class StageSpec:
 _TRAINED = 3 * (KEEP + 1) + 1
 # The same with a critic beside the policy, and the best policy so far in every checkpoint.
 _PRACTISED = 7 * (KEEP + 1) + 1
+# The same without a critic.
+_COMPARED = 4 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
@@ -99,10 +101,18 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
     StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",), copies=_TRAINED
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"),
+        copies=_TRAINED,
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
+    ),
+    StageSpec(
+        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
+    ),
+    StageSpec(
+        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
+        copies=_TRAINED,
     ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
@@ -117,7 +127,10 @@ STAGES: tuple[StageSpec, ...] = (
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
-PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data")
+PATHS = (
+    "corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data", "ppo.prompts", "grpo.prompts",
+    "best_of.prompts",
+)  # fmt: skip
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
@@ -343,16 +356,24 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe, votes: Path | None) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
+    """What a stage reads beside the run: the user's files; a frozen copy of the votes if it learns from them, as the
+    reward model does, or practises on what was asked.
+    """
     outside = dict(recipe.sections[spec.name].reads())
-    if votes is not None:
-        return outside | ({VOTES: votes} if spec.name == "reward" and votes.stat().st_size else {})
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name == "reward" and (chosen or own.exists()):
-        snapshot = own.with_name("votes.jsonl")
-        if PreferenceStore(chosen or own).snapshot(snapshot):
-            outside[VOTES] = snapshot
+    if spec.name != "reward" and getattr(recipe.sections[spec.name], "prompts", None) != VOTES:
+        return outside
+    if votes is None and (chosen or own.exists()):
+        votes = own.with_name("votes.jsonl")
+        freeze_votes(recipe, PreferenceStore(chosen or own), votes)
+    if votes is not None and votes.stat().st_size:
+        outside[VOTES] = votes
     return outside
+
+
+def freeze_votes(recipe: Recipe, store: PreferenceStore, path: Path) -> int:
+    """Write those votes of a store from which a recipe learns; returns how many."""
+    return store.snapshot(path, ties=recipe.sections["reward"].ties == "davidson")  # type: ignore[attr-defined]
 
 
 def _digest(path: Path) -> str:

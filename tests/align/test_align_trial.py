@@ -9,9 +9,11 @@ from danlu import hub
 from danlu.align import redlines
 from danlu.align.gate import GateSettings
 from danlu.align.redlines import RedLine
+from danlu.align.reward import SCALE
 from danlu.align.trial import Contestants, trial
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
+from danlu.files import write_json
 from danlu.records import Message
 
 EXAM = EvalSettings(judge="prose", prompts=12, max_new_tokens=6, bpb_tokens=500, dtype="float32")
@@ -26,14 +28,15 @@ def places(tmp_path, sft_dir, make_model, tokenizer) -> dict[str, Path]:
         for parameter in shaken.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     hub.save(shaken, tmp_path / "shaken", tokenizer, card={})
-    hub.save(make_model("scalar", seed=3), tmp_path / "audit", tokenizer, card={})
-    return {"sft": sft_dir / "model", "shaken": tmp_path / "shaken", "audit": tmp_path / "audit"}
+    hub.save(make_model("scalar", seed=3), tmp_path / "reward" / "audit", tokenizer, card={})
+    write_json(tmp_path / "reward" / "audit" / SCALE, {"mean": 0.0, "std": 1.0})
+    return {"sft": sft_dir / "model", "shaken": tmp_path / "shaken", "reward": tmp_path / "reward"}
 
 
-def run_trial(make_stage, sft_dir, places, candidate, red_lines=None, audit="audit", settings=None):
+def run_trial(make_stage, sft_dir, places, candidate, red_lines=None, settings=None, reward="reward"):
     settings = settings or GateSettings()
-    stage = make_stage("flywheel", settings, {"sft": sft_dir})
-    contestants = Contestants(places["sft"], places[candidate], places["sft"], places.get(audit))
+    stage = make_stage("flywheel", settings, {"sft": sft_dir, "reward": places[reward]})
+    contestants = Contestants(places["sft"], places[candidate], places["sft"])
     return {row.what: row for row in trial(stage, contestants, settings, EXAM, red_lines)}
 
 
@@ -64,7 +67,7 @@ def test_a_broken_candidate_is_beyond_the_budgets_and_across_the_lines(make_stag
 
 
 def test_without_an_audit_model_the_condition_is_open_and_says_what_to_do(make_stage, sft_dir, places):
-    found = run_trial(make_stage, sft_dir, places, "sft", audit="none")
+    found = run_trial(make_stage, sft_dir, places, "sft", reward="sft")
     assert found["audit reward gain"].value is None
     assert "audit_share" in found["audit reward gain"].note
     found = run_trial(make_stage, sft_dir, places, "sft", settings=GateSettings(audit=False))
