@@ -17,7 +17,7 @@ from danlu.align import database
 from danlu.align.judgements import LABELS, VOTES, read_labels, write_labels
 from danlu.errors import UserError
 from danlu.files import read_json
-from danlu.places import labels_path, snapshot_path, votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.records import read_preferences, write_preferences
 from danlu.run import MANIFEST, REPLACED, RESOLVED, Run
 
@@ -59,11 +59,12 @@ def learned_from(rater: str, store: str, runs: Iterable[Path]) -> list[Learned]:
 
 def strip(learned: Learned, rater: str) -> None:
     """Write a run's snapshots again without a rater."""
-    votes, labels = snapshot_path(learned.run), labels_path(learned.run)
-    if votes.is_file():
-        write_preferences(votes, [one for one in read_preferences(votes) if one.rater != rater])
-    if labels.is_file():
-        write_labels(labels, [one for one in read_labels(labels) if one.rater != rater])
+    for votes in _snapshots(learned.run):
+        labels = labels_beside(votes)
+        if votes.is_file():
+            write_preferences(votes, [one for one in read_preferences(votes) if one.rater != rater])
+        if labels.is_file():
+            write_labels(labels, [one for one in read_labels(labels) if one.rater != rater])
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -71,9 +72,18 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{RESOLVED}"))
 
 
+def _snapshots(run: Path) -> list[Path]:
+    """Where a run's votes are frozen: its own, and those of the flywheel's rounds."""
+    return [snapshot_path(run), *sorted(run.glob("flywheel/rounds/*/votes.jsonl"))]
+
+
 def _frozen(run: Path, rater: str) -> int:
-    """How many judgements of a rater a run's snapshots hold."""
-    votes, labels = snapshot_path(run), labels_path(run)
+    """How many judgements of a rater a run has frozen; those of one snapshot are mostly those of the next."""
+    return max(_held(votes, rater) for votes in _snapshots(run))
+
+
+def _held(votes: Path, rater: str) -> int:
+    labels = labels_beside(votes)
     found = sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0
     return found + (sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0)
 

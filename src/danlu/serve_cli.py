@@ -73,7 +73,7 @@ def serve(
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.infer import read_shots
-    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.places import find_guard, run_of, runs_beside, servable_models, starters_of, votes_of
     from danlu.serve import Options, Rates, Reach, Setup, run_server
     from danlu.serve.safety import open_safety
 
@@ -89,5 +89,6 @@ def serve(
         heldout_raters=heldout_raters,
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
+        follow=run_of(where),
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

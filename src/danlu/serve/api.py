@@ -7,6 +7,7 @@ Left out: what each route does (its own module), OpenAI's routes (``v1``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from danlu.serve.runs import Runs
 from danlu.serve.second_look import SecondLooks
 from danlu.serve.shutdown import Leaving
 from danlu.serve.store import ServeStore
+from danlu.serve.succession import Succession, with_champion
 from danlu.serve.talk import Talk
 from danlu.serve.trace import Trace
 from danlu.serve.votes import RankRequest, VoteRequest
@@ -54,6 +56,7 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
         UserError: a model cannot be served.
     """
     options = options or Options()
+    places = with_champion(places, options.follow)
     models, engine = Models.load(places, options.shots), _engine(places, options)
     kept, metrics, leaving = ServeStore(store.database), Metrics(engine), Leaving(engine)
 
@@ -69,7 +72,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with _following(options, models, engine):
+            yield
         engine.close()
         await talk.settle()
 
@@ -91,9 +95,22 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.include_router(conversations.routes(talks, talk))
     app.include_router(accounts.routes(kept))
     app.include_router(keys.routes(kept))
-    app.include_router(operator.routes(models, store, Runs(options.runs)))
+    app.include_router(operator.routes(models, store, Runs(options.runs), options.follow))
     app.include_router(files)
     return app
+
+
+@asynccontextmanager
+async def _following(options: Options, models: Models, engine: Engine) -> AsyncIterator[None]:
+    """Follow a run's champion, if there is a run."""
+    if options.follow is None:
+        yield
+        return
+    following = asyncio.create_task(Succession(options.follow, models, engine, options.shots).follow())
+    try:
+        yield
+    finally:
+        following.cancel()
 
 
 def _engine(places: Mapping[str, Path], options: Options) -> Engine:

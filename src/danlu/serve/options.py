@@ -36,6 +36,7 @@ class Options:
         repeats: share in whose place one is shown that the same rater judged before, with sides exchanged.
         heldout_raters: share of raters of whose judgements nothing is learned.
         safety: the gates before and after the models; none if not given.
+        follow: the run whose champion is served, from one to the next, once it has one.
     """
 
     setup: Setup = field(default_factory=Setup)
@@ -50,3 +51,4 @@ class Options:
     repeats: float = 0.0
     heldout_raters: float = 0.0
     safety: Safety = field(default_factory=lambda: Safety(mode="off"))
+    follow: Path | None = None
