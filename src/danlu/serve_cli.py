@@ -52,8 +52,8 @@ def serve(
     guess: Annotated[
         str,
         typer.Option(
-            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
-            "same tokenizer."
+            help="Guess what comes next, which changes no answer: lookup, mtp (the model's own layer for it), or the "
+            "directory of a smaller model with the same tokenizer."
         ),
     ] = "",
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,

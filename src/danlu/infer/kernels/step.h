@@ -1,7 +1,7 @@
 // One step of a dense decoder: some tokens, each of a row of a cache, through all blocks to logits.
 //
 // In:  embedded tokens, their rows and places, rotary angles, a cache of keys and values, weights by layer.
-// Out: logits; keys and values written into the cache.
+// Out: states and logits; keys and values written into the cache.
 // Left out: mixtures, latent attention, soft-caps, norms after a block: ``model`` computes those, and is what this is
 //     tested against.
 #pragma once
@@ -40,7 +40,7 @@ struct Cache {
 
 struct Step {
   long tokens;
-  float* x;                         // (tokens, width), overwritten
+  float* x;                         // (tokens, width): embeddings, then states after the last norm
   const int64_t *rows, *positions;  // (tokens,)
   const float *cos, *sin;           // (tokens, head_dim / 2), or null
   Cache cache;
@@ -117,6 +117,7 @@ class Decoder {
   void logits(const Norm& last, Product head) {
     norm(last);
     for (float& y : normed) y *= shape.logit_scale;
+    std::copy(normed.begin(), normed.end(), step.x);
     product(normed, {head}, {head.out});
   }
 

@@ -1,7 +1,7 @@
 """A decoding step in one native call: no operator is launched, dispatched or waited for between embedding and logits.
 
 In:  a dense decoder in fp32 on a CPU, the last tokens of some rows, their cache.
-Out: logits; keys and values in the cache.
+Out: states and logits; keys and values in the cache.
 Left out: models that the kernels do not know (``StepForward.fits``) and prompts, which take the forward of ``forward``.
 
 By torch a step of SmolLM2-135M launches more than a thousand operators, which takes longer than reading its weights.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from danlu.infer.forward import Forward
+from danlu.infer.forward import Decoded, Forward
 from danlu.infer.kernels.products import CProduct, Kernels, Product, Weights
 from danlu.infer.storage import Storage
 from danlu.model import Decoder, KVCache
@@ -79,7 +79,7 @@ class StepForward(Forward):
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self._shape, self._layers = _shape(model), (_Layer * len(blocks))(*map(_layer, blocks))
         self._last = _norm(model.norm)
-        self._head = CProduct.of(Weights(output_weight))
+        self._head = native.described
 
     @staticmethod
     def fits(model: Decoder, kernels: Kernels) -> bool:
@@ -94,8 +94,8 @@ class StepForward(Forward):
 
     def decode(
         self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
-    ) -> Tensor:
-        """Logits (R, T, V) behind every token of the first rows."""
+    ) -> Decoded:
+        """States and logits behind every token of the first rows."""
         tokens, positions, reach = self.laid_out(rows, read, needs)
         cache = storage.view(0, len(rows), reach)
         assert isinstance(cache, KVCache), "grouped-query attention in slots"
@@ -111,7 +111,7 @@ class StepForward(Forward):
             torch.get_num_threads(),
         )  # fmt: skip
         self._run(*map(ctypes.byref, (self._shape, self._layers, self._last, head, step)))
-        return logits
+        return Decoded(x, logits)
 
 
 def _shape(model: Decoder) -> _Shape:
