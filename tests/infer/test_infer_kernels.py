@@ -161,7 +161,10 @@ def test_what_a_native_step_does_not_know_takes_the_models_way(native, build, to
 def test_a_quantised_model_steps_natively(native, build, tokenizer, prompts):
     if torch.int8 not in native.dtypes:
         pytest.skip("no instructions for it here")
-    model = quantize(build("llama", tokenizer.vocab_size))
+    model = quantize(build("llama", tokenizer.vocab_size, tie_embeddings=False))
+    with torch.no_grad():
+        integers, scale = quantize_rows(model.head.weight)
+        model.head.weight.copy_(integers * scale[:, None])  # a head that rounding leaves alone
     quick, found = answers(model, tokenizer, prompts, native)
     assert isinstance(quick._forward(), StepForward)
     for a, b in zip(found, answers(model, tokenizer, prompts, None)[1], strict=True):

@@ -104,8 +104,9 @@ def _states(reader: Readable, prompt: Sequence[int]) -> Iterator[Tensor]:
         raise UserError(f"a text of {len(prompt)} tokens cannot be read; the model reads 1 to {context}")
     if not 0 <= min(prompt) <= max(prompt) < vocabulary:
         raise UserError(f"token {max(prompt)} does not exist; the vocabulary has {vocabulary}")
-    tokens = torch.tensor([prompt], device=reader.output_weight.device)
-    cache = reader.model.new_cache(1, len(prompt), reader.dtype)
-    for part, places in zip(tokens.split(CHUNK, 1), torch.arange(len(prompt)).split(CHUNK), strict=True):
-        cache.reach = int(places[-1]) + 1
-        yield reader.model.hidden(part, places[None].to(part.device), cache=cache).states[0]
+    device, cache = reader.output_weight.device, reader.model.new_cache(1, len(prompt), reader.dtype)
+    for start in range(0, len(prompt), CHUNK):
+        tokens = torch.tensor([prompt[start : start + CHUNK]], device=device)
+        cache.reach = start + tokens.shape[1]
+        places = torch.arange(start, cache.reach, device=device)[None]
+        yield reader.model.hidden(tokens, places, cache=cache).states[0]

@@ -56,7 +56,7 @@ class _Cache(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        ("tokens", _L), ("x", _P), ("rows", _P), ("positions", _P), ("cos", _P), ("sin", _P), ("cache", _Cache),
+        ("tokens", _L), ("width", _L), ("x", _P), ("positions", _P), ("cos", _P), ("sin", _P), ("cache", _Cache),
         ("threads", _L),
     )  # fmt: skip
 
@@ -80,6 +80,7 @@ class StepForward(Forward):
         self._shape, self._layers = _shape(model), (_Layer * len(blocks))(*map(_layer, blocks))
         self._last = _norm(model.norm)
         self._head = native.described
+        self._angles: Rope | None = None  # of all positions up to some, (1, 1, S, D/2)
 
     @staticmethod
     def fits(model: Decoder, kernels: Kernels) -> bool:
@@ -100,18 +101,25 @@ class StepForward(Forward):
         cache = storage.view(0, len(rows), reach)
         assert isinstance(cache, KVCache), "grouped-query attention in slots"
         x = self._model.embedded(tokens, positions).contiguous()  # R, T, D
-        places = torch.arange(len(rows))[:, None].expand_as(tokens).contiguous()
-        rope = _rope(self._model, positions)
-        logits = x.new_empty((*tokens.shape, len(self._output_weight)))
-        angles = (None, None) if rope is None else (rope.cos.data_ptr(), rope.sin.data_ptr())
+        logits = x.new_empty((*tokens.shape, self.vocab_size))
         head = CProduct.from_buffer_copy(self._head)
         head.out = logits.data_ptr()
         step = _Step(
-            tokens.numel(), x.data_ptr(), places.data_ptr(), positions.data_ptr(), *angles, _cache(cache),
+            tokens.numel(), tokens.shape[1], x.data_ptr(), positions.data_ptr(), *self._turns(reach), _cache(cache),
             torch.get_num_threads(),
         )  # fmt: skip
         self._run(*map(ctypes.byref, (self._shape, self._layers, self._last, head, step)))
         return Decoded(x, logits)
+
+    def _turns(self, reach: int) -> tuple[int | None, int | None]:
+        """Where the angles of all positions are; computed anew only when they reach twice as far."""
+        config = self._model.config
+        if config.positions != "rope":
+            return None, None
+        if self._angles is None or self._angles.cos.shape[2] < reach:
+            places = torch.arange(2 * reach)[None]
+            self._angles = rope_table(places, config.head_dim, config.rope_theta, torch.float32, config.rope_scaling)
+        return self._angles.cos.data_ptr(), self._angles.sin.data_ptr()
 
 
 def _shape(model: Decoder) -> _Shape:
@@ -147,13 +155,6 @@ def _layer(block: Block) -> _Layer:
 def _norm(norm: nn.Module) -> _Norm:
     assert isinstance(norm, RMSNorm | LayerNorm)
     return _Norm(norm.weight.data_ptr(), norm.bias.data_ptr() if isinstance(norm, LayerNorm) else None)
-
-
-def _rope(model: Decoder, positions: Tensor) -> Rope | None:
-    config = model.config
-    if config.positions != "rope":
-        return None
-    return rope_table(positions, config.head_dim, config.rope_theta, torch.float32, config.rope_scaling)
 
 
 def _cache(cache: KVCache) -> _Cache:
