@@ -239,6 +239,8 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_workers_reason(genera
         Engine.in_process({"x": tmp_path / "nowhere"}, Setup())
     with pytest.raises(UserError, match="draft"):
         Engine.in_thread({"x": generator}, Setup(guess=str(tmp_path / "draft")))
+    with pytest.raises(UserError, match="n_mtp is 0"):
+        Engine.in_thread({"x": generator}, Setup(guess="mtp"))
 
 
 def test_what_goes_over_the_line_comes_back_equal(job):
