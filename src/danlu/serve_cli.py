@@ -41,6 +41,14 @@ def serve(
         ),
     ] = None,
     shots: Shots = None,
+    summarise: Annotated[
+        bool,
+        typer.Option(
+            "--summarise",
+            help="Where a conversation is longer than the model can read, the page has it write a note on the oldest "
+            "turns, unless somebody chooses otherwise; without it they are left out.",
+        ),
+    ] = False,
     safety: Annotated[
         str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
     ] = "block",
@@ -71,6 +79,7 @@ def serve(
         reach=Reach(host, tuple(allow_host or ())),
         rates=Rates(requests, tokens),
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        summarise=summarise,
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
     )

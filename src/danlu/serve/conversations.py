@@ -24,6 +24,7 @@ from danlu.serve.dialogues import Generation, title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import SayRequest, Talk
+from danlu.serve.thumbs import NewThumb, Thumbs
 from danlu.serve.votes import RankRequest, VoteRequest
 from danlu.serve.wire import CompareRequest
 
@@ -69,6 +70,7 @@ class Conversations:
 
     def __init__(self, store: ServeStore, preferences: PreferenceStore) -> None:
         self.store, self._dialogues, self._preferences = store, store.dialogues, preferences
+        self.thumbs = Thumbs(store.dialogues, preferences)
 
     async def inside(
         self, owner: str, asked: _Contest, show: Callable[[_Contest], Awaitable[EventStream]]
@@ -141,6 +143,14 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
     async def say(asked: SayRequest, request: Request) -> Response:
         return await talk.say(caller_of(request).owner, asked)
 
+    @router.get("/api/chat/{answer}")
+    async def follow(answer: str, request: Request) -> Response:
+        return await talk.follow(caller_of(request).owner, answer)
+
+    @router.post("/api/chat/{answer}/stop", status_code=204)
+    async def stop(answer: str, request: Request) -> None:
+        talk.stop(caller_of(request).owner, answer)
+
     @router.get("/api/conversations")
     async def listing(
         request: Request,
@@ -159,7 +169,12 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
 
     @router.get("/api/conversations/{conversation}")
     async def read(conversation: str, request: Request) -> dict[str, Any]:
-        return await run_sync(dialogues.read, caller_of(request).owner, conversation)
+        owner = caller_of(request).owner
+        # Before the store is read: what ends in between is told twice, and nothing not at all.
+        under_way = talk.under_way(owner, conversation)
+        whole = await run_sync(dialogues.read, owner, conversation)
+        thumbs = await run_sync(conversations.thumbs.on, whole["messages"])
+        return {**whole, "messages": thumbs, "writing": under_way}
 
     @router.patch("/api/conversations/{conversation}")
     async def change(conversation: str, asked: NewConversation, request: Request) -> dict[str, Any]:
@@ -177,5 +192,9 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
         owner = caller_of(request).owner
         told = asked.generation()
         return {"id": await run_sync(dialogues.append, owner, conversation, asked.parent, said, told)}
+
+    @router.put("/api/conversations/{conversation}/messages/{message}/thumb")
+    async def judge(conversation: str, message: str, asked: NewThumb, request: Request) -> dict[str, Any]:
+        return await run_sync(conversations.thumbs.give, caller_of(request).owner, conversation, message, asked)
 
     return router

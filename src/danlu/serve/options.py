@@ -16,6 +16,7 @@ from danlu.serve.limits import Reach
 from danlu.serve.rates import Rates
 from danlu.serve.safety import Safety
 from danlu.serve.worker import Setup
+from danlu.serve.writing import LINGER_SECONDS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Options:
         reach: from where the server can be reached; from this machine only if not given.
         rates: how much a key may ask.
         safety: the gates before and after the models; none if not given.
+        summarise: whether the page asks for notes on turns that no longer fit, where nobody chose.
+        linger: seconds that an answer in a conversation goes on when its reader is gone.
     """
 
     setup: Setup = field(default_factory=Setup)
@@ -43,3 +46,5 @@ class Options:
     reach: Reach = field(default_factory=Reach)
     rates: Rates = field(default_factory=Rates)
     safety: Safety = field(default_factory=lambda: Safety(mode="off"))
+    summarise: bool = False
+    linger: float = LINGER_SECONDS
