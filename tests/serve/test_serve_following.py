@@ -57,12 +57,13 @@ def test_who_comes_back_hears_it_from_the_first_word_on(http):
     assert {**restarted, "user": None} == {**start, "user": None}
     text = next(again)["text"] + "".join(next(again)["text"] for _ in range(3))
     assert text.startswith(heard)
-    assert http.post(f"/api/chat/{start['answer']}/stop").status_code == 204
+    assert http.post(f"/api/chat/{start['answer']}/stop", json={}).status_code == 204
     *rest, finish = again
     assert finish["finish_reason"] == "stopped"
     text += "".join(event["text"] for event in rest)
     answer = kept(http, start["conversation"])
-    assert (answer["id"], answer["content"]) == (start["answer"], text) and finish["message"] == start["answer"]
+    assert (answer["id"], answer["content"]) == (start["answer"], text)
+    assert finish["message"] == start["answer"]
     assert 0 < answer["usage"]["completion_tokens"] < 3000
     assert read(http, start["conversation"])["writing"] == []
 
@@ -73,7 +74,7 @@ def test_who_comes_too_late_hears_the_whole_answer(http):
     assert told["conversation"] == start["conversation"]
     assert delta["text"] == "".join(event["text"] for event in deltas)
     assert end == finish
-    assert http.post(f"/api/chat/{start['answer']}/stop").status_code == 404
+    assert http.post(f"/api/chat/{start['answer']}/stop", json={}).status_code == 404
     assert http.get("/api/chat/nobody").status_code == 404
 
 
@@ -96,7 +97,11 @@ def test_nobody_hears_or_stops_what_is_written_for_another(guarded: Guarded):
         events = listen(http, "POST", "/api/chat", {**COUNT, "max_tokens": 400})
         start = next(events)
         with httpx.Client(base_url=guarded.live.url, timeout=30, headers=bob) as other:
-            for _ in range(2):  # while it is written, and when it is kept
+
+            def is_nothing_to_him() -> None:
                 assert other.get(f"/api/chat/{start['answer']}").status_code == 404
-                assert other.post(f"/api/chat/{start['answer']}/stop").status_code == 404
-                assert list(events)[-1]["type"] == "finish" if _ == 0 else True
+                assert other.post(f"/api/chat/{start['answer']}/stop", json={}).status_code == 404
+
+            is_nothing_to_him()
+            assert list(events)[-1]["type"] == "finish"
+            is_nothing_to_him()  # nor when it is kept

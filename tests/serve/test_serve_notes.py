@@ -13,8 +13,8 @@ from danlu.records import Message
 from danlu.serve.condense import with_words
 from danlu.serve.store import ServeStore
 
-ASK = {"model": "knows", "temperature": 0, "max_tokens": 8, "truncation": "auto", "summarise": True}
-LONG = "Hello, 你好。" * 20  # a context holds some sixteen turns with it
+ASK = {"model": "random", "temperature": 0, "max_tokens": 8, "truncation": "auto", "summarise": True}
+LONG = "Hello, 你好。" * 30  # a context holds some eight turns with it
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def say(http: httpx.Client, conversation: str, parent: str | None, **asked) -> d
 
 
 def test_the_oldest_turns_are_noted_once_and_read_again_with_the_next_question(http, store, live):
-    conversation, last = had(store, 40)
+    conversation, last = had(store, 10)
     first = say(http, conversation, last)
     note = first["note"]
     assert note["text"]
-    assert note["messages"] + first["left_out"] >= 40
+    assert 2 < note["messages"] < 20
     messages = store.dialogues.read("", conversation)["messages"]
     assert messages[-1]["note"] == note
     way = [one["id"] for one in messages]
@@ -62,7 +62,7 @@ def test_the_oldest_turns_are_noted_once_and_read_again_with_the_next_question(h
     # What the model read: its instructions with the note, and every turn after those that it tells of.
     read = [{"role": "system", "content": with_words("Be kind.", note["text"])}]
     read += [{"role": one["role"], "content": one["content"]} for one in messages[end:-1]]
-    plain = {"model": "knows", "temperature": 0, "max_tokens": 8, "messages": read}
+    plain = {"model": "random", "temperature": 0, "max_tokens": 8, "messages": read}
     told = http.post("/v1/chat/completions", json=plain).json()
     assert told["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
     assert told["choices"][0]["message"]["content"] == messages[-1]["content"]
@@ -73,27 +73,18 @@ def test_the_oldest_turns_are_noted_once_and_read_again_with_the_next_question(h
     assert [{"role": one.role, "content": one.content} for one in thumb.prompt] == read
 
 
-def test_the_next_note_is_made_of_the_first(http, store):
-    conversation, last = had(store, 12)
-    first = say(http, conversation, had(store, 8, conversation, last)[1])
-    conversation, last = had(store, 12, conversation, first["message"])
-    second = say(http, conversation, last)
+def test_the_next_note_is_made_of_the_first_and_another_branch_has_its_own(http, store):
+    conversation, fork = had(store, 1)
+    first = say(http, conversation, had(store, 8, conversation, fork)[1])
+    second = say(http, conversation, had(store, 4, conversation, first["message"])[1])
     assert first["left_out"] == second["left_out"] == 0
-    assert second["note"]["messages"] > first["note"]["messages"]
-
-
-def test_each_branch_and_each_model_has_notes_of_its_own(http, store):
-    conversation, fork = had(store, 10)
-    one = say(http, conversation, had(store, 12, conversation, fork)[1])
-    other = say(http, conversation, had(store, 12, conversation, fork, "还有 | " * 40)[1])
-    assert one["note"]["messages"] > 20, "it tells of turns after the fork"
-    assert {one["note"]["text"]} != {other["note"]["text"]}
-    random = say(http, conversation, fork, model="random", content="greet " * 500)
-    assert random.get("note", {}).get("text") != one["note"]["text"]
+    assert second["note"]["messages"] > first["note"]["messages"] > 2, "it tells of turns after the fork"
+    other = say(http, conversation, had(store, 8, conversation, fork, LONG.replace("Hello", "Hallo"))[1])
+    assert other["note"]["text"] not in {first["note"]["text"], second["note"]["text"]}
 
 
 def test_without_being_asked_for_nothing_is_noted(http, store):
-    conversation, last = had(store, 40)
+    conversation, last = had(store, 10)
     left = say(http, conversation, last, summarise=False)
     assert left["left_out"] > 0
     assert "note" not in left

@@ -32,6 +32,7 @@ from danlu.tokens.chat import encode_prompt
 
 NOTE_SHARE = 8  # an eighth of the context ...
 MOST_TOKENS = 400  # ... and no more than this
+TEMPERATURE = 0.3  # at 0 small models go round in circles
 
 _ASK = {
     True: "请用几句话概括我们到目前为止的对话，让你只看概括就能继续：人名、事实、愿望、做过的决定。只写概括。",
@@ -77,9 +78,7 @@ class Condenser:
     def __init__(self, desk: Desk, notes: Notes) -> None:
         self._desk, self._notes = desk, notes
 
-    async def read(
-        self, served: Served, asked: Asking, way: Way, turns: Sequence[Message], summarise: bool
-    ) -> Reading:
+    async def read(self, served: Served, asked: Asking, way: Way, turns: Sequence[Message], summarise: bool) -> Reading:
         """What ``served`` reads of ``turns``: all, or the newest, with a note on the others if ``summarise``.
 
         Args:
@@ -104,10 +103,10 @@ class Condenser:
         return noted
 
     async def _fitting(
-        self, served: Served, asked: Asking, turns: Sequence[Message], way: Way = Way(""), note: Note | None = None
+        self, served: Served, asked: Asking, turns: Sequence[Message], way: Way | None = None, note: Note | None = None
     ) -> Reading:
-        """``turns``, with a note if there is one, without the oldest that do not fit beside it."""
-        read = with_note(served.instructions(turns), said(turns), way, note) if note else turns
+        """``turns``, with a note on their ``way`` if there is one, without the oldest that do not fit beside it."""
+        read = with_note(served.instructions(turns), said(turns), way, note) if way and note else turns
         kept = await served.fit(asked, read)
         return Reading(kept, left_out(read, kept) + (note.left_out if note else 0), note)
 
@@ -137,7 +136,7 @@ class Condenser:
     async def _words(self, served: Served, read: Sequence[Message], budget: int) -> str:
         """What the model answers; nothing if a gate stops it."""
         prompt = await run_sync(encode_prompt, served.tokenizer, read)
-        job = Job(served.name, tuple(prompt), Sampling(temperature=0.0, max_new_tokens=budget), seed=0)
+        job = Job(served.name, tuple(prompt), Sampling(temperature=TEMPERATURE, max_new_tokens=budget), seed=0)
         answers, events, _ = await self._desk.write([job], read, repair=True)
         written: Completion | None = None
         try:

@@ -265,7 +265,7 @@ def _summary(row: DialogueRow, messages: int) -> dict[str, Any]:
     return {"id": row.id, "title": row.title, "created": row.created, "updated": row.updated, "messages": messages}
 
 
-def _told(session: Session, query: Select[tuple[MessageRow]]) -> list[dict[str, Any]]:
+def _told(session: Session, query: Select[MessageRow]) -> list[dict[str, Any]]:
     """Messages as clients learn of them, each with how it was written and the note that its model read."""
     rows = session.scalars(query.options(joinedload(MessageRow.generation))).all()
     return [_message(row) | (_how(session, row.generation) if row.generation else {}) for row in rows]

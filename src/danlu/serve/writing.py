@@ -184,7 +184,7 @@ class _Reader:
 
 async def replayed(conversation: str, message: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """The events of an answer that is whole by now, for whoever comes to follow it just too late."""
-    told = {name: message[name] for name in ("model", "left_out", "note") if name in message}
+    told = {name: value for name, value in message.items() if name in {"model", "left_out", "note"}}
     yield {"type": "start", "conversation": conversation, "user": None, "answer": message["id"], **told}
     yield {"type": "delta", "text": message["content"]}
     own = {"id", "parent", "role", "content", "created", "comparison", "note"}
