@@ -81,7 +81,7 @@ const en = {
   noted: "The first {n} messages no longer fit. In their place the model reads what it wrote of them:",
   tooLong: "Turns that no longer fit",
   tooLongLeave: "are left out",
-  tooLongNote: "the model sums them up",
+  tooLongNote: "are summed up",
   good: "Good answer",
   bad: "Bad answer",
   why: "Why? (may stay empty)",

@@ -110,7 +110,7 @@ const en = {
   place: "Does the place decide? The left answer won {times} of {of} ({low} to {high}).",
   placeYes: "An interval without one half says that it does.",
   votes: "Votes",
-  votesTotal: "{n} votes",
+  votesTotal: "Votes: {n}",
   sheet: "All of them as CSV",
   rater: "By",
   more: "Older ones",
@@ -297,9 +297,11 @@ export function percent(share: number): string {
 
 /** Seconds as people say them: 8 s, 2 min 24 s, 1 h 5 min. */
 export function duration(seconds: number): string {
-  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds % 60)];
-  if (h) return `${h} h ${m} min`;
-  return m ? `${m} min ${s} s` : `${s} s`;
+  const whole = Math.round(seconds);
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const [hour, minute, second] = language.value === "zh" ? ["小时", "分", "秒"] : ["h", "min", "s"];
+  if (h) return `${h} ${hour} ${m} ${minute}`;
+  return m ? `${m} ${minute} ${s} ${second}` : `${s} ${second}`;
 }
 
 /** An ISO time as this place writes it. */
