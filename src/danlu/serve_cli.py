@@ -18,6 +18,14 @@ Where = Annotated[
 Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
+Summarise = Annotated[
+    bool,
+    typer.Option(
+        "--summarise",
+        help="Where a conversation is longer than the model can read, the page has it write a note on the oldest "
+        "turns, unless somebody chooses otherwise; without it they are left out.",
+    ),
+]
 
 
 def serve(
@@ -41,14 +49,7 @@ def serve(
         ),
     ] = None,
     shots: Shots = None,
-    summarise: Annotated[
-        bool,
-        typer.Option(
-            "--summarise",
-            help="Where a conversation is longer than the model can read, the page has it write a note on the oldest "
-            "turns, unless somebody chooses otherwise; without it they are left out.",
-        ),
-    ] = False,
+    summarise: Summarise = False,
     safety: Annotated[
         str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
     ] = "block",
