@@ -16,7 +16,8 @@ from torch import Tensor
 from danlu import hub
 from danlu.align import losses, scoring
 from danlu.align.ppo import ActorCritic, PPOSettings, ppo
-from danlu.align.rollout import Cursor, Experience, Prompt, RewardScore, Rollouts, Sampled, Score, gather_prompts
+from danlu.align.rewards import RewardScore
+from danlu.align.rollout import Cursor, Experience, Prompt, Rollouts, Sampled, Score, gather_prompts
 from danlu.errors import UserError
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling

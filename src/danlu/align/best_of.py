@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from danlu import hub
 from danlu.align import losses, monitor, prompts
 from danlu.align.monitor import Monitor
-from danlu.align.practice import audits, scorer
+from danlu.align.rewards import RewardTerm, audits, files_of, scorer
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.errors import UserError
 from danlu.evals.judge import judge
@@ -62,6 +62,8 @@ class BestOfSettings(LanguageSettings):
     """Where an answer is cut off; one that was is not learnt from."""
     missing_end_penalty: float = Field(1.0, ge=0)
     """Taken from the score of an answer that did not end by itself."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
     scored_at_once: int = Field(32, ge=1)
     """Answers per forward of what scores them; changes memory, not the result."""
     epochs: float = Field(1.0, gt=0)
@@ -83,8 +85,8 @@ class BestOfSettings(LanguageSettings):
         return prompts.check_source(value)
 
     def reads(self) -> dict[str, Path]:
-        """The user's prompts."""
-        return prompts.file_of(self.prompts)
+        """The user's prompts and the files with the user's functions."""
+        return prompts.file_of(self.prompts) | files_of(self.rewards)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
     model.to(place.kind).compute_in(place.compute_dtype)
     room = model.config.max_seq_len
     sampler = Generator(model, tokenizer, place.compute_dtype)
-    score = scorer(stage, place, settings.scored_at_once, settings.missing_end_penalty)
+    score = scorer(settings.rewards, stage, place, settings.scored_at_once, settings.missing_end_penalty)
     rollouts = Rollouts(sampler, score, settings.max_new_tokens, tokenizer.pad, place.kind)
     chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room)
     if world.main:
@@ -130,7 +132,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
     text = heldout_answers(stage, tokenizer, room, max(settings.probe_tokens, room))
     watch = Monitor(
         judge(settings.judge), heldout[: settings.probe_prompts], rollouts, model, reference, settings.scored_at_once,
-        stage.seed, audits(stage, place, settings.scored_at_once), text,
+        stage.seed, audits(stage, place, settings.scored_at_once, settings.missing_end_penalty), text,
     )  # fmt: skip
     looks = [watch.look(0)]
     figures = _tune(stage, settings, model, tokenizer, kept, text, world)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from danlu.align import losses, prompts, scoring
 from danlu.align.losses import PolicyLoss
+from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
@@ -90,6 +91,8 @@ class PracticeSettings(ComputeSettings):
     """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
     stop_on_alarm: bool = False
     """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
 
     @field_validator("prompts")
     @classmethod
@@ -97,8 +100,8 @@ class PracticeSettings(ComputeSettings):
         return prompts.check_source(value)
 
     def reads(self) -> dict[str, Path]:
-        """The user's prompts."""
-        return prompts.file_of(self.prompts)
+        """The user's prompts and the files with the user's functions."""
+        return prompts.file_of(self.prompts) | files_of(self.rewards)
 
 
 @dataclass(frozen=True)

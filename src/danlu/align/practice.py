@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,10 +24,9 @@ from danlu.align import monitor, prompts, scoring
 from danlu.align.learner import Learner, PracticeSettings
 from danlu.align.losses import AdaptiveKL
 from danlu.align.monitor import Monitor
-from danlu.align.reward import read_scale
-from danlu.align.rollout import Cursor, Experience, RewardScore, Rollouts, Score, join
+from danlu.align.rewards import audits, scorer
+from danlu.align.rollout import Cursor, Experience, Rollouts, Score, join
 from danlu.align.scoring import Sequences
-from danlu.device import Device
 from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.evals.perplexity import heldout_answers
@@ -59,28 +57,12 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     _, tokenizer = hub.load_pretrained(folder)
     policy, reference = (hub.load(folder, device=place.kind).compute_in(place.compute_dtype) for _ in range(2))
     learner = make(policy)
-    score = scorer(stage, place, settings.micro_batch, settings.missing_end_penalty)
-    further = audits(stage, place, settings.micro_batch)
+    score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty)
+    further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
     figures = Practice(stage, tokenizer, learner, reference, score, further).run()
     card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
     return figures
-
-
-def scorer(stage: Stage, place: Device, micro_batch: int, missing_end_penalty: float) -> Score:
-    """What answers are scored by: the reward model."""
-    return _by_model(stage.inputs["reward"] / "model", place, micro_batch, missing_end_penalty)
-
-
-def audits(stage: Stage, place: Device, micro_batch: int) -> dict[str, Score]:
-    """Scores that are looked at beside the one that is learnt from: the audit, if the reward stage made one."""
-    folder = stage.inputs["reward"] / "audit"
-    return {"audit": _by_model(folder, place, micro_batch, 1.0)} if folder.is_dir() else {}
-
-
-def _by_model(folder: Path, place: Device, micro_batch: int, missing_end_penalty: float) -> RewardScore:
-    model = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
-    return RewardScore(model, *read_scale(folder), micro_batch, missing_end_penalty)
 
 
 class Practice:

@@ -2,7 +2,7 @@
 
 In:  prompts, a ``Sampler``, a function that scores finished answers, and an iteration number.
 Out: ``Experience``: right-padded sequences, whether each was finished, its score.
-Left out: log-probabilities, advantages and updates (``learner``).
+Left out: where scores come from (``rewards``); log-probabilities, advantages and updates (``learner``).
 
 Everything is addressed by (seed, iteration, row): a sample depends neither on its neighbours nor on what was sampled
 before, so a resumed run makes the same experience.
@@ -21,7 +21,6 @@ from danlu.align import scoring
 from danlu.align.scoring import Sequences
 from danlu.infer.generate import Sampler
 from danlu.infer.sampler import Sampling
-from danlu.model.decoder import Decoder
 from danlu.records import Conversation, Message
 from danlu.streams import stream_seed
 from danlu.tokens import chat
@@ -166,34 +165,3 @@ class Rollouts:
         texts = tuple(completion.text for completion in done)
         sampled = Sampled(sequences, finished, tuple(prompts), texts)
         return Experience(**vars(sampled), scores=self.score(sampled))
-
-
-@dataclass(frozen=True)
-class RewardScore:
-    """The reward model's score in units of the SFT model's spread: ``clip((r - mean) / std)``, less if cut off.
-
-    With the starting reward at mean 0 and deviation 1, the same KL coefficient means the same for every reward model.
-    The clip is on the reward alone, before any KL (DeepSpeed-Chat, OpenRLHF). Without the penalty answers grow until
-    they are cut off (lm-human-preferences).
-
-    Attributes:
-        model: with a scalar head.
-        mean, std: of the rewards of the SFT model's own samples.
-        micro_batch: rows per forward.
-        missing_end_penalty: taken from an answer that did not end by itself.
-        clip: largest absolute score before that.
-    """
-
-    model: Decoder
-    mean: float
-    std: float
-    micro_batch: int
-    missing_end_penalty: float = 1.0
-    clip: float = 5.0
-
-    def __call__(self, sampled: Sampled) -> Tensor:
-        """(B,) normalised scores."""
-        parts = scoring.parts_by_length(sampled.sequences, self.micro_batch)
-        raw = scoring.without_gradient(scoring.rewards, self.model, sampled.sequences, parts)
-        score = ((raw - self.mean) / self.std).clamp(-self.clip, self.clip)
-        return score - self.missing_end_penalty * (~sampled.finished).to(score)

@@ -23,6 +23,8 @@ from danlu.records import Answer, Conversation, Message
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 
+Scoring = Callable[[Decoder, "Sequences"], Tensor]
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -132,8 +134,14 @@ def rewards(model: Decoder, sequences: Sequences) -> Tensor:
     return found
 
 
+def last_states(model: Decoder, sequences: Sequences) -> Tensor:
+    """(B, D) hidden states of the last real tokens, from which a head reads its reward."""
+    states = model.hidden(sequences.tokens).states
+    return states[torch.arange(len(sequences), device=states.device), sequences.lengths - 1]
+
+
 def without_gradient(
-    score: Callable[[Decoder, Sequences], Tensor],
+    score: Scoring,
     model: Decoder,
     sequences: Sequences,
     parts: Sequence[Tensor],
