@@ -19,6 +19,22 @@ Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
 
+Guess = Annotated[
+    str,
+    typer.Option(
+        help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
+        "same tokenizer."
+    ),
+]
+SecondLook = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.5, help="Share of comparisons of a starter that are somebody's earlier one: do people agree?"
+    ),
+]
+Repeats = Annotated[float, typer.Option(min=0.0, max=0.5, help="Share that are one's own earlier one, turned round.")]
+HeldOut = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of raters whose votes measure and never teach.")]
+
 
 def serve(
     where: Where = Path("runs/tang"),
@@ -49,18 +65,15 @@ def serve(
         Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
     ] = None,
     streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
-    guess: Annotated[
-        str,
-        typer.Option(
-            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
-            "same tokenizer."
-        ),
-    ] = "",
+    guess: Guess = "",
+    second_look: SecondLook = 0.1,
+    repeats: Repeats = 0.02,
+    heldout_raters: HeldOut = 0.0,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.infer import read_shots
-    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.places import find_guard, run_of, runs_beside, servable_models, starters_of, votes_of
     from danlu.serve import Options, Rates, Reach, Setup, run_server
     from danlu.serve.safety import open_safety
 
@@ -71,7 +84,11 @@ def serve(
         reach=Reach(host, tuple(allow_host or ())),
         rates=Rates(requests, tokens),
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        second_look=second_look,
+        repeats=repeats,
+        heldout_raters=heldout_raters,
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
+        follow=run_of(where),
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

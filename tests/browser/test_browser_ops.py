@@ -235,7 +235,7 @@ def test_a_part_that_the_server_lacks_says_so(open_page):
         "**/api/operator/**", lambda route: route.continue_(url=route.request.url.replace("/operator/", "/nowhere/"))
     )
     go(page, "operator")
-    expect(page.get_by_text("Not available")).to_have_count(4)
+    expect(page.get_by_text("Not available")).to_have_count(5)
 
 
 @pytest.mark.parametrize(("scheme", "locale"), [("light", "en-US"), ("dark", "zh-CN")])

@@ -18,7 +18,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from danlu.align.preferences import PreferenceStore
-from danlu.align.tables import ComparisonRow, ReasonRow, ThumbRow, VoteRow, answer_of, prompt_of
+from danlu.align.tables import ComparisonRow, ReasonRow, ShowingRow, ThumbRow, VoteRow, answer_of, prompt_of
 from danlu.errors import UserError
 from danlu.records import Answer, Message
 
@@ -101,16 +101,18 @@ def inert(cell: str) -> str:
 
 def _votes(session: Session, limit: int, time: str, identity: str) -> Iterator[Ballot]:
     query = (
-        select(VoteRow, ComparisonRow, ReasonRow.words).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
+        select(VoteRow, ComparisonRow, ShowingRow, ReasonRow.words)
+        .join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
+        .outerjoin(ShowingRow, ShowingRow.id == VoteRow.showing)
         .outerjoin(ReasonRow, ReasonRow.vote == VoteRow.id).where(~ComparisonRow.deleted)
         .order_by(VoteRow.time.desc(), VoteRow.id.desc()).limit(limit)
     )  # fmt: skip
     if time:
         query = query.where(or_(VoteRow.time < time, (VoteRow.time == time) & (VoteRow.id < identity)))
-    for vote, shown, words in session.execute(query):
-        answers, ranks = _as_shown(shown, vote.ranks)
-        yield Ballot(vote.id, vote.time, "vote", vote.rater, shown.split, prompt_of(shown), answers, ranks, None,
-                     words or "")  # fmt: skip
+    for vote, shown, showing, words in session.execute(query):
+        answers, ranks = _as_shown(shown, (showing or shown).display_order, vote.ranks)
+        yield Ballot(vote.id, vote.time, "vote", vote.rater, vote.split or shown.split, prompt_of(shown), answers,
+                     ranks, None, words or "")  # fmt: skip
 
 
 def _thumbs(session: Session, limit: int, time: str, identity: str) -> Iterator[Ballot]:
@@ -121,14 +123,15 @@ def _thumbs(session: Session, limit: int, time: str, identity: str) -> Iterator[
     if time:
         query = query.where(or_(ThumbRow.time < time, (ThumbRow.time == time) & (ThumbRow.id < identity)))
     for thumb, shown in session.execute(query):
-        answers, ranks = _as_shown(shown, [])
-        yield Ballot(thumb.id, thumb.time, "thumb", thumb.rater, shown.split, prompt_of(shown), answers, ranks,
-                     thumb.up, thumb.reason)  # fmt: skip
+        answers, ranks = _as_shown(shown, shown.display_order, [])
+        yield Ballot(thumb.id, thumb.time, "thumb", thumb.rater, thumb.split or shown.split, prompt_of(shown), answers,
+                     ranks, thumb.up, thumb.reason)  # fmt: skip
 
 
-def _as_shown(shown: ComparisonRow, ranks: list[int]) -> tuple[tuple[Answer, ...], tuple[int, ...]]:
+def _as_shown(
+    shown: ComparisonRow, order: list[int], ranks: list[int]
+) -> tuple[tuple[Answer, ...], tuple[int, ...]]:  # fmt: skip
     """Answers and ranks by the place on the screen."""
-    order = shown.display_order
     return tuple(answer_of(shown.answers[i]) for i in order), tuple(ranks[i] for i in order) if ranks else ()
 
 

@@ -7,6 +7,7 @@ Left out: what each route does (its own module), OpenAI's routes (``v1``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,8 +33,10 @@ from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Metered
 from danlu.serve.reading import Reader
 from danlu.serve.runs import Runs
+from danlu.serve.second_look import SecondLooks
 from danlu.serve.shutdown import Leaving
 from danlu.serve.store import ServeStore
+from danlu.serve.succession import Succession, with_champion
 from danlu.serve.talk import Talk
 from danlu.serve.trace import Trace
 from danlu.serve.votes import RankRequest, VoteRequest
@@ -53,6 +56,7 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
         UserError: a model cannot be served.
     """
     options = options or Options()
+    places = with_champion(places, options.follow)
     models, engine = Models.load(places, options.shots), _engine(places, options)
     kept, metrics, leaving = ServeStore(store.database), Metrics(engine), Leaving(engine)
 
@@ -62,12 +66,14 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     safety = options.safety.telling(kept.note_moderation)
     safety.heard = metrics.note_finding
     desk = Desk(Metered(engine, meter), metrics, safety)
-    feedback, talk = Feedback(models, desk, store), Talk(models, desk, kept.dialogues)
+    looks = SecondLooks(store, options.second_look, options.repeats, options.starters)
+    feedback, talk = Feedback(models, desk, store, looks), Talk(models, desk, kept.dialogues)
     talks = Conversations(kept, store)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with _following(options, models, engine):
+            yield
         engine.close()
         await talk.settle()
 
@@ -89,9 +95,22 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.include_router(conversations.routes(talks, talk))
     app.include_router(accounts.routes(kept))
     app.include_router(keys.routes(kept))
-    app.include_router(operator.routes(models, store, Runs(options.runs)))
+    app.include_router(operator.routes(models, store, Runs(options.runs), options.follow))
     app.include_router(files)
     return app
+
+
+@asynccontextmanager
+async def _following(options: Options, models: Models, engine: Engine) -> AsyncIterator[None]:
+    """Follow a run's champion, if there is a run."""
+    if options.follow is None:
+        yield
+        return
+    following = asyncio.create_task(Succession(options.follow, models, engine, options.shots).follow())
+    try:
+        yield
+    finally:
+        following.cancel()
 
 
 def _engine(places: Mapping[str, Path], options: Options) -> Engine:

@@ -74,7 +74,11 @@ def _jobs(most: int, served: Served, asked: CompletionRequest, prompts: Sequence
     if not wanted:
         return []
     seeds = seeds_of(asked.first_seed(), n)
-    return [Job(served.name, ids, asked.sampling(wanted), seed) for ids in map(tuple, prompts) for seed in seeds]
+    return [
+        Job(served.name, ids, asked.sampling(wanted), seed, weights=served.weights)
+        for ids in map(tuple, prompts)
+        for seed in seeds
+    ]
 
 
 async def _echoes(
@@ -86,7 +90,7 @@ async def _echoes(
         return [_Echo()] * (len(prompts) * n)
     scored: list[list[Token]] = [[] for _ in prompts]
     if asked.logprobs is not None:
-        found = await reader.read(served.name, prompts, "score", asked.logprobs or 0)
+        found = await reader.read(served, prompts, "score", asked.logprobs or 0)
         scored = [list(map(Token, one.completion.tokens, one.completion.logprobs, one.completion.top)) for one in found]
     echoes = []
     for given, prompt, tokens in zip(asked.prompt, prompts, scored, strict=True):

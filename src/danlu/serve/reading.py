@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from danlu.infer import Sampling
 from danlu.serve.jobs import Finished, Job
-from danlu.serve.models import Models
+from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Writes
 from danlu.serve.wire import dialogue
@@ -78,11 +78,11 @@ class Reader:
     def __init__(self, engine: Writes, meter: Callable[[], Meter]) -> None:
         self._engine, self._meter, self._turn = engine, meter, CapacityLimiter(1)
 
-    async def read(self, model: str, prompts: Sequence[Sequence[int]], what: str, top: int = 0) -> list[Finished]:
+    async def read(self, served: Served, prompts: Sequence[Sequence[int]], what: str, top: int = 0) -> list[Finished]:
         """Read ``prompts``, when it is their turn, a few at a time.
 
         Args:
-            model: its name.
+            served: the model that reads.
             prompts: token ids.
             what: ``"embed"`` or ``"score"``.
             top: how many other tokens to tell with each.
@@ -101,7 +101,10 @@ class Reader:
         meter = self._meter()
         meter.admit(len(prompts), total)  # once for all of it: a part would be of no use
         meter.spend(len(prompts), total)
-        jobs = [Job(model, tuple(ids), Sampling(top_logprobs=top), 0, read=what) for ids in prompts]
+        jobs = [
+            Job(served.name, tuple(ids), Sampling(top_logprobs=top), 0, read=what, weights=served.weights)
+            for ids in prompts
+        ]
         found: list[Finished] = []
         async with self._turn:
             for start in range(0, len(jobs), _AT_ONCE):
@@ -142,7 +145,7 @@ async def embed(models: Models, reader: Reader, asked: EmbeddingRequest) -> dict
     longest = max(map(len, prompts))
     if longest > served.context:
         raise served.too_long(longest, 0)
-    vectors = [one.vector for one in await reader.read(served.name, prompts, "embed")]
+    vectors = [one.vector for one in await reader.read(served, prompts, "embed")]
     if asked.dimensions not in (None, len(vectors[0])):
         message = f"this model's vectors have {len(vectors[0])} dimensions and cannot be shortened"
         raise Refusal(400, f"{message}; leave the field out", "invalid_value", "dimensions")

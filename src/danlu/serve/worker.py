@@ -31,10 +31,11 @@ from danlu.infer.engine import Drafter
 from danlu.infer.kernels import kernels_for
 from danlu.infer.speculate import DraftModel, PromptLookup
 from danlu.serve import jobs
-from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
+from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 
 _LOG = logging.getLogger("danlu.serve")
 _FAILED = "the model failed while it wrote this answer; the server's log has the details"
+_REPLACED = "the model that was to write this answer has been replaced by another; ask again"
 _STATS_SECONDS = 0.5
 _READ_TOKENS = {"cpu": 128, "cuda": 4096}  # of prompts per step: what everybody else's next token waits for
 Tell = Callable[[int, jobs.Event], None]
@@ -86,12 +87,13 @@ class Worker:
     """
 
     def __init__(self, generators: Mapping[str, Generator], setup: Setup, tell: Tell) -> None:
-        self._generators, self._tell = dict(generators), tell
+        self._generators, self._setup, self._tell = dict(generators), setup, tell
         self._engines = {name: _engine(generator, setup) for name, generator in self._generators.items()}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._under: dict[Answer, _Under] = {}
         self._readings: dict[int, Job] = {}  # by number, the oldest first
         self._told = (Stats(), 0.0)
+        self._leaving: set[str] = set()
 
     # From any thread.
 
@@ -102,6 +104,15 @@ class Worker:
     def cancel(self, number: int) -> None:
         """Drop an answer; harmless if it has ended."""
         self._commands.put(lambda: self._drop(number))
+
+    def load(self, number: int, key: str, place: str) -> None:
+        """Hold one more model, beside the others, whose answers are written on while it is read."""
+        threading.Thread(target=self._load, args=(number, key, place), name="danlu-load", daemon=True).start()
+
+    def drop(self, key: str) -> None:
+        """Let go of a model as soon as all that it was asked for is written."""
+        self._commands.put(lambda: self._leaving.add(key))
+        self._commands.put(self._let_go)
 
     def close(self) -> None:
         """Stop at the next token."""
@@ -116,7 +127,37 @@ class Worker:
                 if engine.running or engine.waiting:
                     self._step(engine)
             self._read_one()
+            self._let_go()
             self._tell_stats()
+
+    def _load(self, number: int, key: str, place: str) -> None:
+        """In a thread of its own, up to where the worker's own thread takes the model over."""
+        try:
+            generator = load(Path(place))
+            engine = _engine(generator, self._setup)
+        except UserError as error:
+            failure = Fault(0, 400, str(error))
+            self._commands.put(lambda: self._tell(number, failure))
+        except Exception:
+            _LOG.exception("fault while loading %s", place)
+            self._commands.put(lambda: self._tell(number, Fault(0, 500, f"{place} cannot be loaded; the log says why")))
+        else:
+            self._commands.put(lambda: self._take(number, key, place, generator, engine))
+
+    def _take(self, number: int, key: str, place: str, generator: Generator, engine: Engine) -> None:
+        self._leaving.discard(key)
+        self._generators[key], self._engines[key] = generator, engine
+        self._tell(number, Loaded(key, place))
+
+    def _let_go(self) -> None:
+        """Of models that are to leave and have nothing more to say."""
+        reading = {job.writer for job in self._readings.values()}
+        for key in [*self._leaving]:
+            engine = self._engines.get(key)
+            if engine is None or not (engine.running or engine.waiting or key in reading):
+                self._leaving.discard(key)
+                self._engines.pop(key, None)
+                self._generators.pop(key, None)
 
     def _obey(self) -> bool:
         """Do what was asked for; waits if there is nothing else to do. Returns False when it is time to end."""
@@ -134,12 +175,15 @@ class Worker:
             command()
 
     def _begin(self, number: int, job: Job) -> None:
+        if job.writer not in self._engines:
+            self._tell(number, Fault(0, 500, _REPLACED))
+            return
         if job.read:
             self._readings[number] = job
             return
         try:
-            self._generators[job.model].check(job.prompt, job.sampling)
-            answer = self._engines[job.model].add(Request(job.prompt, job.sampling, job.seed, job.salt))
+            self._generators[job.writer].check(job.prompt, job.sampling)
+            answer = self._engines[job.writer].add(Request(job.prompt, job.sampling, job.seed, job.salt))
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
             return
@@ -147,7 +191,7 @@ class Worker:
             _LOG.exception("fault while beginning an answer")
             self._tell(number, Fault(0, 500, _FAILED))
             return
-        self._under[answer] = _Under(number, self._engines[job.model])
+        self._under[answer] = _Under(number, self._engines[job.writer])
 
     def _read_one(self) -> None:
         """Read a prompt, between two steps: whoever is being answered waits for one at most."""
@@ -156,7 +200,7 @@ class Worker:
         number = next(iter(self._readings))
         job = self._readings.pop(number)
         try:
-            self._tell(number, _read(self._generators[job.model], job))
+            self._tell(number, _read(self._generators[job.writer], job))
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
         except Exception:
@@ -272,6 +316,10 @@ def _listen(worker: Worker) -> None:
         command: dict[str, Any] = json.loads(line)
         if "submit" in command:
             worker.submit(command["submit"], jobs.read_job(command["job"]))
+        elif "load" in command:
+            worker.load(command["load"], command["key"], command["place"])
+        elif "drop" in command:
+            worker.drop(command["drop"])
         else:
             worker.cancel(command["cancel"])
     worker.close()
