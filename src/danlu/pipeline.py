@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align import database
+from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -24,7 +25,7 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import VOTES, snapshot_path, votes_path
+from danlu.places import frozen_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
@@ -83,6 +84,8 @@ class StageSpec:
 _TRAINED = 3 * (KEEP + 1) + 1
 # The same with a critic beside the policy, and the best policy so far in every checkpoint.
 _PRACTISED = 7 * (KEEP + 1) + 1
+# The same without a critic.
+_COMPARED = 4 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
@@ -98,10 +101,21 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
     StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",), copies=_TRAINED
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"),
+        copies=_TRAINED,
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
+    ),
+    StageSpec(
+        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
+    ),
+    StageSpec(
+        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
+        copies=_TRAINED,
+    ),
+    StageSpec(
+        "dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED
     ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
@@ -116,7 +130,10 @@ STAGES: tuple[StageSpec, ...] = (
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
-PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data")
+PATHS = (
+    "corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data", "ppo.prompts", "grpo.prompts",
+    "best_of.prompts",
+)  # fmt: skip
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
@@ -333,13 +350,22 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
-    outside = dict(recipe.sections[spec.name].reads())
+    """What a stage reads beside the run: the user's files, and a frozen copy of what people said if it learns from it,
+    as the reward model and ``dpo`` do, or practises on what was asked.
+    """
+    section = recipe.sections[spec.name]
+    outside = dict(section.reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name == "reward" and (chosen or own.exists()):
-        snapshot = snapshot_path(run.dir)
-        if PreferenceStore(chosen or own).snapshot(snapshot):
+    wanted = spec.name in ("reward", "dpo") or getattr(section, "prompts", None) == VOTES
+    if wanted and (chosen or own.exists()):
+        store, snapshot = PreferenceStore(chosen or own), frozen_path(run.dir, VOTES)
+        ties = recipe.sections["reward"].ties == "davidson"  # type: ignore[attr-defined]
+        if store.snapshot(snapshot, ties):
             outside[VOTES] = snapshot
+        if isinstance(section, align.DPOSettings) and section.loss == "kto":
+            labels = frozen_path(run.dir, LABELS)
+            if freeze_labels(store, labels):
+                outside[LABELS] = labels
     return outside
 
 

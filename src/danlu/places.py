@@ -19,14 +19,13 @@ from danlu.files import read_json
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Run
 
-VOTES = "votes"  # what stages that learn from them call them
 _STORE = "preferences.db"
 _STARTERS = 4  # as many as the page shows
 
 
-def snapshot_path(run_dir: Path) -> Path:
-    """Where a run keeps the frozen copy of the votes that it learned from."""
-    return run_dir / "feedback" / "votes.jsonl"
+def frozen_path(run_dir: Path, what: str) -> Path:
+    """Where a run keeps a frozen copy of what it learns from: "votes" or "labels"."""
+    return run_dir / "feedback" / f"{what}.jsonl"
 
 
 def votes_path(run_dir: Path) -> Path:

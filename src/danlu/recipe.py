@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -233,6 +233,8 @@ def _explain(section: str, cls: type[Settings], problem: Any) -> str:
         for part in path[:-1]:
             field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
             owner = field.annotation if field is not None else owner
+            # Of a list of sections, the section that its entries are.
+            owner = next((inner for inner in get_args(owner) if hasattr(inner, "model_fields")), owner)
         valid = getattr(owner, "model_fields", {})
         return f"unknown key '{dotted}'{nearest(path[-1], valid)}"
     wanted = _WANTED.get(problem["type"])

@@ -301,12 +301,17 @@ class PreferenceStore:
         """
         return forget_rater(self.database, rater, words)
 
-    def snapshot(self, path: Path) -> int:
+    def snapshot(self, path: Path, ties: bool = False) -> int:
         """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
 
-        Ties teach nothing and are left out, or one more of them would make a reward model and all after it again.
+        Where ties teach nothing they are left out: one more would make a reward model and all after it again.
+
+        Args:
+            path: where to.
+            ties: whether to keep votes that call all answers equally good; "all bad" never teaches by comparison.
         """
-        return write_preferences(path, [preference for preference in self.all() if preference.pairs()])
+        kept = [preference for preference in self.all() if preference.pairs() or (ties and preference.ranks)]
+        return write_preferences(path, kept)
 
     def export(self, path: Path) -> int:
         """Write every rater's last words whole, ties too, for ``intake`` elsewhere; returns how many."""

@@ -47,7 +47,8 @@ def figures(run: Run) -> dict[str, Any]:
             aligned one, compress) -> value. ``rhyme_rate`` counts answers of the right form whose lines 2 and 4 rhyme,
             ``rhyme_by_chance`` those that would if last lines were dealt out anew; ``score`` is the judge's mean.
         prompts: held-out prompts that those rates were measured on.
-        reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name.
+        reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name,
+            ``calibration_error``.
         kl: nats per answer between the aligned policy and the chat model at the end.
         guard: ``precision``, ``recall``, ``false_positive_rate``, ``auc`` on texts it never saw; ``baselines``.
         compression: variant (dense, int8, magnitude, sparsegpt) -> bits per byte.
@@ -91,7 +92,8 @@ def figures(run: Run) -> dict[str, Any]:
 
 def _reward(facts: Mapping[str, Any]) -> dict[str, Any]:
     low, high = facts["accuracy_interval"]
-    return {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["baselines"]}
+    found = {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["baselines"]}
+    return found | ({"calibration_error": facts["calibration_error"]} if "calibration_error" in facts else {})
 
 
 def _model_bytes(run: Run) -> dict[str, int]:

@@ -50,7 +50,7 @@ def targets(result: Mapping[str, Any]) -> list[Target]:
     found: list[Target] = []
     if result["recipe"] == "tang":
         found.append(Target("minutes, all stages", result["minutes_total"], "<=", 12))
-    if "form_rate" in result:  # of the judge of poems alone
+    if result.get("aligned") in result.get("form_rate", {}):  # of the judge of poems, and of the model chosen last
         found += _poems(result)
     if result.get("reward", {}).get("baselines"):
         lead = result["reward"]["accuracy"] - max(result["reward"]["baselines"].values())
