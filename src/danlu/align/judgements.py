@@ -1,7 +1,7 @@
 """What people and the simulated human said, as training reads it: comparisons, and answers called good or bad.
 
 In:  a stage that has ``rankings`` among its inputs and, outside, frozen votes and labels; a preference store.
-Out: ``Preference``s that prefer something; ``Label``s; a frozen file of labels.
+Out: ``Preference``s that prefer something; ``Label``s, and whose they are; a frozen file of labels.
 Left out: token ids (``comparisons``, ``unpaired``), the store (``preferences``).
 """
 
