@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from danlu.align.judgements import freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.cli import app
 from danlu.errors import UserError
 from danlu.files import hash_file, write_json
 from danlu.pipeline import why
-from danlu.places import snapshot_path, votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.records import Answer, Message, read_preferences
 from danlu.run import Run
 from danlu.serve.reviews import ModerationEvent
@@ -79,6 +80,23 @@ def test_a_store_outside_is_known_by_the_runs_that_name_it_and_what_was_set_asid
     assert f"{run.dir} had learned from 1 of them" in said
     assert str(run.dir / ".replaced" / "reward" / "model") in said
     assert "no run has learned from them" in danlu("feedback", "forget", "alice", votes_path(bystander(tmp_path)))
+
+
+def test_what_was_called_good_or_bad_by_itself_is_forgotten_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("DANLU_RUNS", str(tmp_path))
+    run = learned_run(tmp_path / "one")
+    store = PreferenceStore(votes_path(run.dir))
+    for rater, text in (("dora", "hers"), ("emil", "his")):
+        store.thumb(store.record(PROMPT, [Answer(text)]), True, rater)
+    labels = labels_beside(snapshot_path(run.dir))
+    assert freeze_labels(store, labels) == 2
+    facts = {"state": "done", "parents": {"sft": "1"}, "outside": {"labels": hash_file(labels)}}
+    write_json(run.dir / "dpo" / "manifest.json", facts)
+    said = danlu("feedback", "forget", "dora", run.dir)
+    assert "had learned from 1 of them" in said
+    assert "out of date: dpo; make" in said
+    assert [json.loads(line)["answer"]["text"] for line in labels.read_text(encoding="utf-8").splitlines()] == ["his"]
+    store.close()
 
 
 def test_a_run_whose_last_votes_were_forgotten_says_why_it_is_made_again():
