@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align import database
+from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -24,12 +25,11 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
-VOTES = "votes"
 _SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
@@ -113,6 +113,9 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
         copies=_TRAINED,
+    ),
+    StageSpec(
+        "dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED
     ),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
@@ -303,6 +306,8 @@ def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | 
         for name, digest in wanted[kind].items():
             if manifest[kind].get(name) != digest:
                 return sentence.format(name)
+    for name in manifest["outside"].keys() - wanted["outside"].keys():
+        return f"{name} are gone"
     return "seed changed" if manifest["seed"] != wanted["seed"] else "another version of danlu"
 
 
@@ -356,23 +361,28 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe, votes: Path | None) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files; a frozen copy of the votes if it learns from them, as the
-    reward model does, or practises on what was asked.
+    """What a stage reads beside the run: the user's files, and a frozen copy of what people said if it learns from it,
+    as the reward model and ``dpo`` do, or practises on what was asked.
     """
-    outside = dict(recipe.sections[spec.name].reads())
+    section = recipe.sections[spec.name]
+    outside = dict(section.reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name != "reward" and getattr(recipe.sections[spec.name], "prompts", None) != VOTES:
+    if spec.name not in ("reward", "dpo") and getattr(section, "prompts", None) != VOTES:
         return outside
     if votes is None and (chosen or own.exists()):
-        votes = own.with_name("votes.jsonl")
+        votes = snapshot_path(run.dir)
         freeze_votes(recipe, PreferenceStore(chosen or own), votes)
-    if votes is not None and votes.stat().st_size:
-        outside[VOTES] = votes
+    if votes is not None:
+        judged = {VOTES: votes, LABELS: labels_beside(votes)}
+        wanted = (VOTES, LABELS) if isinstance(section, align.DPOSettings) and section.loss == "kto" else (VOTES,)
+        outside |= {name: judged[name] for name in wanted if judged[name].is_file() and judged[name].stat().st_size}
     return outside
 
 
 def freeze_votes(recipe: Recipe, store: PreferenceStore, path: Path) -> int:
-    """Write those votes of a store from which a recipe learns; returns how many."""
+    """Write those votes of a store from which a recipe learns, and beside them labels if it does; returns how many."""
+    if recipe.sections["dpo"].loss == "kto":  # type: ignore[attr-defined]
+        freeze_labels(store, labels_beside(path))
     return store.snapshot(path, ties=recipe.sections["reward"].ties == "davidson")  # type: ignore[attr-defined]
 
 

@@ -23,6 +23,16 @@ _STORE = "preferences.db"
 _STARTERS = 4  # as many as the page shows
 
 
+def snapshot_path(run_dir: Path) -> Path:
+    """Where a run keeps the frozen copy of the votes that it learned from."""
+    return run_dir / "feedback" / "votes.jsonl"
+
+
+def labels_beside(votes: Path) -> Path:
+    """Where, beside a frozen copy of the votes, what was called good or bad by itself is frozen."""
+    return votes.with_name("labels.jsonl")
+
+
 def votes_path(run_dir: Path) -> Path:
     """Where a run keeps the preference store that its chat page writes to."""
     return run_dir / "feedback" / _STORE

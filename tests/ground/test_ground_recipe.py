@@ -72,3 +72,11 @@ def test_a_run_goes_on_with_one_aligned_model(tmp_path):
     assert "ppo" in needs["compress"]
     with pytest.raises(UserError, match=r"run.aligned.*did you mean 'ppo'"):
         stages_of(read_recipe("tiny", ["run.aligned=pop"]))
+
+
+def test_learning_without_samples_needs_no_reward_model(tmp_path):
+    stages = [spec.name for spec in stages_of(read_recipe("tiny", ["run.goal=dpo"]))]
+    assert stages == ["corpus", "tokenizer", "tokens", "pretrain", "sft", "rankings", "dpo"]
+    needs = {spec.name: spec.needs for spec in stages_of(read_recipe("tiny", ["run.aligned=dpo"]))}
+    assert "dpo" in needs["compress"]
+    assert "ppo" not in needs

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from danlu.align import losses, scoring
 from danlu.align.rollout import Experience, Prompt, Rollouts, Score
+from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import Judge
 from danlu.evals.perplexity import bits_per_byte
@@ -82,7 +83,7 @@ class Monitor:
             **rates,
             **{name: float(scores.mean()) for name, scores in further.items()},
             **{f"{name}_error": _error(scores) for name, scores in further.items()},
-            **self._distance(seen),
+            **distance(self._policy, self._reference, seen.sequences, self._micro_batch),
             "finished": float(seen.finished.float().mean()),
             "distinct_2": distinct_2(seen.texts),
             "repeated_4": repeated_4(responses(seen)),
@@ -90,18 +91,19 @@ class Monitor:
             "examples": [{"prompt": prompt.text, "answer": text} for prompt, text in pairs],
         }
 
-    def _distance(self, seen: Experience) -> dict[str, float]:
-        sequences, score = seen.sequences, scoring.response_logprobs
-        parts = scoring.parts_by_length(sequences, self._micro_batch)
-        here = scoring.without_gradient(score, self._policy, sequences, parts)
-        there = scoring.without_gradient(score, self._reference, sequences, parts)
-        kl = float(losses.kl_k1(here, there).sum(1).mean())
-        return {
-            "kl": kl,
-            "sqrt_kl": max(kl, 0.0) ** 0.5,  # the estimate may fall below 0, the distance cannot
-            "entropy": float(-losses.masked_mean(here, sequences.mask)),
-            "length": float(sequences.mask.sum(1).float().mean()),
-        }
+
+def distance(policy: Decoder, reference: Decoder, sequences: Sequences, micro_batch: int) -> dict[str, float]:
+    """How far a policy's own samples are from the reference: ``kl`` (nats per answer), ``entropy``, ``length``."""
+    parts, score = scoring.parts_by_length(sequences, micro_batch), scoring.response_logprobs
+    here = scoring.without_gradient(score, policy, sequences, parts)
+    there = scoring.without_gradient(score, reference, sequences, parts)
+    kl = float(losses.kl_k1(here, there).sum(1).mean())
+    return {
+        "kl": kl,
+        "sqrt_kl": max(kl, 0.0) ** 0.5,  # the estimate may fall below 0, the distance cannot
+        "entropy": float(-losses.masked_mean(here, sequences.mask)),
+        "length": float(sequences.mask.sum(1).float().mean()),
+    }
 
 
 def over_optimised(rows: Sequence[dict[str, Any]], by: str = "judge") -> bool:

@@ -136,7 +136,8 @@ def left_share(preferences: Sequence[Preference]) -> tuple[int, int, float, floa
     Returns:
         (times, of how many, low, high), the interval at 95 %; one that excludes a half says that place decides.
     """
-    decided = [p.ranks[0] < p.ranks[1] for p in preferences if len(p.ranks) == 2 and p.ranks[0] != p.ranks[1]]
+    by_place = [[p.ranks[i] for i in p.display_order or (0, 1)] for p in preferences if len(p.ranks) == 2]
+    decided = [left < right for left, right in by_place if left != right]
     return sum(decided), len(decided), *wilson(sum(decided), len(decided))
 
 

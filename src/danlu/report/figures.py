@@ -58,7 +58,7 @@ def figures(run: Run) -> dict[str, Any]:
     done = run.stages()
     facts = {name: manifest["figures"] for name, manifest in done.items()}
     resolved = read_json(run.dir / "resolved.json")
-    aligned = next((name for name in ALIGNED if name in resolved["stages"]), "")
+    aligned = next((name for name in ALIGNED if name in resolved.get("stages", done)), "")
     result: dict[str, Any] = {"recipe": resolved["recipe"], "directory": str(run.dir), "aligned": aligned}
     result["minutes"] = {name: round(manifest["seconds"] / 60, 2) for name, manifest in done.items()}
     result["minutes_total"] = round(sum(manifest["seconds"] for manifest in done.values()) / 60, 2)

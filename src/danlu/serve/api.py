@@ -21,6 +21,7 @@ from danlu import __version__
 from danlu.align.preferences import PreferenceStore
 from danlu.serve import accounts, conversations, keys, moderation, operator, page, problems, v1
 from danlu.serve.accounts import PUBLIC, Accounts, caller_of, current_caller
+from danlu.serve.condense import Condenser
 from danlu.serve.conversations import Conversations
 from danlu.serve.desk import Desk
 from danlu.serve.engine import Engine
@@ -33,6 +34,7 @@ from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Metered
 from danlu.serve.reading import Reader
 from danlu.serve.runs import Runs
+from danlu.serve.second_look import SecondLooks
 from danlu.serve.shutdown import Leaving
 from danlu.serve.store import ServeStore
 from danlu.serve.succession import Succession, with_champion
@@ -65,8 +67,9 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     safety = options.safety.telling(kept.note_moderation)
     safety.heard = metrics.note_finding
     desk = Desk(Metered(engine, meter), metrics, safety)
-    feedback, talk = Feedback(models, desk, store), Talk(models, desk, kept.dialogues)
-    talks = Conversations(kept, store)
+    looks = SecondLooks(store, options.second_look, options.repeats, options.starters)
+    feedback, talks = Feedback(models, desk, store, looks), Conversations(kept, store)
+    talk = Talk(models, desk, kept.dialogues, Condenser(desk, kept.notes), options.linger)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -85,8 +88,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.add_middleware(Accounts, store=kept, rates=options.rates, public=public, closed=options.reach.elsewhere)
     app.add_middleware(Door, reach=options.reach)
     app.add_middleware(Trace, metrics=metrics)  # the last one is around all others
-    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting))
-    moderation.add_openai_route(app, safety)
+    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting, meter))
+    moderation.add_openai_route(app, safety, meter)
     moderation.add_queue_routes(app, kept, safety)
     _add_own(app, models, feedback, talks, options)
     _add_operation(app, metrics, leaving)
@@ -125,6 +128,7 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversati
             "version": __version__,
             "models": [served.facts() for served in models.all()],
             "starters": list(options.starters),
+            "summarise": options.summarise,
         }
 
     @app.post("/api/compare")

@@ -48,7 +48,7 @@ def run_server(
     console, options = console or Console(), options or Options(own_process=True)
     reach = options.reach
     listening = listen(port, reach.address)  # before the models are loaded, so that a taken port is known at once
-    preferences = PreferenceStore(store)
+    preferences = PreferenceStore(store, options.heldout_raters)
     try:
         if reach.elsewhere and not ServeStore(preferences.database).people.any():
             raise UserError(

@@ -75,6 +75,16 @@ export interface Ratings {
     alpha: number | null;
     alpha_interval: [number, number] | null;
   } | null;
+  again: { comparisons: number; same: number; same_place: number } | null;
+  conduct: { raters: number; duplicates: number; contradictions: number; most: Rater[] };
+}
+
+export interface Rater {
+  rater: string;
+  judgements: number;
+  share: number;
+  busiest: number;
+  flooding: boolean;
 }
 
 export interface Condition {

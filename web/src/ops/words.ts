@@ -133,8 +133,11 @@ const en = {
   noAgreement: "No comparison has been judged by two people yet.",
   place: "Does the place decide? The left answer won {times} of {of} ({low} to {high}).",
   placeYes: "An interval without one half says that it does.",
+  shownAgain: "{of} comparisons were shown to the same person again with sides exchanged: {same} verdicts were the same, {place} went to the same side.",
+  conduct: "Of the votes of {raters} raters, {twice} repeat an earlier one and {against} contradict one.",
+  floods: "{rater} cast {busiest} votes within a minute, more than anybody can read: {share} of all votes.",
   votes: "Votes",
-  votesTotal: "{n} votes",
+  votesTotal: "Votes: {n}",
   sheet: "All of them as CSV",
   rater: "By",
   more: "Older ones",
@@ -294,6 +297,9 @@ const zh: Record<Word, string> = {
   noAgreement: "还没有哪次对比被两个人评过。",
   place: "位置有影响吗？左边的回答在 {of} 次里赢了 {times} 次（{low} 到 {high}）。",
   placeYes: "区间不含一半，说明有影响。",
+  shownAgain: "有 {of} 次对比左右互换后又给同一个人看过：{same} 次结论相同，{place} 次选了同一边。",
+  conduct: "{raters} 位评分者的投票中，{twice} 次重复了先前的投票，{against} 次与之相反。",
+  floods: "{rater} 一分钟内投了 {busiest} 票，谁也读不了这么快；占全部投票的 {share}。",
   votes: "投票",
   votesTotal: "{n} 票",
   sheet: "全部下载为 CSV",
@@ -345,9 +351,11 @@ export function percent(share: number): string {
 
 /** Seconds as people say them: 8 s, 2 min 24 s, 1 h 5 min. */
 export function duration(seconds: number): string {
-  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds % 60)];
-  if (h) return `${h} h ${m} min`;
-  return m ? `${m} min ${s} s` : `${s} s`;
+  const whole = Math.round(seconds);
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const [hour, minute, second] = language.value === "zh" ? ["小时", "分", "秒"] : ["h", "min", "s"];
+  if (h) return `${h} ${hour} ${m} ${minute}`;
+  return m ? `${m} ${minute} ${s} ${second}` : `${s} ${second}`;
 }
 
 /** An ISO time as this place writes it. */

@@ -2,10 +2,11 @@
 
 In:  numbers that models said; no model, no tokenizer, no order of steps.
 Out: losses, advantages, rewards: ``ranking`` (people's rankings), ``policy`` (the policy's own samples), ``group``
-(the same without a critic).
-Left out: who calls them (``reward``, ``learner``).
+(the same without a critic), ``direct`` (preferences without samples).
+Left out: who calls them (``reward``, ``learner``, ``dpo``).
 """
 
+from danlu.align.losses.direct import dpo, ipo, kl_baseline, kto, orpo, simpo
 from danlu.align.losses.group import (
     Per,
     RunningMean,
@@ -41,17 +42,23 @@ __all__ = [
     "bradley_terry",
     "centring",
     "davidson",
+    "dpo",
     "gae",
     "group_advantages",
+    "ipo",
+    "kl_baseline",
     "kl_k1",
     "kl_k3",
+    "kto",
     "leave_one_out",
     "masked_mean",
     "mean_over_pairs",
+    "orpo",
     "overlong_penalty",
     "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "simpo",
     "telling",
     "token_rewards",
     "whiten",
