@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,8 +95,6 @@ class Flywheel:
         self._red_lines = Path(settings.red_lines).expanduser() if settings.red_lines else None
         if self._red_lines is not None:
             redlines.read(self._red_lines)  # now, and not after hours of training
-        store = settings.store or self._said("run", "votes") or str(votes_path(run))
-        self.store = PreferenceStore(store)
         self._states: dict[str, Callable[[Round], dict[str, Any] | Waiting]] = {
             "collect": self._collect,
             "freeze": self._freeze,
@@ -106,6 +105,11 @@ class Flywheel:
             "canary": self._canary,
             "verdict": self._verdict,
         }
+
+    @cached_property
+    def store(self) -> PreferenceStore:
+        """The votes; opened when they are asked for, because to look where it is should make no store."""
+        return PreferenceStore(self.settings.store or self._said("run", "votes") or votes_path(self.run.dir))
 
     def go(self) -> Waiting:
         """Go as far as it can be gone now; returns what is waited for.

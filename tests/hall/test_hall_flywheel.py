@@ -208,7 +208,7 @@ SMALL = {
     "pretrain": {"steps": 12, "warmup": 2},
     "sft": {"epochs": 1, "steps": 6},
     "rankings": {"prompts": 16, "max_new_tokens": 8},
-    "reward": {"scale_prompts": 8, "max_new_tokens": 8},
+    "reward": {"scale_prompts": 8, "max_new_tokens": 8, "audit_share": 0.4},
     "ppo": {"iterations": 2, "batch_size": 8, "mini_batch": 8, "probe_every": 1, "probe_prompts": 4,
             "max_new_tokens": 8},
     "eval": {"prompts": 8, "max_new_tokens": 8, "bpb_tokens": 500},
@@ -220,7 +220,8 @@ def test_votes_go_through_the_whole_pipeline_to_a_candidate(tmp_path, crowd):
     """collect, freeze, reward, gate, policy, gate, canary, with the run's own stages."""
     out = tmp_path / "run"
     execute(read_recipe("tiny", [SMALL]), out, QUIET, until="ppo")
-    settings = SETTINGS.model_copy(update={"votes": 6, "proven_reward": False, "kl_budget": 1e3, "bpb_budget": 10.0})
+    loose = {"proven_reward": False, "audit": True, "audit_gain": -100.0, "kl_budget": 1e3, "bpb_budget": 10.0}
+    settings = SETTINGS.model_copy(update={"votes": 6, **loose})
     wheel = Flywheel(out, settings, QUIET)
     first = wheel.registry.add(_shaken(out / "ppo" / "model", tmp_path / "shaken"), {})  # so that any candidate differs
     wheel.registry.crown(first, "from elsewhere")
@@ -242,6 +243,7 @@ def test_votes_go_through_the_whole_pipeline_to_a_candidate(tmp_path, crowd):
     assert wheel.registry.lineage(candidate)["votes"] == results["freeze"]["hash"]
     assert votes_path(out).exists()
     assert {row["what"] for row in results["policy_gate"]["conditions"]} == {
-        "KL from the SFT model, nats per answer", "bits per byte above the SFT model's, as a share",
+        "audit reward gain, lower bound", "KL from the SFT model, nats per answer",
+        "bits per byte above the SFT model's, as a share",
     }  # fmt: skip
     wheel.store.close()
