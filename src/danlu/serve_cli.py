@@ -30,8 +30,8 @@ Summarise = Annotated[
 Guess = Annotated[
     str,
     typer.Option(
-        help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
-        "same tokenizer."
+        help="Guess what comes next, which changes no answer: lookup, mtp (the model's own layer for it), or the "
+        "directory of a smaller model with the same tokenizer."
     ),
 ]
 SecondLook = Annotated[

@@ -19,7 +19,7 @@ from danlu.serve.engine import Engine
 from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 from danlu.serve.problems import Refusal
 from danlu.serve.sse import cancelled_when_gone
-from danlu.serve.worker import Setup
+from danlu.serve.worker import Setup, Worker
 from danlu.tokens import chat
 
 LONG = Sampling(temperature=2.0, max_new_tokens=2000)
@@ -249,6 +249,8 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_workers_reason(genera
         Engine.in_process({"x": tmp_path / "nowhere"}, Setup())
     with pytest.raises(UserError, match="draft"):
         Engine.in_thread({"x": generator}, Setup(guess=str(tmp_path / "draft")))
+    with pytest.raises(UserError, match="n_mtp is 0"):
+        Engine.in_thread({"x": generator}, Setup(guess="mtp"))
 
 
 def test_what_goes_over_the_line_comes_back_equal(job):
@@ -262,6 +264,23 @@ def test_what_goes_over_the_line_comes_back_equal(job):
         line = jobs.write_event(event)
         assert line.count(b"\n") == 1
         assert jobs.read_event(line) == event
+
+
+def test_a_reading_ends_between_two_chunks_when_nobody_wants_it(generator):
+    told, prompt = {}, (generator.tokenizer.bos,) * 1000
+    worker = Worker({"knows": generator}, Setup(), told.__setitem__)
+    for number in (1, 2):
+        worker.submit(number, Job("knows", prompt, Sampling(), 0, read="embed"))
+    assert worker._obey()
+    worker._read_one()
+    worker.cancel(1)
+    assert worker._obey()
+    for _ in range(8):  # of 128 tokens
+        worker._read_one()
+    assert not {1, 2} & told.keys()
+    worker._read_one()
+    assert isinstance(told[2], Finished)
+    assert 1 not in told
 
 
 @pytest.mark.parametrize("kind", ["engine", "distant"])

@@ -88,8 +88,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.add_middleware(Accounts, store=kept, rates=options.rates, public=public, closed=options.reach.elsewhere)
     app.add_middleware(Door, reach=options.reach)
     app.add_middleware(Trace, metrics=metrics)  # the last one is around all others
-    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting))
-    moderation.add_openai_route(app, safety)
+    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting, meter))
+    moderation.add_openai_route(app, safety, meter)
     moderation.add_queue_routes(app, kept, safety)
     _add_own(app, models, feedback, talks, options)
     _add_operation(app, metrics, leaving)

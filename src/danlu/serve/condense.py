@@ -136,8 +136,8 @@ class Condenser:
     async def _words(self, served: Served, read: Sequence[Message], budget: int) -> str:
         """What the model answers; nothing if a gate stops it."""
         prompt = await run_sync(encode_prompt, served.tokenizer, read)
-        drawing = Sampling(temperature=TEMPERATURE, max_new_tokens=budget)
-        job = Job(served.name, tuple(prompt), drawing, seed=0, weights=served.weights)
+        sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=budget)
+        job = Job(served.name, tuple(prompt), sampling, 0, weights=served.weights)
         answers, events, _ = await self._desk.write([job], read, repair=True)
         written: Completion | None = None
         try:
