@@ -114,9 +114,7 @@ STAGES: tuple[StageSpec, ...] = (
         "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
         copies=_TRAINED,
     ),
-    StageSpec(
-        "dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED
-    ),
+    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
         ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,

@@ -18,6 +18,14 @@ Where = Annotated[
 Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
+Summarise = Annotated[
+    bool,
+    typer.Option(
+        "--summarise",
+        help="Where a conversation is longer than the model can read, the page has it write a note on the oldest "
+        "turns, unless somebody chooses otherwise; without it they are left out.",
+    ),
+]
 
 Guess = Annotated[
     str,
@@ -57,6 +65,7 @@ def serve(
         ),
     ] = None,
     shots: Shots = None,
+    summarise: Summarise = False,
     safety: Annotated[
         str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
     ] = "block",
@@ -87,6 +96,7 @@ def serve(
         second_look=second_look,
         repeats=repeats,
         heldout_raters=heldout_raters,
+        summarise=summarise,
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
         follow=run_of(where),

@@ -21,6 +21,7 @@ from danlu import __version__
 from danlu.align.preferences import PreferenceStore
 from danlu.serve import accounts, conversations, keys, moderation, operator, page, problems, v1
 from danlu.serve.accounts import PUBLIC, Accounts, caller_of, current_caller
+from danlu.serve.condense import Condenser
 from danlu.serve.conversations import Conversations
 from danlu.serve.desk import Desk
 from danlu.serve.engine import Engine
@@ -67,8 +68,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     safety.heard = metrics.note_finding
     desk = Desk(Metered(engine, meter), metrics, safety)
     looks = SecondLooks(store, options.second_look, options.repeats, options.starters)
-    feedback, talk = Feedback(models, desk, store, looks), Talk(models, desk, kept.dialogues)
-    talks = Conversations(kept, store)
+    feedback, talks = Feedback(models, desk, store, looks), Conversations(kept, store)
+    talk = Talk(models, desk, kept.dialogues, Condenser(desk, kept.notes), options.linger)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -127,6 +128,7 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversati
             "version": __version__,
             "models": [served.facts() for served in models.all()],
             "starters": list(options.starters),
+            "summarise": options.summarise,
         }
 
     @app.post("/api/compare")

@@ -57,6 +57,11 @@ class Served:
         """OpenAI's model object."""
         return {"id": self.name, "object": "model", "created": self.loaded, "owned_by": "danlu"}
 
+    def instructions(self, turns: Sequence[Message]) -> str:
+        """What the system says in a dialogue: its own words, or else those of the examples before it."""
+        first = [one for one in (*turns[:1], *self.shots[:1]) if one.role == "system"]
+        return first[0].content if first else ""
+
     async def fit(self, asked: Asking, turns: Sequence[Message]) -> Sequence[Message]:
         """The turns to answer: all of them, or, if the client allows it, the newest that leave room for an answer."""
         if not asked.may_leave_out():

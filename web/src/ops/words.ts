@@ -137,7 +137,7 @@ const en = {
   conduct: "Of the votes of {raters} raters, {twice} repeat an earlier one and {against} contradict one.",
   floods: "{rater} cast {busiest} votes within a minute, more than anybody can read: {share} of all votes.",
   votes: "Votes",
-  votesTotal: "{n} votes",
+  votesTotal: "Votes: {n}",
   sheet: "All of them as CSV",
   rater: "By",
   more: "Older ones",
@@ -351,9 +351,11 @@ export function percent(share: number): string {
 
 /** Seconds as people say them: 8 s, 2 min 24 s, 1 h 5 min. */
 export function duration(seconds: number): string {
-  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds % 60)];
-  if (h) return `${h} h ${m} min`;
-  return m ? `${m} min ${s} s` : `${s} s`;
+  const whole = Math.round(seconds);
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const [hour, minute, second] = language.value === "zh" ? ["小时", "分", "秒"] : ["h", "min", "s"];
+  if (h) return `${h} ${hour} ${m} ${minute}`;
+  return m ? `${m} ${minute} ${s} ${second}` : `${s} ${second}`;
 }
 
 /** An ISO time as this place writes it. */
