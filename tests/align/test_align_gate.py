@@ -1,5 +1,6 @@
 """The gate: wealth by hand, an error rate that holds however often one looks, and every condition on its own."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,12 +12,16 @@ from danlu.align.gate import GateSettings, Tally, compare, lower_bound, paired_g
 from danlu.records import Answer, Message, Preference
 
 STAKES = [(k + 0.5) / 20 for k in range(20)]
+SEEDS = itertools.count()
 WIN, TIE, LOSS = (0, 1), (0, 0), (1, 0)
 
 
-def duel(ranks, rater="r", ours="an answer", theirs="an answer", other="champion", swapped=False) -> Preference:
-    """A vote on the candidate (first, unless swapped) against ``other``."""
-    answers, seen = [Answer(ours, model="candidate"), Answer(theirs, model=other)], list(ranks)
+def duel(
+    ranks, rater="r", ours="an answer", theirs="an answer", other="champion", swapped=False, seed=None
+) -> Preference:
+    """A vote on the candidate (first, unless swapped) against ``other``; on answers that nobody saw before."""
+    seed = next(SEEDS) if seed is None else seed
+    answers, seen = [Answer(ours, model="candidate", seed=seed), Answer(theirs, model=other, seed=seed)], list(ranks)
     if swapped:
         answers, seen = answers[::-1], seen[::-1]
     return Preference(
@@ -103,6 +108,9 @@ def test_only_blind_votes_on_these_two_count_and_nobody_counts_often():
     votes += [duel(WIN, "d", other="somebody else")]
     duels = gate.duels_of(votes, "champion", "candidate", per_rater=5)
     assert tally_of(duels, "candidate") == Tally(1, 2, 5)
+    twice = [duel(WIN, "a", seed=-1), duel(LOSS, "a", seed=-1, swapped=True), duel(LOSS, "b", seed=-1)]
+    duels = gate.duels_of(twice, "champion", "candidate", per_rater=5)
+    assert tally_of(duels, "candidate") == Tally(1, 0, 1), "a second look of the same rater says nothing new"
 
 
 def test_a_candidate_that_only_writes_more_wins_nothing_at_equal_length():

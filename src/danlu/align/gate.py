@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -160,11 +160,19 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
 
 
 def duels_of(preferences: Sequence[Preference], champion: str, candidate: str, per_rater: int) -> list[Preference]:
-    """The votes on these two models side by side, of every rater the first ``per_rater``."""
+    """The votes on these two models side by side, of every rater the first ``per_rater``.
+
+    Who is shown the same two answers a second time says nothing new with it, whatever they say: the first look counts.
+    """
     counted: Counter[str] = Counter()
+    looked: set[Hashable] = set()
     duels = []
     for preference in preferences:
-        if sorted(answer.model for answer in preference.answers) == sorted((champion, candidate)):
+        answers = frozenset((answer.model, answer.seed, answer.text) for answer in preference.answers)
+        look = (preference.rater, preference.prompt, answers)
+        two = sorted(answer.model for answer in preference.answers) == sorted((champion, candidate))
+        if two and look not in looked:
+            looked.add(look)
             counted[preference.rater] += 1
             if counted[preference.rater] <= per_rater:
                 duels.append(preference)
