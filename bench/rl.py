@@ -4,7 +4,7 @@ In:  nothing; models have random weights, the same on both sides, and so are the
 Out: ``results/rl-*.json`` and the table; with ``--record FILE``, TRL's losses with all that is needed to repeat them.
 Left out: quality; PPO and GRPO.
 
-    python bench/rl.py [--rounds 3] [--steps 3] [--pairs 32] [--record tests/parity/dpo_trl.json]
+    python bench/rl.py [--rounds 3] [--steps 3] [--pairs 32] [--dtype auto] [--record FILE]
 
 Ours and theirs run in turn in one process, on the same pairs in the same order. A step is everything that a pair costs
 in one epoch: the reference, which we read before the first step and TRL in every step, forward, backward, clip and
@@ -36,6 +36,9 @@ from danlu.align.likelihoods import AT_ONCE, all_logprobs
 from danlu.align.paired import Comparisons, Objective, pair_loss
 from danlu.device import choose
 from danlu.model import Decoder, ModelConfig, parameters
+from danlu.tokens import chat
+from danlu.tokens.bpe import train_bpe
+from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.loop import train_step
 from danlu.train.optim import build_optimizer
 from danlu.train.schedule import learning_rate
@@ -80,8 +83,9 @@ def loop_settings(steps: int, batch: int, lr: float) -> LoopSettings:
     return LoopSettings(steps=steps, batch_size=batch, lr=lr, warmup=2, weight_decay=0.0)
 
 
-def ours(model: Decoder, pairs: Pairs, settings: LoopSettings, loss: str, micro: int = 0) -> list[float]:
-    """Losses of the steps."""
+def ours(model: Decoder, pairs: Pairs, settings: LoopSettings, loss: str, micro: int = 0) -> tuple[list[float], float]:
+    """Losses of the steps, and seconds."""
+    started = time.perf_counter()
     rankings = [Ranking((prompt, prompt), (chosen, rejected), (0, 1)) for prompt, chosen, rejected in pairs]
     lessons = Comparisons(rankings, all_logprobs(model, rankings, AT_ONCE, 0))
     device, size = model.output_weight.device.type, settings.batch_size
@@ -91,10 +95,11 @@ def ours(model: Decoder, pairs: Pairs, settings: LoopSettings, loss: str, micro:
 
     task = Task(batches, partial(pair_loss, objective=Objective(loss, BETA)), lambda _: {})
     optimizer = build_optimizer(model, settings)
-    return [
+    found = [
         train_step(model, task, optimizer, settings, step, learning_rate(step + 1, settings)).loss
         for step in range(settings.steps)
     ]
+    return found, time.perf_counter() - started
 
 
 class Trainer(trl.DPOTrainer):  # type: ignore[misc]
@@ -107,10 +112,22 @@ class Trainer(trl.DPOTrainer):  # type: ignore[misc]
         return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
 
 
+class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    """Seconds of training alone: TRL's trainer takes its time before and after, and a short run would be all that."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.seconds -= time.perf_counter()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.seconds += time.perf_counter()
+
+
 def theirs(
     folder: Path, scratch: Path, pairs: Pairs, settings: LoopSettings, loss: str, **options: Any
-) -> Callable[[], list[float]]:
-    """A run of TRL's trainer, made ready; it gives the losses of the steps."""
+) -> Callable[[], tuple[list[float], float]]:
+    """A run of TRL's trainer, made ready; it gives the losses of the steps, and seconds."""
     rows = [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in pairs]
     model, reference = (transformers.AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
     groups = [{"params": [*model.parameters()], "weight_decay": 0.0}]
@@ -122,25 +139,21 @@ def theirs(
         log_level="error", save_strategy="no", max_length=None, disable_tqdm=True, seed=0, dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(), **options,
     )  # fmt: skip
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer, clock = transformers.AutoTokenizer.from_pretrained(folder), Clock()
     trainer = Trainer(
         model, reference, args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer,
-        optimizers=(rule, rate),
+        optimizers=(rule, rate), callbacks=[clock],
     )  # fmt: skip
 
-    def run() -> list[float]:
+    def run() -> tuple[list[float], float]:
         trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], clock.seconds
 
     return run
 
 
 def store(model: Decoder, folder: Path) -> None:
     """The model as a directory that TRL loads; it wants a tokenizer, and never uses it."""
-    from danlu.tokens import chat
-    from danlu.tokens.bpe import train_bpe
-    from danlu.tokens.tokenizer import Tokenizer
-
     text = train_bpe(["a b"], vocab_size=300, han_run=1, min_frequency=1, specials=chat.SPECIALS)
     hub.save(model, folder, None, card={"title": "bench"})
     Tokenizer(text, chat.TOKENIZER_CONFIG).save(folder)
@@ -150,10 +163,8 @@ def curves(scratch: Path) -> dict[str, Any]:
     """TRL's losses over 20 steps of 4 pairs, each pair seen five times, with what they come from."""
     pairs, settings = draw(16, SMALL["vocab_size"], 8, 12, varied=True), loop_settings(20, 4, 1e-2)
     store(decoder(SMALL, 0.1), scratch / "small")
-    found = {
-        loss: theirs(scratch / "small", scratch, 5 * pairs, settings, loss, bf16=False, gradient_checkpointing=False)()
-        for loss in TRL_NAMES
-    }
+    run = partial(theirs, scratch / "small", scratch, 5 * pairs, settings, bf16=False, gradient_checkpointing=False)
+    found = {loss: run(loss)()[0] for loss in TRL_NAMES}
     return {
         "trl": trl.__version__, "transformers": transformers.__version__, "shape": SMALL, "std": 0.1, "beta": BETA,
         "steps": 20, "batch_size": 4, "lr": 1e-2, "pairs": pairs, "times": 5, "losses": found,
@@ -165,15 +176,15 @@ def apart(recorded: dict[str, Any]) -> dict[str, float]:
     settings = loop_settings(recorded["steps"], recorded["batch_size"], recorded["lr"])
     pairs, found = recorded["times"] * recorded["pairs"], {}
     for loss, peers in recorded["losses"].items():
-        mine = ours(decoder(SMALL, 0.1), pairs, settings, loss)
+        mine, _ = ours(decoder(SMALL, 0.1), pairs, settings, loss)
         found[loss] = max(abs(a - b) for a, b in zip(mine, peers, strict=True))
     return found
 
 
-def speeds(rounds: int, steps: int, batch: int, scratch: Path) -> list[dict[str, Any]]:
+def speeds(rounds: int, steps: int, batch: int, dtype: str, scratch: Path) -> list[dict[str, Any]]:
     """Seconds a step of pairs of 64 + 64 tokens: ours and TRL's in turn, the first round thrown away."""
     pairs = draw(batch * steps, LARGE["vocab_size"], 64, 64, varied=False)
-    settings, place, folder = loop_settings(steps, batch, 1e-5), choose(), scratch / "large"
+    settings, place, folder = loop_settings(steps, batch, 1e-5), choose(dtype=dtype), scratch / "large"
     store(decoder(LARGE, 0.02), folder)
     half, micro = place.compute_dtype == torch.bfloat16, 8 if place.kind == "cpu" else 0
     peers = {"as it comes": True, "without gradient checkpointing": False}
@@ -184,15 +195,14 @@ def speeds(rounds: int, steps: int, batch: int, scratch: Path) -> list[dict[str,
         for name, saving in peers.items():
             runs[name] = theirs(folder, scratch, pairs, settings, "dpo", bf16=half, gradient_checkpointing=saving)
         for name, run in runs.items():
-            started = time.perf_counter()
-            run()
+            _, seconds = run()
             if turn:
-                seen.setdefault(name, []).append((time.perf_counter() - started) / steps)
+                seen.setdefault(name, []).append(seconds / steps)
         del policy, runs
         gc.collect()
     print({name: [round(x, 2) for x in values] for name, values in seen.items()}, flush=True)
-    size, dtype = parameters(ModelConfig(**LARGE)).total / 1e6, str(place.compute_dtype).removeprefix("torch.")
-    what, mine = f"DPO, {size:.0f}M, {batch} pairs of 64 + 64, {dtype}", statistics.median(seen["ours"])
+    size, computed = parameters(ModelConfig(**LARGE)).total / 1e6, str(place.compute_dtype).removeprefix("torch.")
+    what, mine = f"DPO, {size:.0f}M, {batch} pairs of 64 + 64, {computed}", statistics.median(seen["ours"])
     return [
         row(what, seen["ours"], "s/step", "2.5 x TRL's speed", statistics.median(seen[name]) >= 2.5 * mine,
             statistics.median(seen[name]), f"TRL {trl.__version__}, {name}")
@@ -206,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=32, help="of a step")
+    parser.add_argument("--dtype", default="auto", help="of matrix products, on both sides")
     parser.add_argument("--record", type=Path, help="only record TRL's losses in this file")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -220,7 +231,7 @@ def main() -> None:
                 difference <= 1e-3, note=f"TRL {trl.__version__}")
             for loss, difference in found.items()
         ]  # fmt: skip
-        print(save("rl", rows + speeds(asked.rounds, asked.steps, asked.pairs, Path(folder))))
+        print(save("rl", rows + speeds(asked.rounds, asked.steps, asked.pairs, asked.dtype, Path(folder))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__, accounts_cli, feedback_cli, serve_cli
+from danlu import __version__, accounts_cli, feedback_cli, flywheel_cli, serve_cli
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.serve_cli import Shots, Where
@@ -34,6 +34,7 @@ app.add_typer(feedback_cli.reviews, name="reviews")
 app.add_typer(accounts_cli.keys, name="keys")
 app.add_typer(accounts_cli.users, name="users")
 app.command()(serve_cli.serve)
+app.command()(flywheel_cli.flywheel)
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((

@@ -92,18 +92,16 @@ def feedback_forget(
     words: Annotated[bool, typer.Option("--words", help="Erase this rater's conversations, too.")] = False,
 ) -> None:
     """Erase all that a rater judged, for good, and say what was learned from it and has to be made again."""
-    from danlu.lineage import freeze_again, learned_from, strip
+    from danlu.lineage import learned_from, strip
     from danlu.serve.store import ServeStore
 
     with _votes(where) as store:
-        learned = learned_from(rater, store, _place(where), _runs(where))
+        learned = learned_from(rater, _place(where), _runs(where))
         # The rater's name in the store goes last: as long as it is there, the same command can be given again.
         for one in learned:
             strip(one, rater)
         talks = ServeStore(store.database).forget(rater, store.conversations_of(rater)) if words else 0
         gone = store.forget(rater, words)
-        for one in learned:
-            freeze_again(one, store)
         told = f"{gone.votes} votes, {gone.reasons} reasons, {gone.thumbs} thumbs"
         typer.echo(f"gone from {store.place}: {told}{f', {talks} conversations' if words else ''}")
     for one in learned:
@@ -142,7 +140,7 @@ def reviews_export(
 
 def _consequences(learned: Learned) -> str:
     """What a person has to know of a run, and do about it."""
-    lines = [f"{learned.run} had learned from {learned.judgements} of them; its frozen copy is rewritten."]
+    lines = [f"{learned.run} had learned from {learned.judgements} of them; its snapshot is rewritten."]
     if learned.stages:
         again = f"danlu run {learned.run / 'recipe.yaml'} --out {learned.run}"
         lines.append(f"  out of date: {', '.join(learned.stages)}; make them again: {again}")

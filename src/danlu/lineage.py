@@ -1,25 +1,23 @@
 """What was learned from whose votes: the runs that froze them, and the stages and models that hang below.
 
 In:  a preference store's place, where runs are, a rater.
-Out: ``Learned`` for every run that froze judgements of that rater; its frozen copies without them.
-Left out: erasing the votes themselves (``align.erasure``), making anything again (``pipeline``: a frozen copy that
-changed is reason enough for it).
+Out: ``Learned`` for every run that froze judgements of that rater; its snapshot without them.
+Left out: erasing the votes themselves (``align.erasure``), making anything again (``pipeline``: a snapshot that changed
+is reason enough for it).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from danlu.align import database
-from danlu.align.judgements import LABELS, VOTES, freeze_labels, label_line, labels_in
-from danlu.align.preferences import PreferenceStore
+from danlu.align.judgements import LABELS, VOTES, read_labels, write_labels
 from danlu.errors import UserError
 from danlu.files import read_json
-from danlu.places import frozen_path, votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.records import read_preferences, write_preferences
 from danlu.run import MANIFEST, REPLACED, RESOLVED, Run
 
@@ -30,8 +28,8 @@ class Learned:
 
     Attributes:
         run: its directory.
-        judgements: how many are in its frozen copies.
-        stages: that read such a copy or were made from one that did.
+        judgements: how many are in its snapshot.
+        stages: that read the snapshot or were made from one that did.
         models: directories of weights that learned from it, those that were set aside too.
     """
 
@@ -41,47 +39,32 @@ class Learned:
     models: tuple[Path, ...]
 
 
-def learned_from(rater: str, store: PreferenceStore, place: str, runs: Iterable[Path]) -> list[Learned]:
-    """The runs that froze judgements of ``rater`` out of a store, which still has them.
-
-    Args:
-        rater: the pseudonym.
-        store: the store.
-        place: where it is, as a recipe would name it.
-        runs: directories of runs that may have learned from it.
+def learned_from(rater: str, store: str, runs: Iterable[Path]) -> list[Learned]:
+    """The runs that froze judgements of ``rater`` out of a store.
 
     Raises:
         UserError: one of them is being made at this moment.
     """
-    labels = Counter(label_line(label) for by, label in labels_in(store) if by == rater)
     found = []
     for run in runs:
-        heard = {kind: n for kind, n in _heard(run, rater, labels).items() if n} if _reads(run, place) else {}
-        if not heard:
+        judgements = _frozen(run, rater) if _reads(run, store) else 0
+        if not judgements:
             continue
         if Run(run).working():
             raise UserError(f"{run} is being made of the votes of '{rater}'; wait for it or stop it, then try again")
-        stages = _below(_manifests(run), heard)
-        models = (*_models(run, stages), *_set_aside(run))
-        found.append(Learned(run, sum(heard.values()), stages, models))
+        stages = _below(_manifests(run))
+        found.append(Learned(run, judgements, stages, (*_models(run, stages), *_set_aside(run))))
     return found
 
 
 def strip(learned: Learned, rater: str) -> None:
-    """Write a run's frozen votes again without a rater."""
-    path = frozen_path(learned.run, VOTES)
-    if path.is_file():
-        write_preferences(path, [one for one in read_preferences(path) if one.rater != rater])
-
-
-def freeze_again(learned: Learned, store: PreferenceStore) -> None:
-    """Write a run's frozen copies again without what the store no longer has: words of deleted conversations, too."""
-    votes, labels = frozen_path(learned.run, VOTES), frozen_path(learned.run, LABELS)
-    if votes.is_file():
-        there = {preference.id for preference in store.all()}
-        write_preferences(votes, [one for one in read_preferences(votes) if one.id in there])
-    if labels.is_file():  # they name no rater
-        freeze_labels(store, labels)
+    """Write a run's snapshots again without a rater."""
+    for votes in _snapshots(learned.run):
+        labels = labels_beside(votes)
+        if votes.is_file():
+            write_preferences(votes, [one for one in read_preferences(votes) if one.rater != rater])
+        if labels.is_file():
+            write_labels(labels, [one for one in read_labels(labels) if one.rater != rater])
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -89,14 +72,20 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{RESOLVED}"))
 
 
-def _heard(run: Path, rater: str, labels: Counter[str]) -> dict[str, int]:
-    """How many judgements of a rater are in each of a run's frozen copies."""
-    votes, thumbs = frozen_path(run, VOTES), frozen_path(run, LABELS)
-    frozen = Counter(thumbs.read_text(encoding="utf-8").splitlines()) if labels and thumbs.is_file() else Counter()
-    return {
-        VOTES: sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0,
-        LABELS: (frozen & labels).total(),
-    }
+def _snapshots(run: Path) -> list[Path]:
+    """Where a run's votes are frozen: its own, and those of the flywheel's rounds."""
+    return [snapshot_path(run), *sorted(run.glob("flywheel/rounds/*/votes.jsonl"))]
+
+
+def _frozen(run: Path, rater: str) -> int:
+    """How many judgements of a rater a run has frozen; those of one snapshot are mostly those of the next."""
+    return max(_held(votes, rater) for votes in _snapshots(run))
+
+
+def _held(votes: Path, rater: str) -> int:
+    labels = labels_beside(votes)
+    found = sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0
+    return found + (sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0)
 
 
 def _reads(run: Path, store: str) -> bool:
@@ -112,9 +101,9 @@ def _manifests(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _below(manifests: Mapping[str, Mapping[str, Any]], heard: Iterable[str]) -> tuple[str, ...]:
-    """Stages that read frozen copies of some kinds and all that were made from those stages, parents first."""
-    below = [name for name, manifest in manifests.items() if {*heard} & manifest.get("outside", {}).keys()]
+def _below(manifests: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Stages that read votes and all that were made from them, parents first."""
+    below = [name for name, manifest in manifests.items() if {VOTES, LABELS} & {*manifest.get("outside", {})}]
     while more := [
         name for name, manifest in manifests.items() if name not in below and {*manifest.get("parents", {})} & {*below}
     ]:
@@ -129,4 +118,4 @@ def _models(folder: Path, stages: Iterable[str]) -> list[Path]:
 def _set_aside(run: Path) -> list[Path]:
     """Models of stages that were replaced, of which some learned from an older snapshot: of whom, nobody knows now."""
     aside = run / REPLACED
-    return _models(aside, _below(_manifests(aside), (VOTES, LABELS))) if aside.is_dir() else []
+    return _models(aside, _below(_manifests(aside))) if aside.is_dir() else []

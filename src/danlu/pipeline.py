@@ -25,7 +25,7 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import frozen_path, votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
@@ -114,9 +114,7 @@ STAGES: tuple[StageSpec, ...] = (
         "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
         copies=_TRAINED,
     ),
-    StageSpec(
-        "dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED
-    ),
+    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
         ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
@@ -147,10 +145,7 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
     Raises:
         UserError: the recipe's goal or its choice of an aligned model is no such stage.
     """
-    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
-    aligned = goal if goal in align.ALIGNED else recipe.sections["run"].aligned  # type: ignore[attr-defined]
-    if aligned not in align.ALIGNED:
-        raise unknown("stage", aligned, align.ALIGNED, "run.aligned")
+    goal, aligned = recipe.sections["run"].goal, aligned_of(recipe)  # type: ignore[attr-defined]
     needs = {spec.name: tuple(aligned if need == "aligned" else need for need in spec.needs) for spec in STAGES}
     left_out = {*align.ALIGNED} - {aligned}
     if goal:
@@ -168,6 +163,19 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
     )
 
 
+def aligned_of(recipe: Recipe) -> str:
+    """The stage that makes the aligned model of a recipe.
+
+    Raises:
+        UserError: the recipe's choice is no such stage.
+    """
+    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
+    aligned: str = goal if goal in align.ALIGNED else recipe.sections["run"].aligned  # type: ignore[attr-defined]
+    if aligned not in align.ALIGNED:
+        raise unknown("stage", aligned, align.ALIGNED, "run.aligned")
+    return aligned
+
+
 def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:
     """The stages that ``goal`` does not need."""
     if goal not in needs:
@@ -179,7 +187,7 @@ def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:
     return {*needs} - wanted
 
 
-def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None) -> Run:
+def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None, votes: Path | None = None) -> Run:
     """Walk the map: skip what is already made from the same things, say why the rest runs.
 
     Args:
@@ -187,6 +195,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         out: the run directory.
         console: where progress goes.
         until: the last stage to run; all of them if None.
+        votes: a frozen copy of them to learn from; made here if None.
 
     Raises:
         UserError: a mistake of the user's; the run directory keeps everything that was finished.
@@ -202,7 +211,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         lives = {spec.name: spec.life for spec in specs}
         write_json(out / RESOLVED, {"recipe": recipe.name, "stages": lives, "sections": recipe.resolved()})
         for spec in specs:
-            _run_stage(run, spec, recipe, console)
+            _run_stage(run, spec, recipe, console, votes)
             if spec.name == until:
                 break
     return run
@@ -220,9 +229,9 @@ def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> Non
                 raise UserError(f"the run directory {out} lies in {section}.{option} ({path}); choose another --out")
 
 
-def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:
+def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, votes: Path | None) -> None:
     """Bring one stage up to date."""
-    outside = _outside(run, spec, recipe)
+    outside = _outside(run, spec, recipe, votes)
     manifest = run.manifest(spec.name)
     identity = _identity(run, spec, recipe, outside)
     wanted = _as_then(manifest, identity, recipe.sections[spec.name])
@@ -349,24 +358,30 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
     }
 
 
-def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
+def _outside(run: Run, spec: StageSpec, recipe: Recipe, votes: Path | None) -> dict[str, Path]:
     """What a stage reads beside the run: the user's files, and a frozen copy of what people said if it learns from it,
     as the reward model and ``dpo`` do, or practises on what was asked.
     """
     section = recipe.sections[spec.name]
     outside = dict(section.reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    wanted = spec.name in ("reward", "dpo") or getattr(section, "prompts", None) == VOTES
-    if wanted and (chosen or own.exists()):
-        store, snapshot = PreferenceStore(chosen or own), frozen_path(run.dir, VOTES)
-        ties = recipe.sections["reward"].ties == "davidson"  # type: ignore[attr-defined]
-        if store.snapshot(snapshot, ties):
-            outside[VOTES] = snapshot
-        if isinstance(section, align.DPOSettings) and section.loss == "kto":
-            labels = frozen_path(run.dir, LABELS)
-            if freeze_labels(store, labels):
-                outside[LABELS] = labels
+    if spec.name not in ("reward", "dpo") and getattr(section, "prompts", None) != VOTES:
+        return outside
+    if votes is None and (chosen or own.exists()):
+        votes = snapshot_path(run.dir)
+        freeze_votes(recipe, PreferenceStore(chosen or own), votes)
+    if votes is not None:
+        judged = {VOTES: votes, LABELS: labels_beside(votes)}
+        wanted = (VOTES, LABELS) if isinstance(section, align.DPOSettings) and section.loss == "kto" else (VOTES,)
+        outside |= {name: judged[name] for name in wanted if judged[name].is_file() and judged[name].stat().st_size}
     return outside
+
+
+def freeze_votes(recipe: Recipe, store: PreferenceStore, path: Path) -> int:
+    """Write those votes of a store from which a recipe learns, and beside them labels if it does; returns how many."""
+    if recipe.sections["dpo"].loss == "kto":  # type: ignore[attr-defined]
+        freeze_labels(store, labels_beside(path))
+    return store.snapshot(path, ties=recipe.sections["reward"].ties == "davidson")  # type: ignore[attr-defined]
 
 
 def _digest(path: Path) -> str:

@@ -23,9 +23,14 @@ _STORE = "preferences.db"
 _STARTERS = 4  # as many as the page shows
 
 
-def frozen_path(run_dir: Path, what: str) -> Path:
-    """Where a run keeps a frozen copy of what it learns from: "votes" or "labels"."""
-    return run_dir / "feedback" / f"{what}.jsonl"
+def snapshot_path(run_dir: Path) -> Path:
+    """Where a run keeps the frozen copy of the votes that it learned from."""
+    return run_dir / "feedback" / "votes.jsonl"
+
+
+def labels_beside(votes: Path) -> Path:
+    """Where, beside a frozen copy of the votes, what was called good or bad by itself is frozen."""
+    return votes.with_name("labels.jsonl")
 
 
 def votes_path(run_dir: Path) -> Path:
@@ -128,6 +133,11 @@ def servable_models(path: Path) -> dict[str, Path]:
     names = [name for name in reversed(_stages(run)) if run.finished(name)]
     talkers = [name for name in names if name != "pretrain"] or names
     return {name: path / name / "model" for name in talkers}
+
+
+def run_of(place: Path) -> Path | None:
+    """The run that ``place`` is; None if it is a model or a model's name."""
+    return place if (place / RESOLVED).is_file() else None
 
 
 def runs_beside(place: Path) -> Path:

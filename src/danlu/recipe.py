@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,6 +32,9 @@ class Settings(BaseModel):
     def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What of the section goes to disk, given its settings as plain data: all of it, unless it holds a secret."""
         return dict(said)
+
+
+_Section = TypeVar("_Section", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,24 @@ def load_recipe(
     stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     written = {key: built[key].written(said) for key, said in data.items()}
     return Recipe(stem, built, yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
+
+
+def load_section(path: Path, overrides: Sequence[str], name: str, cls: type[_Section]) -> _Section:
+    """Settings that belong to no recipe: a YAML file of their keys, which may be missing, and overrides.
+
+    Args:
+        path: the file.
+        overrides: ``key=value`` strings, whose value is read as YAML.
+        name: what the settings are called in errors.
+        cls: their class.
+
+    Raises:
+        UserError: the file is no mapping, an unknown key (naming the nearest), or a value of the wrong type.
+    """
+    data = _read(str(path), {}, seen=()) if path.is_file() else {}
+    for override in overrides:
+        _merge(data, _parse_override(f"{name}.{override}", {})[name])
+    return _validate(name, cls, data, str(path))
 
 
 def json_schema(sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]) -> dict[str, Any]:
@@ -207,7 +228,7 @@ def _plain(value: Any, where: str = "") -> Any:
     raise UserError(f"{where} is of type {type(value).__name__}; a recipe holds text, paths, numbers, lists, mappings")
 
 
-def _validate(section: str, cls: type[Settings], data: Any, recipe: str) -> Settings:
+def _validate(section: str, cls: type[_Section], data: Any, recipe: str) -> _Section:
     if not isinstance(data, Mapping):
         raise UserError(f"section '{section}' of recipe '{recipe}' must be a mapping of keys, not '{data}'")
     try:

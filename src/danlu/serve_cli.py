@@ -18,12 +18,20 @@ Where = Annotated[
 Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
+Summarise = Annotated[
+    bool,
+    typer.Option(
+        "--summarise",
+        help="Where a conversation is longer than the model can read, the page has it write a note on the oldest "
+        "turns, unless somebody chooses otherwise; without it they are left out.",
+    ),
+]
 
 Guess = Annotated[
     str,
     typer.Option(
-        help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
-        "same tokenizer."
+        help="Guess what comes next, which changes no answer: lookup, mtp (the model's own layer for it), or the "
+        "directory of a smaller model with the same tokenizer."
     ),
 ]
 SecondLook = Annotated[
@@ -57,6 +65,7 @@ def serve(
         ),
     ] = None,
     shots: Shots = None,
+    summarise: Summarise = False,
     safety: Annotated[
         str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
     ] = "block",
@@ -73,7 +82,7 @@ def serve(
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.infer import read_shots
-    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.places import find_guard, run_of, runs_beside, servable_models, starters_of, votes_of
     from danlu.serve import Options, Rates, Reach, Setup, run_server
     from danlu.serve.safety import open_safety
 
@@ -87,7 +96,9 @@ def serve(
         second_look=second_look,
         repeats=repeats,
         heldout_raters=heldout_raters,
+        summarise=summarise,
         setup=Setup(rows=streams, guess=guess),
         own_process=True,
+        follow=run_of(where),
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from danlu.align.judgements import LABELS, VOTES, freeze_labels
+from danlu.align.judgements import freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.cli import app
 from danlu.errors import UserError
 from danlu.files import hash_file, write_json
 from danlu.pipeline import why
-from danlu.places import frozen_path, votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.records import Answer, Message, read_preferences
 from danlu.run import Run
 from danlu.serve.reviews import ModerationEvent
@@ -39,9 +39,9 @@ def learned_run(folder: Path, votes: str = "") -> Run:
     for i, rater in enumerate(("alice", "alice", "bob")):
         comparison = store.record([Message("user", f"{folder.name} {i}")], PAIR, store.start_conversation(rater))
         store.vote(comparison, (0, 1), rater, f"because of {rater}")
-    store.snapshot(frozen_path(folder, VOTES))
+    store.snapshot(snapshot_path(folder))
     store.close()
-    outside = {"votes": hash_file(frozen_path(folder, VOTES))}
+    outside = {"votes": hash_file(snapshot_path(folder))}
     parents = {"sft": {}, "reward": {"sft": "1"}, "ppo": {"sft": "1", "reward": "2"}, "compress": {"ppo": "3"}}
     for stage, above in parents.items():
         facts = {"state": "done", "parents": above, "outside": outside if stage == "reward" else {}}
@@ -62,8 +62,8 @@ def test_forgetting_a_rater_says_what_learned_from_them_and_cleans_the_snapshot(
     models = [str(one.dir / stage / "model") for stage in ("reward", "ppo", "compress")]
     assert f"models that learned from them: {', '.join(models)}" in said
     assert "sft/model" not in said
-    assert [p.rater for p in read_preferences(frozen_path(one.dir, VOTES))] == ["bob"]
-    assert [p.rater for p in read_preferences(frozen_path(other.dir, VOTES))] == ["alice", "alice", "bob"]
+    assert [p.rater for p in read_preferences(snapshot_path(one.dir))] == ["bob"]
+    assert [p.rater for p in read_preferences(snapshot_path(other.dir))] == ["alice", "alice", "bob"]
     left = b"".join(file.read_bytes() for file in (one.dir / "feedback").iterdir())
     assert b"alice" not in left
     assert b"one 0" in left, "conversations are kept unless --words is given"
@@ -88,7 +88,7 @@ def test_what_was_called_good_or_bad_by_itself_is_forgotten_too(tmp_path, monkey
     store = PreferenceStore(votes_path(run.dir))
     for rater, text in (("dora", "hers"), ("emil", "his")):
         store.thumb(store.record(PROMPT, [Answer(text)]), True, rater)
-    labels = frozen_path(run.dir, LABELS)
+    labels = labels_beside(snapshot_path(run.dir))
     assert freeze_labels(store, labels) == 2
     facts = {"state": "done", "parents": {"sft": "1"}, "outside": {"labels": hash_file(labels)}}
     write_json(run.dir / "dpo" / "manifest.json", facts)
@@ -108,7 +108,7 @@ def test_a_run_whose_last_votes_were_forgotten_says_why_it_is_made_again():
 def bystander(tmp_path: Path) -> Path:
     """A run that has votes and no snapshot of them."""
     run = learned_run(tmp_path / "runs" / "two")
-    frozen_path(run.dir, VOTES).unlink()
+    snapshot_path(run.dir).unlink()
     return run.dir
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, or_, select
@@ -84,6 +84,16 @@ def count(store: PreferenceStore) -> int:
     return sum(total or 0 for total in totals)
 
 
+def thumbs_on(store: PreferenceStore, comparisons: Sequence[str]) -> dict[str, Ballot]:
+    """The last thumb on each of some answers, by comparison; those without one are not there."""
+    query = (
+        select(ThumbRow, ComparisonRow).join(ComparisonRow, ThumbRow.comparison == ComparisonRow.id)
+        .where(ThumbRow.comparison.in_(comparisons), ~ComparisonRow.deleted).order_by(ThumbRow.time, ThumbRow.id)
+    )  # fmt: skip
+    with store.reading() as session:
+        return {shown.id: _thumb(thumb, shown) for thumb, shown in session.execute(query)}
+
+
 def csv_lines(store: PreferenceStore) -> Iterator[str]:
     """Every judgement, newest first: a line with the names of the columns, then one for each answer."""
     yield _line(_COLUMNS)
@@ -123,9 +133,13 @@ def _thumbs(session: Session, limit: int, time: str, identity: str) -> Iterator[
     if time:
         query = query.where(or_(ThumbRow.time < time, (ThumbRow.time == time) & (ThumbRow.id < identity)))
     for thumb, shown in session.execute(query):
-        answers, ranks = _as_shown(shown, shown.display_order, [])
-        yield Ballot(thumb.id, thumb.time, "thumb", thumb.rater, thumb.split or shown.split, prompt_of(shown), answers,
-                     ranks, thumb.up, thumb.reason)  # fmt: skip
+        yield _thumb(thumb, shown)
+
+
+def _thumb(thumb: ThumbRow, shown: ComparisonRow) -> Ballot:
+    answers, ranks = _as_shown(shown, shown.display_order, [])
+    return Ballot(thumb.id, thumb.time, "thumb", thumb.rater, thumb.split or shown.split, prompt_of(shown), answers,
+                  ranks, thumb.up, thumb.reason)  # fmt: skip
 
 
 def _as_shown(

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from danlu import hub
 from danlu.align import monitor, paired, unpaired
-from danlu.align.judgements import Label, labels_of, read_comparisons, read_labels
+from danlu.align.judgements import LABELS, Label, labels_of, read_comparisons, read_labels
 from danlu.align.likelihoods import AT_ONCE
 from danlu.align.paired import Comparisons, Objective
 from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
@@ -142,7 +142,9 @@ def _lessons(
         if not chosen:
             raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
         return Comparisons.read(chosen, policy, tokenizer, files["train"]), heldout, None
-    labels = [label for preference in preferences for label in labels_of(preference)] + read_labels(stage)
+    labels = [label for preference in preferences for label in labels_of(preference)]
+    if LABELS in stage.outside:
+        labels += read_labels(stage.outside[LABELS])
     learnt = _needed(_of(labels, "train"), settings, stage)
     good = sum(label.good for label in learnt)
     if good in (0, len(learnt)):

@@ -1,14 +1,14 @@
 """What people and the simulated human said, as training reads it: comparisons, and answers called good or bad.
 
 In:  a stage that has ``rankings`` among its inputs and, outside, frozen votes and labels; a preference store.
-Out: ``Preference``s that prefer something; ``Label``s, and whose they are; a frozen file of labels.
+Out: ``Preference``s that prefer something; ``Label``s; a frozen file of labels.
 Left out: token ids (``comparisons``, ``unpaired``), the store (``preferences``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,26 @@ class Label:
         answer: the answer.
         good: what it was called.
         split: "train" or "heldout", by hash of the prompt.
+        rater: pseudonym of who called it so.
     """
 
     prompt: tuple[Message, ...]
     answer: Answer
     good: bool
     split: str
+    rater: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, read back by ``from_json``."""
         prompt = [{"role": m.role, "content": m.content} for m in self.prompt]
-        return {"prompt": prompt, "answer": self.answer.to_json(), "good": self.good, "split": self.split}
+        return {"prompt": prompt, "answer": self.answer.to_json(), "good": self.good, "split": self.split,
+                "rater": self.rater}  # fmt: skip
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> Label:
         """The inverse of ``to_json``."""
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
-        return Label(prompt, Answer.from_json(row["answer"]), bool(row["good"]), row["split"])
+        return Label(prompt, Answer.from_json(row["answer"]), bool(row["good"]), row["split"], row["rater"])
 
 
 def read_comparisons(stage: Stage) -> tuple[list[Preference], int]:
@@ -57,15 +60,13 @@ def read_comparisons(stage: Stage) -> tuple[list[Preference], int]:
     return [*found.preferences], found.votes
 
 
-def read_labels(stage: Stage) -> list[Label]:
-    """People's thumbs, and the answers of comparisons in which they called all of them bad.
+def read_labels(path: Path) -> list[Label]:
+    """People's thumbs, and the answers of comparisons in which they called all of them bad, from a frozen file.
 
     Raises:
-        UserError: a line of the frozen file is damaged, naming it.
+        UserError: a line of it is damaged, naming it.
     """
-    if LABELS not in stage.outside:
-        return []
-    path, result = stage.outside[LABELS], []
+    result = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             result.append(Label.from_json(json.loads(line)))
@@ -86,25 +87,21 @@ def labels_of(preference: Preference) -> Iterator[Label]:
         balance[worse] -= 1
     for answer, won in zip(preference.answers, balance, strict=True):
         if won:
-            yield Label(preference.prompt, answer, won > 0, preference.split)
-
-
-def labels_in(store: PreferenceStore) -> list[tuple[str, Label]]:
-    """(rater, what was called good or bad by itself): thumbs, then all answers of comparisons that were "all bad"."""
-    thumbs = [(one.rater, Label(one.prompt, one.answer, one.up, one.split)) for one in store.thumbs()]
-    lots = [preference for preference in store.all() if not preference.ranks]
-    return thumbs + [(p.rater, Label(p.prompt, answer, False, p.split)) for p in lots for answer in p.answers]
-
-
-def label_line(label: Label) -> str:
-    """A line of the frozen file."""
-    return json.dumps(label.to_json(), ensure_ascii=False, sort_keys=True)
+            yield Label(preference.prompt, answer, won > 0, preference.split, preference.rater)
 
 
 def freeze_labels(store: PreferenceStore, path: Path) -> int:
     """Write what people called good or bad by itself as JSONL, the same bytes for the same words; returns how many."""
-    labels = [label for _, label in labels_in(store)]
+    labels = [Label(thumb.prompt, thumb.answer, thumb.up, thumb.split, thumb.rater) for thumb in store.thumbs()]
+    labels += [
+        Label(p.prompt, answer, False, p.split, p.rater) for p in store.all() if not p.ranks for answer in p.answers
+    ]
+    return write_labels(path, labels)
+
+
+def write_labels(path: Path, labels: Sequence[Label]) -> int:
+    """Write labels as JSONL, the same bytes for the same labels; returns how many."""
     with atomic_write(path) as handle:
         for label in labels:
-            handle.write(label_line(label) + "\n")
+            handle.write(json.dumps(label.to_json(), ensure_ascii=False, sort_keys=True) + "\n")
     return len(labels)

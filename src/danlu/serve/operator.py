@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -19,6 +20,7 @@ from danlu.align import ballots
 from danlu.align.ballots import Ballot
 from danlu.align.preferences import PreferenceStore
 from danlu.align.tally import tally
+from danlu.serve import succession
 from danlu.serve.accounts import OPERATOR, caller_of, require
 from danlu.serve.models import Models
 from danlu.serve.runs import Runs
@@ -30,7 +32,7 @@ _Cursor = Annotated[str, Query(max_length=100)]
 _After = Annotated[str, Query(pattern=r"^([0-9]{1,20}-[0-9]{1,18})?$")]
 
 
-def routes(models: Models, store: PreferenceStore, runs: Runs) -> APIRouter:
+def routes(models: Models, store: PreferenceStore, runs: Runs, followed: Path | None = None) -> APIRouter:
     """GET for runs, votes and ratings; all read files or a database, so all run beside the event loop."""
     router = APIRouter(dependencies=[Depends(_operators_only)])
 
@@ -67,6 +69,10 @@ def routes(models: Models, store: PreferenceStore, runs: Runs) -> APIRouter:
     def ratings() -> dict[str, Any]:
         # Against the model that is youngest in its life of those served, which is the last.
         return tally(store, models.name_of, anchor=models.all()[-1].hash)
+
+    @router.get("/api/operator/champion")
+    def champion() -> dict[str, Any]:
+        return succession.show(followed)
 
     return router
 

@@ -16,6 +16,7 @@ from danlu.serve.limits import Reach
 from danlu.serve.rates import Rates
 from danlu.serve.safety import Safety
 from danlu.serve.worker import Setup
+from danlu.serve.writing import LINGER_SECONDS
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Options:
         repeats: share in whose place one is shown that the same rater judged before, with sides exchanged.
         heldout_raters: share of raters of whose judgements nothing is learned.
         safety: the gates before and after the models; none if not given.
+        follow: the run whose champion is served, from one to the next, once it has one.
+        summarise: whether the page asks for notes on turns that no longer fit, where nobody chose.
+        linger: seconds that an answer in a conversation goes on when its reader is gone.
     """
 
     setup: Setup = field(default_factory=Setup)
@@ -50,3 +54,6 @@ class Options:
     repeats: float = 0.0
     heldout_raters: float = 0.0
     safety: Safety = field(default_factory=lambda: Safety(mode="off"))
+    follow: Path | None = None
+    summarise: bool = False
+    linger: float = LINGER_SECONDS

@@ -1,7 +1,7 @@
 """The server's store: people, conversations, moderation, audit, in the database that also keeps the votes.
 
 In:  a place, or the database that the preference store has open.
-Out: ``ServeStore``: ``dialogues`` and ``people``, events of moderation, who did what.
+Out: ``ServeStore``: ``dialogues``, ``notes`` and ``people``, events of moderation, who did what.
 Left out: comparisons and votes (``danlu.align.preferences``): the next model is made of those without any of this.
 """
 
@@ -17,6 +17,7 @@ from sqlalchemy import or_, select, update
 from danlu.align.storage import Database
 from danlu.errors import UserError, unknown
 from danlu.serve.dialogues import Dialogues
+from danlu.serve.notes import Notes
 from danlu.serve.people import People
 from danlu.serve.reviews import ModerationEvent
 from danlu.serve.tables import AuditRow, DialogueRow, ModerationRow, new_id, now
@@ -44,6 +45,7 @@ class ServeStore:
         self.database.upgrade(_MIGRATIONS, "serve_version")
         self._session = self.database.session
         self.dialogues, self.people = Dialogues(self.database), People(self.database)
+        self.notes = Notes(self.database)
 
     def close(self) -> None:
         """Let go of the database."""

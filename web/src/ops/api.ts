@@ -87,6 +87,23 @@ export interface Rater {
   flooding: boolean;
 }
 
+export interface Condition {
+  what: string;
+  value: number | null;
+  needed: string;
+  met: boolean;
+  note: string;
+}
+
+/** Who serves; the rest is there only with a standing. */
+export interface Champion {
+  standing: { champion: string; since: string; candidate: string; share: number } | null;
+  round?: number;
+  state?: string;
+  votes_needed?: number | null;
+  conditions?: Condition[];
+}
+
 export interface Vote {
   id: string;
   time: string;
@@ -163,6 +180,7 @@ export async function vote(comparison: string, ranks: number[], reason: string, 
 }
 
 export const ratings = (): Promise<Ratings> => get("/api/operator/ratings");
+export const champion = (): Promise<Champion> => get("/api/operator/champion");
 export const votes = (before: string): Promise<Votes> =>
   get(`/api/operator/votes?${new URLSearchParams({ limit: "20", before })}`);
 export const SHEET = "/api/operator/votes.csv";
