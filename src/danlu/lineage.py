@@ -47,13 +47,13 @@ def learned_from(rater: str, store: str, runs: Iterable[Path]) -> list[Learned]:
     """
     found = []
     for run in runs:
-        judgements = _frozen(run, rater) if _reads(run, store) else 0
-        if not judgements:
+        heard = _heard(run, rater) if _reads(run, store) else {}
+        if not heard:
             continue
         if Run(run).working():
             raise UserError(f"{run} is being made of the votes of '{rater}'; wait for it or stop it, then try again")
-        stages = _below(_manifests(run))
-        found.append(Learned(run, judgements, stages, (*_models(run, stages), *_set_aside(run))))
+        stages = _below(_manifests(run), heard)
+        found.append(Learned(run, sum(heard.values()), stages, (*_models(run, stages), *_set_aside(run))))
     return found
 
 
@@ -77,15 +77,15 @@ def _snapshots(run: Path) -> list[Path]:
     return [snapshot_path(run), *sorted(run.glob("flywheel/rounds/*/votes.jsonl"))]
 
 
-def _frozen(run: Path, rater: str) -> int:
-    """How many judgements of a rater a run has frozen; those of one snapshot are mostly those of the next."""
-    return max(_held(votes, rater) for votes in _snapshots(run))
-
-
-def _held(votes: Path, rater: str) -> int:
-    labels = labels_beside(votes)
-    found = sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0
-    return found + (sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0)
+def _heard(run: Path, rater: str) -> dict[str, int]:
+    """How many judgements of a rater a run has frozen, by kind; those of one snapshot are mostly those of the next."""
+    held: dict[str, int] = {}
+    for votes in _snapshots(run):
+        labels = labels_beside(votes)
+        n_votes = sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0
+        n_labels = sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0
+        held = {VOTES: max(held.get(VOTES, 0), n_votes), LABELS: max(held.get(LABELS, 0), n_labels)}
+    return {kind: n for kind, n in held.items() if n}
 
 
 def _reads(run: Path, store: str) -> bool:
@@ -101,9 +101,9 @@ def _manifests(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _below(manifests: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Stages that read votes and all that were made from them, parents first."""
-    below = [name for name, manifest in manifests.items() if {VOTES, LABELS} & {*manifest.get("outside", {})}]
+def _below(manifests: Mapping[str, Mapping[str, Any]], heard: Iterable[str]) -> tuple[str, ...]:
+    """Stages that read frozen copies of these kinds and all that were made from those stages, parents first."""
+    below = [name for name, manifest in manifests.items() if {*heard} & {*manifest.get("outside", {})}]
     while more := [
         name for name, manifest in manifests.items() if name not in below and {*manifest.get("parents", {})} & {*below}
     ]:
@@ -118,4 +118,4 @@ def _models(folder: Path, stages: Iterable[str]) -> list[Path]:
 def _set_aside(run: Path) -> list[Path]:
     """Models of stages that were replaced, of which some learned from an older snapshot: of whom, nobody knows now."""
     aside = run / REPLACED
-    return _models(aside, _below(_manifests(aside))) if aside.is_dir() else []
+    return _models(aside, _below(_manifests(aside), (VOTES, LABELS))) if aside.is_dir() else []

@@ -101,8 +101,7 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
     StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"),
-        copies=_TRAINED,
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"), copies=_TRAINED
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
@@ -111,8 +110,7 @@ STAGES: tuple[StageSpec, ...] = (
         "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
     ),
     StageSpec(
-        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",),
-        copies=_TRAINED,
+        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), copies=_TRAINED
     ),
     StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED),
     StageSpec(

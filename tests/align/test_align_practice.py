@@ -58,7 +58,7 @@ def hack(
 
 
 def test_a_planted_over_optimisation_is_stopped_before_the_judge_falls_by_five_points(hack: Any) -> None:
-    left_alone, looks = hack()
+    left_alone, looks = hack(probe_every=4)
     assert left_alone["alarms"]
     assert left_alone["after"]["judge"] < max(look["judge"] for look in looks) - 5.0  # kept by reward alone: the hack
     stopped, looks = hack(stop_on_alarm=True)
