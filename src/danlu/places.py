@@ -13,6 +13,7 @@ from pathlib import Path
 
 from danlu import hub
 from danlu.align import ALIGNED
+from danlu.align.champion import CHAMPION, Registry
 from danlu.console import Console
 from danlu.errors import UserError, nearest, unknown
 from danlu.files import read_json
@@ -64,7 +65,8 @@ def find_model(path: Path, stage: str | None = None) -> Path:
     Args:
         path: a model directory or a run directory; or ``smollm2``, ``hf:ORG/NAME`` or a GGUF file, which are fetched
             and imported once and kept in the cache.
-        stage: which model of the run; the last finished one of its life if None.
+        stage: which model of the run; if None the champion, or the last finished one of its life before there is a
+            champion: what the stages hold then may be a candidate, untried or refused.
 
     Raises:
         UserError: there is none, naming what there is.
@@ -78,8 +80,10 @@ def find_model(path: Path, stage: str | None = None) -> Path:
     if not path.exists():
         hint = nearest(str(path), hub.PACKAGED)
         raise UserError(f"{path} does not exist{hint if 'mean' in hint else '; make a run first: danlu run tang'}")
-    run = Run(path)
+    run, champion = Run(path), _champion_of(path)
     finished = [name for name in _stages(run) if run.finished(name)]
+    if stage is None and champion is not None:
+        return champion
     if stage is not None:
         valid = finished + (["reward"] if run.finished("reward") else [])
         if stage not in valid:
@@ -104,6 +108,12 @@ def _stages(run: Run) -> list[str]:
     return ["pretrain", "sft", *aligned, "compress"]
 
 
+def _champion_of(run: Path) -> Path | None:
+    """The version that serves; None before the flywheel of a run has crowned one."""
+    standing = Registry(run).standing()
+    return Registry(run).place(standing.champion) if standing else None
+
+
 def find_guard(path: Path) -> Path:
     """The guard meant by ``path``: its directory, or a run that trained one.
 
@@ -122,7 +132,8 @@ def find_guard(path: Path) -> Path:
 def servable_models(path: Path) -> dict[str, Path]:
     """Name -> directory of every model at ``path`` that people can talk to, the newest of its life first.
 
-    A base model has not learned to answer, so it is served only when a run has nothing else.
+    A base model has not learned to answer, so it is served only when a run has nothing else. Where there is a champion
+    it stands for the aligned model and what was made of it: their stages may hold a candidate.
     """
     newest = find_model(path)
     if newest == path:
@@ -130,7 +141,10 @@ def servable_models(path: Path) -> dict[str, Path]:
     if hub.is_named(path):
         return {path.stem if path.suffix == ".gguf" else path.name.partition("@")[0]: newest}
     run = Run(path)
+    champion = _champion_of(path)
     names = [name for name in reversed(_stages(run)) if run.finished(name)]
+    if champion is not None:
+        return {CHAMPION: champion} | {name: path / name / "model" for name in names if name == "sft"}
     talkers = [name for name in names if name != "pretrain"] or names
     return {name: path / name / "model" for name in talkers}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,7 @@ from danlu.serve.engine import Engine
 from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 from danlu.serve.problems import Refusal
 from danlu.serve.sse import cancelled_when_gone
-from danlu.serve.worker import Setup, Worker
+from danlu.serve.worker import Setup, Worker, _engine
 from danlu.tokens import chat
 
 LONG = Sampling(temperature=2.0, max_new_tokens=2000)
@@ -44,9 +46,15 @@ def engine(generator):
 
 
 @pytest.fixture(scope="module")
-def distant(model_dirs):
+def stage(model_dirs, tmp_path_factory) -> Path:
+    """A model directory that may be made again while it is served."""
+    return shutil.copytree(model_dirs["random"], tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def distant(model_dirs, stage):
     """An engine whose worker is a process."""
-    engine = Engine.in_process(model_dirs, Setup(rows=2), waiting=2)
+    engine = Engine.in_process({**model_dirs, "stage": stage}, Setup(rows=2), waiting=2)
     yield engine
     engine.close()
 
@@ -194,7 +202,7 @@ def test_closing_ends_what_is_under_way(generator, job):
     asyncio.run(interrupted())
 
 
-def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distant, job, model_dirs, tmp_path):
+def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distant, job, model_dirs, stage, tmp_path):
     since = replace(job, weights="0a1b")  # a model that the worker was given since it began
     expected = Generator(*hub.load_pretrained(model_dirs["random"])).generate([job.prompt], job.sampling, [job.seed])
 
@@ -202,6 +210,11 @@ def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distan
         await asyncio.wrap_future(distant.load(since.weights, model_dirs["random"]))
         with pytest.raises(UserError, match="nowhere"):
             await asyncio.wrap_future(distant.load("none", tmp_path / "nowhere"))
+        moved = shutil.copytree(model_dirs["random"], tmp_path / "moved")
+        await asyncio.wrap_future(distant.load("moved", moved))
+        moved.rename(tmp_path / "set aside")  # what becomes of a stage that is made again
+        shutil.rmtree(stage)
+        shutil.copytree(model_dirs["knows"], stage)
         answers = distant.submit([replace(job, sampling=LONG)])
         await asyncio.sleep(0.1)
         os.kill(distant._line.pid, signal.SIGKILL)
@@ -210,12 +223,17 @@ def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distan
                 pass
         with pytest.raises(Refusal, match="started again"):  # nothing is taken for a worker that is not there
             distant.submit([job])
+        with pytest.raises(UserError, match="started again"):
+            await asyncio.wait_for(asyncio.wrap_future(distant.load("0a2c", model_dirs["random"])), 10)
         deadline = time.monotonic() + 60
         while distant._out_of_order:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
         assert await finish(distant, job) == ["Hello, 你好。"]
         assert await finish(distant, since) == [expected[0].text]
+        for gone in ("moved", "stage"):  # neither is answered by other weights than those that were served
+            with pytest.raises(Refusal, match="its files are gone"):
+                await finish(distant, replace(job, weights=gone))
         distant.drop(since.weights)
         with pytest.raises(Refusal, match="has been replaced"):
             await finish(distant, since)
@@ -260,10 +278,28 @@ def test_what_goes_over_the_line_comes_back_equal(job):
     completion = Completion((1, 2), "好\n", (-0.5, -1.0), "stop", (((1, -0.5),), ((2, -1.0), (3, -2.0))), 16)
     token = Token(1, -0.5, ((1, -0.5), (2, -1.5)))
     said = (Piece(1, "好\n", (token,)), Finished(2, completion), Fault(0, 400, "no"))
-    for event in (*said, Stats(1, 2, 3, 4, 5, 6), Loaded("0a1b", "/a")):
+    for event in (*said, Stats(1, 2, 3, 4, 5, 6), Loaded("0a1b", "/a", "0a1b")):
         line = jobs.write_event(event)
         assert line.count(b"\n") == 1
         assert jobs.read_event(line) == event
+
+
+def test_a_model_that_is_wanted_again_while_it_leaves_finishes_its_answer(generator, job, model_dirs):
+    told = []
+    worker = Worker({"knows": generator}, Setup(), lambda number, event: told.append((number, event)))
+    worker.submit(1, replace(job, sampling=Sampling(temperature=0.0, max_new_tokens=40)))
+    assert worker._obey()
+    worker._step(worker._engines["knows"])
+    worker.drop("knows")
+    assert worker._obey()
+    loaded = Loaded("knows", str(model_dirs["knows"]), "0a1b")
+    worker._take(2, loaded, generator, _engine(generator, Setup()))
+    while worker._under:
+        worker._step(worker._engines["knows"])
+        worker._let_go()
+    assert (2, loaded) in told
+    assert [event.completion.text for _, event in told if isinstance(event, Finished)] == ["Hello, 你好。"]
+    assert "knows" in worker._engines
 
 
 def test_a_reading_ends_between_two_chunks_when_nobody_wants_it(generator):

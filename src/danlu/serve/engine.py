@@ -114,7 +114,8 @@ class ProcessLine:
     """A worker in a process of its own; started again if it dies.
 
     Args:
-        places: model directories by name.
+        places: model directories by name. One that holds another model by the time when a worker is started again is
+            passed over, and what is asked of it is refused.
         setup: how it serves.
         tell: gets every event, from a thread of this process.
         lost: is told None when the worker has died and what it was writing is lost, ``""`` when another has taken its
@@ -126,6 +127,7 @@ class ProcessLine:
 
     def __init__(self, places: Mapping[str, Path], setup: Setup, tell: Tell, lost: Lost) -> None:
         self._places, self._setup = {name: str(place) for name, place in places.items()}, asdict(setup)
+        self._hashes: dict[str, str] = {}  # what was found in each place at first
         self._tell, self._lost = tell, lost
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._process = self._start()
@@ -153,6 +155,7 @@ class ProcessLine:
         """Let go of a model when its answers are written."""
         with self._lock:
             self._places.pop(key, None)
+            self._hashes.pop(key, None)
         self._send({"drop": key})
 
     def close(self) -> None:
@@ -181,7 +184,7 @@ class ProcessLine:
         assert process.stdin is not None
         assert process.stdout is not None
         with self._lock:
-            first = json.dumps({"places": self._places, "setup": self._setup})
+            first = json.dumps({"places": self._places, "hashes": self._hashes, "setup": self._setup})
         process.stdin.write(first.encode() + b"\n")
         said = json.loads(process.stdout.readline() or b"{}")
         if "refused" in said:
@@ -190,6 +193,8 @@ class ProcessLine:
         if "ready" not in said:
             process.kill()
             raise UserError("the worker that holds the models did not start; what it said is above")
+        with self._lock:
+            self._hashes |= said["ready"]
         return process
 
     def _send(self, command: object) -> None:
@@ -208,7 +213,7 @@ class ProcessLine:
                 event = jobs.read_event(said)
                 if isinstance(event, Loaded):
                     with self._lock:
-                        self._places[event.key] = event.place
+                        self._places[event.key], self._hashes[event.key] = event.place, event.hash
                 self._tell(int(number), event)
             if self._closing.is_set():
                 return
@@ -290,7 +295,11 @@ class Engine:
             Done when it can be asked; raises UserError if it cannot be loaded, or the worker died meanwhile.
         """
         number, loaded = next(self._numbers), Future[None]()
+        loaded.set_running_or_notify_cancel()  # who waits for it may go, and it is settled all the same
         with self._changed:
+            if self._out_of_order:  # what is sent to a worker that is not there gets no answer
+                loaded.set_exception(UserError(self._out_of_order))
+                return loaded
             self._loading[number] = loaded
         self._line.load(number, key, str(place))
         return loaded

@@ -108,10 +108,12 @@ class Loaded:
     Attributes:
         key: what the worker calls it.
         place: its directory.
+        hash: of what lies there (``hub.model_hash``).
     """
 
     key: str
     place: str
+    hash: str = ""
 
 
 Event = Piece | Finished | Fault | Stats | Loaded

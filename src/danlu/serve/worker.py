@@ -36,7 +36,7 @@ from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 
 _LOG = logging.getLogger("danlu.serve")
 _FAILED = "the model failed while it wrote this answer; the server's log has the details"
-_REPLACED = "the model that was to write this answer has been replaced by another; ask again"
+_REPLACED = "the model that was to write this answer has been replaced by another, or its files are gone; ask again"
 _STATS_SECONDS = 0.5
 _READ_TOKENS = {"cpu": 128, "cuda": 4096}  # of prompts per step: what everybody else's next token waits for
 Tell = Callable[[int, jobs.Event], None]
@@ -135,6 +135,7 @@ class Worker:
     def _load(self, number: int, key: str, place: str) -> None:
         """In a thread of its own, up to where the worker's own thread takes the model over."""
         try:
+            identity = hub.model_hash(Path(place))
             generator = load(Path(place))
             engine = _engine(generator, self._setup)
         except UserError as error:
@@ -144,12 +145,13 @@ class Worker:
             _LOG.exception("fault while loading %s", place)
             self._commands.put(lambda: self._tell(number, Fault(0, 500, f"{place} cannot be loaded; the log says why")))
         else:
-            self._commands.put(lambda: self._take(number, key, place, generator, engine))
+            self._commands.put(lambda: self._take(number, Loaded(key, place, identity), generator, engine))
 
-    def _take(self, number: int, key: str, place: str, generator: Generator, engine: Engine) -> None:
-        self._leaving.discard(key)
-        self._generators[key], self._engines[key] = generator, engine
-        self._tell(number, Loaded(key, place))
+    def _take(self, number: int, loaded: Loaded, generator: Generator, engine: Engine) -> None:
+        self._leaving.discard(loaded.key)
+        if loaded.key not in self._engines:  # or else it was to leave, still writes, and stays
+            self._generators[loaded.key], self._engines[loaded.key] = generator, engine
+        self._tell(number, loaded)
 
     def _let_go(self) -> None:
         """Of models that are to leave and have nothing more to say."""
@@ -295,6 +297,26 @@ def _drafter(generator: Generator, guess: str) -> Drafter | None:
     return small.drafter(generator.tokenizer.vocab_size)
 
 
+def _load_all(
+    places: Mapping[str, str], hashes: Mapping[str, str], expected: Mapping[str, str]
+) -> dict[str, Generator]:  # fmt: skip
+    """Models by name. Of those that are known, what is gone or is another model by now is passed over: a stage may be
+    made again while it is served, and nobody's words may come from other weights than it is told.
+
+    Raises:
+        UserError: one that is not known yet cannot be loaded, or nothing is left.
+    """
+    generators = {}
+    for name, place in places.items():
+        if name in expected and hashes[name] != expected[name]:
+            _LOG.error("%s: %s is gone or holds another model by now; it is not served", name, place)
+        else:
+            generators[name] = load(Path(place))
+    if not generators:
+        raise UserError(f"of the models that were served none is left: {', '.join(places.values())}")
+    return generators
+
+
 def main() -> None:
     """A worker that is told on standard input what to do: first how to set up, then jobs."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -310,12 +332,13 @@ def main() -> None:
         say(b"%d " % number + jobs.write_event(event))
 
     try:
-        generators = {name: load(Path(place)) for name, place in first["places"].items()}
+        hashes = {name: hub.model_hash(Path(place)) for name, place in first["places"].items()}
+        generators = _load_all(first["places"], hashes, first["hashes"])
         worker = Worker(generators, Setup(**first["setup"]), tell)
     except UserError as error:
         say(json.dumps({"refused": str(error)}).encode() + b"\n")
         sys.exit(2)
-    say(b'{"ready": true}\n')
+    say(json.dumps({"ready": {name: hashes[name] for name in generators}}).encode() + b"\n")
     threading.Thread(target=_listen, args=(worker,), daemon=True).start()
     worker.run()
 
