@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,9 +140,41 @@ def test_a_candidate_is_met_in_comparisons_only_and_blind(registry, hashes):
             assert time.monotonic() < deadline
 
 
+def test_a_candidate_that_cannot_be_loaded_is_told_and_keeps_the_champion_from_nothing(registry, hashes, monkeypatch):
+    tries: list[Path] = []
+    read = succession.read_served
+
+    def counted(name: str, place: Path, shots: tuple) -> succession.Served:
+        tries.append(place)
+        return read(name, place, shots)
+
+    monkeypatch.setattr(succession, "read_served", counted)
+    registry.crown(hashes["knows"], "first")
+    broken = registry.run / "versions" / "broken"
+    shutil.copytree(registry.place(hashes["knows"]), broken)
+    (broken / "config.json").write_text("{")
+
+    def shown() -> dict:
+        return http.get("/api/operator/champion").json()
+
+    with following(registry, {}) as (_, http):
+        registry.promote(hashes["random"], "better")
+        registry.propose("broken", 0.5)
+        wait_for(http, hashes["random"])
+        deadline = time.monotonic() + 30
+        while not shown()["trouble"]:
+            assert time.monotonic() < deadline
+        time.sleep(0.5)
+        assert "broken" in shown()["trouble"]
+        assert 1 <= tries.count(broken) <= 8, "it looks 25 times in half a second, and pauses double"
+        registry.withdraw("broken")
+        while shown()["trouble"]:
+            assert time.monotonic() < deadline
+
+
 def test_a_pointer_that_appears_or_breaks_while_serving(registry, hashes, model_dirs, caplog):
     with following(registry, {"knows": model_dirs["knows"]}) as (_, http):
-        assert http.get("/api/operator/champion").json() == {"standing": None}
+        assert http.get("/api/operator/champion").json() == {"standing": None, "trouble": ""}
         assert [model["id"] for model in http.get("/api/info").json()["models"]] == ["knows"]
         registry.crown(hashes["random"], "first")
         wait_for(http, hashes["random"])

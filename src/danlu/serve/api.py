@@ -70,10 +70,11 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     looks = SecondLooks(store, options.second_look, options.repeats, options.starters)
     feedback, talks = Feedback(models, desk, store, looks), Conversations(kept, store)
     talk = Talk(models, desk, kept.dialogues, Condenser(desk, kept.notes), options.linger)
+    following = Succession(options.follow, models, engine, options.shots) if options.follow else None
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        async with _following(options, models, engine):
+        async with _following(following):
             yield
         engine.close()
         await talk.settle()
@@ -96,18 +97,18 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.include_router(conversations.routes(talks, talk))
     app.include_router(accounts.routes(kept))
     app.include_router(keys.routes(kept))
-    app.include_router(operator.routes(models, store, Runs(options.runs), options.follow))
+    app.include_router(operator.routes(models, store, Runs(options.runs), following))
     app.include_router(files)
     return app
 
 
 @asynccontextmanager
-async def _following(options: Options, models: Models, engine: Engine) -> AsyncIterator[None]:
+async def _following(succession: Succession | None) -> AsyncIterator[None]:
     """Follow a run's champion, if there is a run."""
-    if options.follow is None:
+    if succession is None:
         yield
         return
-    following = asyncio.create_task(Succession(options.follow, models, engine, options.shots).follow())
+    following = asyncio.create_task(succession.follow())
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -20,10 +19,10 @@ from danlu.align import ballots
 from danlu.align.ballots import Ballot
 from danlu.align.preferences import PreferenceStore
 from danlu.align.tally import tally
-from danlu.serve import succession
 from danlu.serve.accounts import OPERATOR, caller_of, require
 from danlu.serve.models import Models
 from danlu.serve.runs import Runs
+from danlu.serve.succession import Succession
 
 _UTF8 = "\ufeff"  # a spreadsheet takes text without this mark for whatever its system spoke thirty years ago
 
@@ -32,7 +31,7 @@ _Cursor = Annotated[str, Query(max_length=100)]
 _After = Annotated[str, Query(pattern=r"^([0-9]{1,20}-[0-9]{1,18})?$")]
 
 
-def routes(models: Models, store: PreferenceStore, runs: Runs, followed: Path | None = None) -> APIRouter:
+def routes(models: Models, store: PreferenceStore, runs: Runs, following: Succession | None = None) -> APIRouter:
     """GET for runs, votes and ratings; all read files or a database, so all run beside the event loop."""
     router = APIRouter(dependencies=[Depends(_operators_only)])
 
@@ -72,7 +71,7 @@ def routes(models: Models, store: PreferenceStore, runs: Runs, followed: Path | 
 
     @router.get("/api/operator/champion")
     def champion() -> dict[str, Any]:
-        return succession.show(followed)
+        return following.show() if following else {"standing": None}
 
     return router
 

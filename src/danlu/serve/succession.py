@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from danlu.serve.models import Models, Served, read_served
 
 _LOG = logging.getLogger("danlu.serve")
 SECONDS = 1.0  # between two looks
+PATIENCE = 300.0  # between two tries of what fails again and again, at most: each of them may read a whole model
 LINGER = 60.0  # from being replaced to going: between a request and its job are the gates, and a long text to encode
 
 
@@ -58,18 +60,20 @@ class Succession:
         self._held = {served.hash: served for served in models.all() if served.name == CHAMPION}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._seen: tuple[int, int] | None = None
+        self._failed: tuple[int, int] | None = None
+        self._pause, self._again = 0.0, 0.0
+        self.trouble = ""
+        """Why the pointer is not followed; empty if it is."""
 
     async def follow(self) -> None:
-        """Look at the pointer until cancelled; what goes wrong is told once and tried again."""
-        told = ""
+        """Look at the pointer until cancelled; what goes wrong is told once and tried again, less and less often."""
         while True:
             try:
                 await self.look()
-                told = ""
             except (UserError, OSError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    _LOG.error("the champion cannot be followed: %s", told)
+                if str(error) != self.trouble:
+                    self.trouble = str(error)
+                    _LOG.error("the champion cannot be followed: %s", self.trouble)
             await asyncio.sleep(SECONDS)
 
     async def look(self) -> None:
@@ -79,17 +83,34 @@ class Succession:
             UserError: the pointer is damaged, or a version cannot be loaded; what was served goes on being served.
         """
         stamp = await run_sync(self._stamp)
-        if stamp is None or stamp == self._seen:
+        if stamp is None or stamp == self._seen or (stamp == self._failed and time.monotonic() < self._again):
             return
+        try:
+            await self._obey()
+        except (UserError, OSError):
+            self._pause = min(2 * self._pause, PATIENCE) if stamp == self._failed else SECONDS
+            self._failed, self._again = stamp, time.monotonic() + self._pause
+            raise
+        self._seen, self._failed, self.trouble = stamp, None, ""
+
+    async def _obey(self) -> None:
+        """Do what the pointer says: first the champion, whom a candidate that cannot be loaded does not keep waiting."""
         standing = await run_sync(self._registry.standing)
         if standing is None:
             return
         champion = await self._hold(CHAMPION, standing.champion)
-        candidate = await self._hold(CANDIDATE, standing.candidate) if standing.candidate else None
-        self._models.reign(champion, candidate, standing.share)
+        self._models.reign(champion, None, 0.0)
         for identity in self._held.keys() - {standing.champion, standing.candidate}:
             self._release(identity)
-        self._seen = stamp
+        if standing.candidate:
+            self._models.reign(champion, await self._hold(CANDIDATE, standing.candidate), standing.share)
+
+    def show(self) -> dict[str, Any]:
+        """Who reigns, who is tried, what is still needed, and why it is not followed, for the operator."""
+        standing = self._registry.standing()
+        if standing is None:
+            return {"standing": None, "trouble": self.trouble}
+        return {"standing": asdict(standing), "trouble": self.trouble, **Rounds(self._registry.run).summary()}
 
     def _stamp(self) -> tuple[int, int] | None:
         """What changes whenever the pointer is replaced; None if there is none."""
@@ -120,11 +141,3 @@ class Succession:
         del self._leaving[identity]
         held = self._held.pop(identity)
         self._engine.drop(held.weights or held.name)
-
-
-def show(run: Path | None) -> dict[str, Any]:
-    """Who reigns, who is tried, and what is still needed, for the operator; empty without a flywheel."""
-    standing = Registry(run).standing() if run else None
-    if run is None or standing is None:
-        return {"standing": None}
-    return {"standing": asdict(standing), **Rounds(run).summary()}
