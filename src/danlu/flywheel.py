@@ -23,9 +23,10 @@ from pydantic import Field
 
 from danlu.align import gate, redlines
 from danlu.align.champion import Registry
-from danlu.align.gate import Condition, GateSettings, as_rows
+from danlu.align.gate import Comparison, Condition, GateSettings, as_rows
 from danlu.align.preferences import PreferenceStore
 from danlu.align.rounds import FLYWHEEL, Round, Rounds
+from danlu.align.tables import now
 from danlu.align.trial import Contestants, trial
 from danlu.console import Console
 from danlu.errors import UserError
@@ -91,6 +92,7 @@ class Flywheel:
         self.registry, self.rounds = Registry(run), Rounds(run)
         self.recipe = _recipe_of(run)
         self._aligned = aligned_of(self.recipe)
+        self._compared: tuple[tuple[Any, ...], Comparison] | None = None
         self._red_lines = Path(settings.red_lines).expanduser() if settings.red_lines else None
         if self._red_lines is not None:
             redlines.read(self._red_lines)  # now, and not after hours of training
@@ -157,18 +159,23 @@ class Flywheel:
 
     def _collect(self, round_: Round) -> dict[str, Any] | Waiting:
         earlier = [one.result("freeze") for one in self.rounds.all() if one.number < round_.number]
-        counted = max((result["votes"] for result in earlier if result), default=0)
-        votes = self.store.count()
-        missing = self.settings.votes - max(0, votes - counted)
+        since = max((result.get("until", "") for result in earlier if result), default="")
+        votes, new = self.store.count(), self.store.count(since)
+        if self._said("dpo", "loss") == "kto":  # which learns from thumbs too
+            votes, new = votes + self.store.count_thumbs(), new + self.store.count_thumbs(since)
+        missing = self.settings.votes - new
         if missing > 0:
             return Waiting(f"{missing} more votes", missing, {"votes": votes})
-        return {"votes": votes, "new": votes - counted, "said": f"{votes - counted} new votes, {votes} in all"}
+        return {"votes": votes, "new": new, "said": f"{new} new votes, {votes} in all"}
 
     def _freeze(self, round_: Round) -> dict[str, Any]:
         """A copy of the votes that no later vote changes: what is trained on is known, and stays so."""
-        path = round_.dir / _VOTES
+        path, until = round_.dir / _VOTES, now()
         votes, kept = self.store.count(), freeze_votes(self.recipe, self.store, path)
-        return {"votes": votes, "preferences": kept, "hash": hash_file(path), "said": f"{kept} votes prefer something"}
+        return {
+            "votes": votes, "until": until, "preferences": kept, "hash": hash_file(path),
+            "said": f"{kept} votes prefer something",
+        }  # fmt: skip
 
     def _reward(self, round_: Round) -> dict[str, Any]:
         self._make("reward", round_)
@@ -215,14 +222,19 @@ class Flywheel:
         standing = self.registry.standing()
         if standing is None or standing.candidate != candidate:
             return _gate([_TAKEN], False)
-        found = gate.compare(self.store.all(), standing.champion, candidate, self.settings)
+        found = self._compare(standing.champion, candidate)
         if not (found.met or found.hopeless):
-            about = "more than can be foreseen" if found.votes_needed is None else f"about {found.votes_needed} more"
-            return Waiting(
-                f"votes on the candidate: {about}", found.votes_needed,
-                {"conditions": as_rows(found.conditions), **found.to_json()},
-            )  # fmt: skip
+            more = {"conditions": as_rows(found.conditions), **found.to_json()}
+            return Waiting(found.waits_for(), found.votes_needed, more)
         return _gate(found.conditions, found.met) | found.to_json()
+
+    def _compare(self, champion: str, candidate: str) -> Comparison:
+        """What the votes say; they are read again when there are others than at the last look."""
+        looked = (self.store.stamp(), champion, candidate)
+        if self._compared is None or self._compared[0] != looked:
+            votes = self.store.all(first=True)
+            self._compared = looked, gate.compare(votes, champion, candidate, self.settings)
+        return self._compared[1]
 
     def _verdict(self, round_: Round) -> dict[str, Any]:
         candidate, failed = (round_.result("policy") or {}).get("candidate"), round_.failed()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from danlu.console import Console
-from danlu.errors import unknown
+from danlu.errors import UserError, unknown
 
 _ACTIONS = ("status", "rollback")
 
@@ -43,8 +43,10 @@ def flywheel(
 
     action, said = _read(words or [])
     if action == "rollback":
+        before = Registry(run).standing()
         standing = Registry(run).roll_back("by hand: danlu flywheel rollback")
-        typer.echo(f"{standing.champion} is the champion again")
+        stays = before is not None and before.champion == standing.champion
+        typer.echo(f"{standing.champion} {'stays the champion; no candidate' if stays else 'is the champion again'}")
         return
     settings = load_section(run / SETTINGS, said, "flywheel", FlywheelSettings)
     wheel = Flywheel(run, settings, Console())
@@ -91,4 +93,6 @@ def _read(words: list[str]) -> tuple[str, list[str]]:
     for word in actions:
         if word not in _ACTIONS:
             raise unknown("action", word, _ACTIONS)
+    if len(actions) > 1:
+        raise UserError(f"{' and '.join(actions)} are {len(actions)} actions; name one of {', '.join(_ACTIONS)}")
     return (actions[0] if actions else ""), said

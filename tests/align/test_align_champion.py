@@ -63,6 +63,9 @@ def test_promotion_and_rollback_restore_the_former_champion(run, versions):
     assert weights(registry, registry.standing().champion) == before
     with pytest.raises(UserError, match="no other champion"):
         registry.roll_back("once more")
+    ended = registry.standing()
+    registry.propose(second, 0.5)
+    assert registry.roll_back("none of this") == ended, "where nobody reigned before, a candidate can be taken away"
 
 
 def test_what_is_not_there_is_said(run, versions, tmp_path):

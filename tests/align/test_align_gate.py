@@ -106,11 +106,33 @@ def test_the_votes_said_to_be_needed_are_those_that_decide():
 def test_only_blind_votes_on_these_two_count_and_nobody_counts_often():
     votes = [duel(LOSS, "flood") for _ in range(40)] + [duel(WIN, "a", swapped=True), duel((), "b"), duel(TIE, "c")]
     votes += [duel(WIN, "d", other="somebody else")]
-    duels = gate.duels_of(votes, "champion", "candidate", per_rater=5)
+    duels = gate.counted(gate.duels_of(votes, "champion", "candidate"), per_rater=5)
     assert tally_of(duels, "candidate") == Tally(1, 2, 5)
     twice = [duel(WIN, "a", seed=-1), duel(LOSS, "a", seed=-1, swapped=True), duel(LOSS, "b", seed=-1)]
-    duels = gate.duels_of(twice, "champion", "candidate", per_rater=5)
+    duels = gate.duels_of(twice, "champion", "candidate")
     assert tally_of(duels, "candidate") == Tally(1, 0, 1), "a second look of the same rater says nothing new"
+
+
+def test_one_rater_alone_decides_nothing_and_comes_to_an_end():
+    settings = GateSettings(max_votes=60, votes_per_rater=4)
+    votes = [duel(WIN if i % 2 else LOSS, "alone") for i in range(60)]
+    found = compare(votes[:3], "champion", "candidate", settings)
+    assert not found.used_up
+    found = compare(votes[:20], "champion", "candidate", settings)
+    assert (found.tally, found.hopeless, found.used_up) == (Tally(2, 0, 2), False, True)
+    assert found.votes_needed == 40, "those that do not count bring the end nearer"
+    assert "other raters" in found.waits_for()
+    assert not compare([*votes[:20], duel(WIN, "b")], "champion", "candidate", settings).used_up
+    assert compare(votes, "champion", "candidate", settings).hopeless
+
+
+def test_where_length_alone_is_missing_no_number_of_votes_is_promised():
+    votes = [duel(WIN, f"{i}", ours="a much longer answer", theirs="short", swapped=i % 2 == 0) for i in range(40)]
+    votes += [duel(LOSS, f"{i}", ours="short", theirs="a much longer answer") for i in range(8)]
+    found = compare(votes, "champion", "candidate", GateSettings(length_bar=0.99))
+    assert [condition.met for condition in found.conditions] == [True, False]
+    assert (found.votes_needed, found.hopeless) == (None, False)
+    assert "not met yet: win rate at equal length" in found.waits_for()
 
 
 def test_a_candidate_that_only_writes_more_wins_nothing_at_equal_length():
@@ -133,6 +155,9 @@ def test_paired_gain_by_hand():
     assert gained.met
     assert not paired_gain("audit", [1.0, 2.0], [2.0, 1.0], 0.0).met
     assert not paired_gain("audit", [9.0], [0.0], 0.0).met, "one prompt tells nothing"
+    for score in (math.nan, math.inf):
+        broken = paired_gain("audit", [9.0, score, 9.0], [0.0, 0.0, 0.0], 0.0)
+        assert (broken.value, broken.met) == (None, False)
 
 
 def test_budgets_and_settings():

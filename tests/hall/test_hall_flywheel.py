@@ -22,6 +22,7 @@ from danlu.hub.weights import WEIGHTS
 from danlu.pipeline import execute, read_recipe
 from danlu.places import votes_path
 from danlu.recipe import load_section
+from danlu.records import Answer, Message
 from danlu.run import Run
 from danlu.serve import Options, create_app, succession
 from danlu.serve.worker import Setup
@@ -170,8 +171,6 @@ def test_a_round_goes_on_wherever_it_was_killed(wheel, model_dirs, killed_after)
 
 
 def _shown(standing, candidate):
-    from danlu.records import Answer, Message
-
     champion = standing.history[-1].model if standing.champion == candidate else standing.champion
     return (Message("user", "greet"),), (Answer("never", model=champion), Answer("Hello", model=candidate))
 
@@ -192,6 +191,44 @@ def test_settings_are_strict_and_what_is_missing_is_said(run, tmp_path):
         Flywheel(run, SETTINGS.model_copy(update={"red_lines": "nothing.jsonl"}), QUIET)
     said = CliRunner().invoke(app, ["flywheel", str(run), "statu"])
     assert "did you mean 'status'" in str(said.exception)
+    said = CliRunner().invoke(app, ["flywheel", str(run), "status", "rollback"])
+    assert "status and rollback are 2 actions" in str(said.exception)
+
+
+def test_new_votes_are_those_after_the_last_freeze_whatever_became_of_older_ones(wheel):
+    shown = [wheel.store.record(*_shown(wheel.registry.standing(), "candidate")) for _ in range(4)]
+    for comparison in shown[:2]:
+        wheel.store.vote(comparison, (1, 0), "old")
+    round_ = wheel.rounds.current()
+    round_.write("collect", {})
+    frozen = wheel._freeze(round_)
+    assert (frozen["votes"], wheel._collect(wheel.rounds.current()).votes) == (2, 998)
+    round_.write("freeze", frozen)
+    for state, result in (("reward", {}), ("reward_gate", {"passed": False, "conditions": []}), ("verdict", {})):
+        round_.write(state, result)
+    wheel.store.forget("old")
+    assert wheel.go().votes == 1000
+    wheel.store.vote(shown[2], (1, 0), "new")
+    assert wheel.go().votes == 999, "one vote is new, though there are fewer than there were"
+    wheel.store.thumb(wheel.store.record([Message("user", "?")], [Answer("!")]), True, "new")
+    assert wheel.go().votes == 999
+    wheel.recipe.sections["dpo"] = wheel.recipe.sections["dpo"].model_copy(update={"loss": "kto"})
+    assert wheel.go().votes == 998, "this recipe learns from thumbs too"
+
+
+def test_the_canary_counts_first_words_and_reads_votes_when_there_are_others(wheel, model_dirs, monkeypatch):
+    candidate = plant(wheel, model_dirs["knows"])
+    asked = []
+    everything = type(wheel.store).all
+    monkeypatch.setattr(type(wheel.store), "all", lambda store, **how: asked.append(how) or everything(store, **how))
+    wheel.go()
+    wheel.go()
+    assert len(asked) == 1, "nothing new was to be read"
+    shown = wheel.store.record(*_shown(wheel.registry.standing(), candidate))
+    wheel.store.vote(shown, (0, 1), "r")
+    assert wheel.go().found["losses"] == 1
+    wheel.store.vote(shown, (1, 0), "r")  # now they know who wrote what
+    assert (wheel.go().found["losses"], wheel.go().found["wins"], len(asked)) == (1, 0, 3)
 
 
 def test_status_says_what_is_waited_for(wheel):

@@ -166,14 +166,17 @@ class Registry:
             return standing if standing.champion == identity else self._succeed(standing, identity, "promoted", why)
 
     def roll_back(self, why: str) -> Standing:
-        """Let the former champion have its place again, and try no candidate.
+        """Let the former champion have its place again, and try no candidate; before the first promotion there is only
+        the candidate to take away.
 
         Raises:
-            UserError: there was no other champion before.
+            UserError: there was no other champion before, and there is no candidate.
         """
         with self._changing():
             standing = self._there()
             before = standing.before()
+            if before is None and standing.candidate:
+                return self._write(_alone(standing))
             if before is None:
                 raise UserError(f"{self.run} has had no other champion to go back to")
             self.place(before)

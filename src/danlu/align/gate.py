@@ -48,7 +48,7 @@ class GateSettings(Settings):
     max_votes: int = Field(1000, ge=1)
     """Votes on the two after which an undecided candidate is given up."""
     votes_per_rater: int = Field(50, ge=1)
-    """Of one rater only so many votes count, the first ones: nobody decides alone."""
+    """Of one rater only so many votes count, the first ones: nobody decides alone. For ``max_votes`` all do."""
     length_bar: float = Field(0.5, ge=0, lt=1)
     """Win rate at equal length that has to be exceeded."""
     audit: bool = True
@@ -114,7 +114,9 @@ class Comparison:
         conditions: on the win rate, and on the win rate at equal length.
         met: whether all of them are met.
         hopeless: whether the candidate should be given up.
-        votes_needed: about so many votes more if they go on as they went; None if it is far.
+        votes_needed: about so many votes more if they go on as they went; None if it is far, or if more votes alone do
+            not settle what is missing.
+        used_up: whether nobody who has voted so far has a vote left that counts.
     """
 
     tally: Tally
@@ -122,23 +124,32 @@ class Comparison:
     met: bool
     hopeless: bool
     votes_needed: int | None
+    used_up: bool = False
+
+    def waits_for(self) -> str:
+        """What is still needed, in words."""
+        needed = "more than can be foreseen" if self.votes_needed is None else f"about {self.votes_needed} more"
+        missing = [condition.what for condition in self.conditions if not condition.met]
+        others = ", of other raters: those who voted have no votes left that count" if self.used_up else ""
+        return f"votes on the candidate: {needed}{others}; not met yet: {', '.join(missing)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         found = {name: int(count) for name, count in vars(self.tally).items()}
-        return {**found, "votes_needed": self.votes_needed, "hopeless": self.hopeless}
+        return {**found, "votes_needed": self.votes_needed, "hopeless": self.hopeless, "used_up": self.used_up}
 
 
 def compare(preferences: Sequence[Preference], champion: str, candidate: str, settings: GateSettings) -> Comparison:
     """Candidate against champion by people's blind votes.
 
     Args:
-        preferences: votes, in the order of their time; those on other pairs of models are passed over.
+        preferences: first votes, in the order of their time: who has voted has been told names. Those on other pairs of models are passed over.
         champion, candidate: hashes of the models.
         settings: what is needed.
     """
-    duels = duels_of(preferences, champion, candidate, settings.votes_per_rater)
-    tally = tally_of(duels, candidate)
+    cast = duels_of(preferences, champion, candidate)
+    duels = counted(cast, settings.votes_per_rater)
+    tally, uncounted = tally_of(duels, candidate), len(cast) - len(duels)
     lower = lower_bound(tally, settings.error)
     equal = equal_length_rate(duels, champion, candidate)
     conditions = (
@@ -154,17 +165,19 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
         ),
     )  # fmt: skip
     met = all(condition.met for condition in conditions)
-    spent = tally.votes >= settings.max_votes
+    spent = len(cast) >= settings.max_votes
     hopeless = not met and (spent or _log_futility(tally, settings) >= -math.log(settings.futility))
-    return Comparison(tally, conditions, met, hopeless, 0 if met or hopeless else votes_needed(tally, settings))
+    needed = 0 if met or hopeless else None if conditions[0].met else votes_needed(tally, settings, uncounted)
+    raters = Counter(duel.rater for duel in cast)
+    used_up = bool(raters) and min(raters.values()) >= settings.votes_per_rater
+    return Comparison(tally, conditions, met, hopeless, needed, used_up)
 
 
-def duels_of(preferences: Sequence[Preference], champion: str, candidate: str, per_rater: int) -> list[Preference]:
-    """The votes on these two models side by side, of every rater the first ``per_rater``.
+def duels_of(preferences: Sequence[Preference], champion: str, candidate: str) -> list[Preference]:
+    """The votes on these two models side by side.
 
     Who is shown the same two answers a second time says nothing new with it, whatever they say: the first look counts.
     """
-    counted: Counter[str] = Counter()
     looked: set[Hashable] = set()
     duels = []
     for preference in preferences:
@@ -173,10 +186,19 @@ def duels_of(preferences: Sequence[Preference], champion: str, candidate: str, p
         two = sorted(answer.model for answer in preference.answers) == sorted((champion, candidate))
         if two and look not in looked:
             looked.add(look)
-            counted[preference.rater] += 1
-            if counted[preference.rater] <= per_rater:
-                duels.append(preference)
+            duels.append(preference)
     return duels
+
+
+def counted(duels: Sequence[Preference], per_rater: int) -> list[Preference]:
+    """Of every rater the first ``per_rater`` votes."""
+    votes: Counter[str] = Counter()
+    kept = []
+    for duel in duels:
+        votes[duel.rater] += 1
+        if votes[duel.rater] <= per_rater:
+            kept.append(duel)
+    return kept
 
 
 def tally_of(duels: Sequence[Preference], candidate: str) -> Tally:
@@ -207,8 +229,14 @@ def lower_bound(tally: Tally, error: float) -> float:
     return low
 
 
-def votes_needed(tally: Tally, settings: GateSettings) -> int | None:
-    """How many votes more decide it, one way or the other, if they fall as those so far (and one win, one loss) did."""
+def votes_needed(tally: Tally, settings: GateSettings, uncounted: int = 0) -> int | None:
+    """How many votes more decide it, one way or the other, if they fall as those so far (and one win, one loss) did.
+
+    Args:
+        tally: votes that count.
+        settings: what is needed.
+        uncounted: votes that were cast besides and only bring ``max_votes`` nearer.
+    """
     smooth = Tally(tally.wins + 1, tally.ties, tally.losses + 1)
     shares = Tally(*(count / smooth.votes for count in (smooth.wins, smooth.ties, smooth.losses)))
 
@@ -217,7 +245,7 @@ def votes_needed(tally: Tally, settings: GateSettings) -> int | None:
             tally.wins + more * shares.wins, tally.ties + more * shares.ties, tally.losses + more * shares.losses
         )
         return (
-            ahead.votes >= settings.max_votes
+            ahead.votes + uncounted >= settings.max_votes
             or _log_wealth(ahead, settings.bar) >= -math.log(settings.error)
             or _log_futility(ahead, settings) >= -math.log(settings.futility)
         )
@@ -247,6 +275,8 @@ def paired_gain(what: str, candidate: Sequence[float], champion: Sequence[float]
     differences = [ours - theirs for ours, theirs in zip(candidate, champion, strict=True)]
     if len(differences) < 2:
         return Condition(what, None, f"> {needed:g}", False, "fewer than two prompts")
+    if not all(map(math.isfinite, differences)):
+        return Condition(what, None, f"> {needed:g}", False, "a score is no number")
     mean = fmean(differences)
     bound = mean - _Z * stdev(differences) / math.sqrt(len(differences))
     return Condition(

@@ -240,10 +240,10 @@ class PreferenceStore:
             session.add(vote)
             return True
 
-    def all(self) -> list[Preference]:
+    def all(self, first: bool = False) -> list[Preference]:
         """Every rater's last word on every comparison that still exists, ordered by time and id.
 
-        What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
+        With ``first`` it is their first word: after it they were told who wrote what, so only that one was blind. What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
         """
         query = (
             select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
@@ -252,8 +252,12 @@ class PreferenceStore:
             .order_by(VoteRow.time, VoteRow.id).options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
-            last = {(shown.id, vote.rater): (vote, shown, showing) for vote, shown, showing in session.execute(query)}
-            kept = sorted(last.values(), key=lambda found: (found[0].time, found[0].id))
+            words = session.execute(query).all()
+            # The later of two takes the other's place, so that those who are to stay are put in last.
+            by = {
+                (shown.id, vote.rater): (vote, shown, showing) for vote, shown, showing in words[:: -1 if first else 1]
+            }
+            kept = sorted(by.values(), key=lambda found: (found[0].time, found[0].id))
             return [preference_of(*found) for found in kept]
 
     def thumbs(self) -> list[Thumb]:
@@ -267,11 +271,24 @@ class PreferenceStore:
             last = {(shown.id, thumb.rater): thumb_of(thumb, shown) for thumb, shown in session.execute(query)}
             return sorted(last.values(), key=lambda thumb: (thumb.time, thumb.id))
 
-    def count(self) -> int:
-        """How many votes ``all`` would give."""
-        voices = (
-            select(VoteRow.comparison, VoteRow.rater).join(ComparisonRow).where(~ComparisonRow.deleted).distinct()
-        ).subquery()
+    def count(self, since: str = "") -> int:
+        """How many votes ``all`` would give, or of how many the word is later than ``since`` (ISO 8601)."""
+        return self._voices(VoteRow, since)
+
+    def count_thumbs(self, since: str = "") -> int:
+        """How many ``thumbs`` would give, or of how many the word is later than ``since`` (ISO 8601)."""
+        return self._voices(ThumbRow, since)
+
+    def stamp(self) -> tuple[int, str]:
+        """What changes whenever ``all`` does: how many votes were ever cast and still exist, and when the newest."""
+        query = select(func.count(), func.max(VoteRow.time)).join_from(VoteRow, ComparisonRow)
+        with self._session() as session:
+            votes, newest = session.execute(query.where(~ComparisonRow.deleted)).one()
+            return votes, newest or ""
+
+    def _voices(self, table: type[VoteRow] | type[ThumbRow], since: str) -> int:
+        query = select(table.comparison, table.rater).join(ComparisonRow, table.comparison == ComparisonRow.id)
+        voices = query.where(~ComparisonRow.deleted, table.time > since).distinct().subquery()
         with self._session() as session:
             return session.scalar(select(func.count()).select_from(voices)) or 0
 

@@ -94,7 +94,7 @@ class Succession:
         self._seen, self._failed, self.trouble = stamp, None, ""
 
     async def _obey(self) -> None:
-        """Do what the pointer says: first the champion, whom a candidate that cannot be loaded does not keep waiting."""
+        """Do what the pointer says: first the champion, whom no candidate that cannot be loaded keeps waiting."""
         standing = await run_sync(self._registry.standing)
         if standing is None:
             return
