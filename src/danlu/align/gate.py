@@ -143,7 +143,8 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
     """Candidate against champion by people's blind votes.
 
     Args:
-        preferences: first votes, in the order of their time: who has voted has been told names. Those on other pairs of models are passed over.
+        preferences: first votes, since who has voted has been told names, in the order of their time; those on other
+            pairs of models are passed over.
         champion, candidate: hashes of the models.
         settings: what is needed.
     """

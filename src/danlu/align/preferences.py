@@ -243,7 +243,8 @@ class PreferenceStore:
     def all(self, first: bool = False) -> list[Preference]:
         """Every rater's last word on every comparison that still exists, ordered by time and id.
 
-        With ``first`` it is their first word: after it they were told who wrote what, so only that one was blind. What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
+        With ``first`` it is their first word: after it they were told who wrote what, and only that one was blind.
+        What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
         """
         query = (
             select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
@@ -253,7 +254,7 @@ class PreferenceStore:
         )  # fmt: skip
         with self._session() as session:
             words = session.execute(query).all()
-            # The later of two takes the other's place, so that those who are to stay are put in last.
+            # Of two the one that is put in later stays.
             by = {
                 (shown.id, vote.rater): (vote, shown, showing) for vote, shown, showing in words[:: -1 if first else 1]
             }
