@@ -229,6 +229,9 @@ def test_the_canary_counts_first_words_and_reads_votes_when_there_are_others(whe
     assert wheel.go().found["losses"] == 1
     wheel.store.vote(shown, (1, 0), "r")  # now they know who wrote what
     assert (wheel.go().found["losses"], wheel.go().found["wins"], len(asked)) == (1, 0, 3)
+    said = CliRunner().invoke(app, ["flywheel", str(wheel.run.dir), "rollback"])
+    assert "stays the champion" in said.output, "nobody reigned before: the candidate goes, and that is all"
+    assert wheel.registry.standing().candidate == ""
 
 
 def test_status_says_what_is_waited_for(wheel):

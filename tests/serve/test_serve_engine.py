@@ -294,7 +294,7 @@ def test_a_model_that_is_wanted_again_while_it_leaves_finishes_its_answer(genera
     assert worker._obey()
     loaded = Loaded("knows", str(model_dirs["knows"]), "0a1b")
     worker._take(2, loaded, generator, _engine(generator, Setup()))
-    while worker._under:
+    for _ in range(40):
         worker._step(worker._engines["knows"])
         worker._let_go()
     assert (2, loaded) in told
