@@ -56,6 +56,10 @@ def serve(
             "same tokenizer."
         ),
     ] = "",
+    engine: Annotated[
+        str, typer.Option(help="What writes the answers: danlu, or vllm for models that outgrow it (extra vllm).")
+    ] = "danlu",
+    parallel: Annotated[int, typer.Option(min=1, help="GPUs that share each layer's matrices; --engine vllm only.")] = 1,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
@@ -71,7 +75,7 @@ def serve(
         reach=Reach(host, tuple(allow_host or ())),
         rates=Rates(requests, tokens),
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
-        setup=Setup(rows=streams, guess=guess),
+        setup=Setup(rows=streams, guess=guess, engine=engine, parallel=parallel),
         own_process=True,
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

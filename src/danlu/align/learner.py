@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +24,7 @@ from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
 from danlu.errors import UserError
+from danlu.infer.vllm import require
 from danlu.model.decoder import Decoder
 from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
@@ -79,10 +81,17 @@ class PPOSettings(ComputeSettings):
     """Reward per nat of entropy of the policy's next token; 0 is off."""
     mix: float = Field(0.0, ge=0)
     """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
+    sampler: Literal["danlu", "vllm"] = "danlu"
+    """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
     probe_every: int = Field(10, ge=1)
     """Iterations between looks from outside, and between checkpoints."""
     probe_prompts: int = Field(96, ge=1)
     """Held-out prompts per look."""
+
+    def check(self) -> None:
+        """The sampler is installed."""
+        if self.sampler == "vllm":
+            require()
 
 
 @dataclass(frozen=True)

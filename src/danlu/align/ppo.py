@@ -19,6 +19,7 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import losses, monitor, scoring
+from danlu.align.elsewhere import Following, corrected, sampler_of
 from danlu.align.learner import Learner, PPOSettings, Scored, explained_variance
 from danlu.align.losses import AdaptiveKL
 from danlu.align.monitor import Monitor
@@ -27,7 +28,6 @@ from danlu.align.rollout import Cursor, RewardScore, Rollouts, Score, gather_pro
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
-from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Conversation, read_conversations
 from danlu.run import Stage
@@ -57,8 +57,9 @@ def ppo(stage: Stage) -> dict[str, Any]:
     mean, std = read_scale(stage.inputs["reward"] / "model")
     score = RewardScore(models["reward"], mean, std, settings.micro_batch, settings.missing_end_penalty)
     learner = Learner(models["policy"], models["critic"], settings)
-    practice = Practice(stage, tokenizer, learner, models["reference"], score)
-    figures = practice.run()
+    rows, weights = max(settings.batch_size, settings.probe_prompts), stage.dir / "sampler"
+    with sampler_of(settings.sampler, learner.policy, tokenizer, weights, rows) as sampler:
+        figures = Practice(stage, tokenizer, learner, models["reference"], score, sampler).run()
     card = {"stage": "ppo", **{key: figures[key] for key in ("kept", "before", "after")}}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
     return figures
@@ -73,14 +74,18 @@ class Practice:
         learner: policy and critic.
         reference: the frozen SFT model.
         score: scores answers.
+        sampler: draws answers from the policy.
     """
 
-    def __init__(self, stage: Stage, tokenizer: Tokenizer, learner: Learner, reference: Decoder, score: Score) -> None:
+    def __init__(
+        self, stage: Stage, tokenizer: Tokenizer, learner: Learner, reference: Decoder, score: Score,
+        sampler: Following,
+    ) -> None:  # fmt: skip
         settings = learner.settings
         self._stage, self._settings, self._tokenizer = stage, settings, tokenizer
         self._learner, self._reference = learner, reference
         self._device = learner.policy.output_weight.device.type
-        self._sampler = Generator(learner.policy, tokenizer, learner.policy.compute_dtype)
+        self._sampler = sampler
         self._rollouts = Rollouts(self._sampler, score, settings.max_new_tokens, tokenizer.pad, self._device)
         self._controller = AdaptiveKL(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         self._read_prompts()
@@ -134,8 +139,9 @@ class Practice:
         experience = self._rollouts.collect(chosen, *address)
         sampled = time.monotonic()
         scored = self._learner.score(experience, self._reference, self._controller.beta)
+        scored, differs = corrected(scored) if settings.sampler != "danlu" else (scored, {})
         update = self._learner.update(scored, iteration, stream_seed(*address, "rows"), self._mix(iteration))
-        row = summary(scored) | {"beta": self._controller.beta} | update
+        row = summary(scored) | {"beta": self._controller.beta} | update | differs
         self._controller = self._controller.update(row["kl"], settings.batch_size)
         self._seconds += time.monotonic() - started
         return row | {"seconds": time.monotonic() - started, "sampling_seconds": sampled - started}

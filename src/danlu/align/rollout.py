@@ -87,6 +87,7 @@ class Experience:
         scores: (B,) fp32.
         prompts: the prompts, row by row.
         texts: the answers in words.
+        drawn: (B, R) log-probabilities of the responses' tokens as the sampler tells them, 0 on padding.
     """
 
     sequences: Sequences
@@ -94,6 +95,7 @@ class Experience:
     scores: Tensor
     prompts: tuple[Prompt, ...]
     texts: tuple[str, ...]
+    drawn: Tensor
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ class Rollouts:
         sequences = scoring.pad(ids, [completion.tokens for completion in done], self.padding, self.device)
         finished = torch.tensor([completion.finish_reason == "stop" for completion in done], device=self.device)
         texts = tuple(completion.text for completion in done)
-        return Experience(sequences, finished, self.score(sequences, finished), tuple(prompts), texts)
+        told = torch.tensor([logprob for completion in done for logprob in completion.logprobs], device=self.device)
+        drawn = torch.zeros(sequences.mask.shape, device=self.device).masked_scatter(sequences.mask, told)
+        return Experience(sequences, finished, self.score(sequences, finished), tuple(prompts), texts, drawn)
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
 def _engine(places: Mapping[str, Path], options: Options) -> Engine:
     if options.own_process:
         return Engine.in_process(places, options.setup, options.waiting)
-    generators = {name: load(place) for name, place in places.items()}
-    return Engine.in_thread(generators, options.setup, options.waiting)
+    writers = {name: load(place, options.setup, len(places)) for name, place in places.items()}
+    return Engine.in_thread(writers, options.setup, options.waiting)
 
 
 def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversations, options: Options) -> None:

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from danlu import device, hub
-from danlu.errors import UserError
-from danlu.infer import Completion, Engine, Event, Generator, Request, Token
+from danlu.errors import UserError, unknown
+from danlu.infer import Completion, Event, Generator, Request, Token
 from danlu.infer.answer import Answer
+from danlu.infer.batching import Batching
 from danlu.infer.engine import Drafter
 from danlu.infer.kernels import kernels_for
 from danlu.infer.speculate import DraftModel, PromptLookup
+from danlu.infer.vllm import VLLM
 from danlu.serve import jobs
 from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
 
@@ -37,7 +39,11 @@ _LOG = logging.getLogger("danlu.serve")
 _FAILED = "the model failed while it wrote this answer; the server's log has the details"
 _STATS_SECONDS = 0.5
 _READ_TOKENS = {"cpu": 128, "cuda": 4096}  # of prompts per step: what everybody else's next token waits for
+_SHARE = 0.9  # of a GPU's memory, for all models together
+ENGINES = ("danlu", "vllm")
 Tell = Callable[[int, jobs.Event], None]
+Writer = Generator | VLLM
+"""A model made ready for inference, in our engine or in another."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,43 @@ class Setup:
         pool_bytes: what may be kept of earlier prompts, per model.
         guess: how to guess what comes next (``infer.speculate``): ``"lookup"``, the directory of a smaller model with
             the same vocabulary, or empty for not at all.
+        engine: which one writes the answers, one of ``ENGINES``.
+        parallel: GPUs that share each layer's matrices; for vLLM.
     """
 
     rows: int = 16
     cache_bytes: int = 1 << 30
     pool_bytes: int = 1 << 28
     guess: str = ""
+    engine: str = "danlu"
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.engine == "vllm" and self.guess:
+            raise UserError("guessing what comes next is for danlu's own engine; leave out --guess, or --engine vllm")
+        if self.engine != "vllm" and self.parallel > 1:
+            raise UserError("only vLLM shares a model between GPUs; leave out --parallel, or add --engine vllm")
 
 
-def load(place: Path) -> Generator:
-    """A model directory made ready for inference on this machine."""
+def load(place: Path, setup: Setup, models: int = 1) -> Writer:
+    """A model directory made ready for inference on this machine, one of so many.
+
+    Raises:
+        UserError: it cannot be served.
+    """
     machine = device.choose()
+    if setup.engine == "danlu":
+        return _load_own(place, machine)
+    # A GPU is the models' own and is shared out; on a CPU they take what ours would.
+    cache = None if machine.kind == "cuda" else setup.cache_bytes + setup.pool_bytes
+    return VLLM(
+        place, machine.compute_dtype, rows=setup.rows, cache_bytes=cache, share=_SHARE / models, parallel=setup.parallel
+    )
+
+
+def _load_own(place: Path, machine: device.Device) -> Generator:
     native = kernels_for(machine)
     _LOG.info("products of few rows: %s", native.describe())
     model, tokenizer = hub.load_pretrained(place, dtype=None)
@@ -72,7 +104,7 @@ class _Under:
     """An answer's number, who writes it, and tokens that were drawn for it and have nothing to show yet."""
 
     number: int
-    engine: Engine
+    engine: Batching
     silent: list[Token] = field(default_factory=list)
 
 
@@ -80,14 +112,14 @@ class Worker:
     """Engines in turn.
 
     Args:
-        generators: models by the name they are served under.
+        writers: models by the name they are served under.
         setup: how.
         tell: gets every event, from the thread that ``run`` is in.
     """
 
-    def __init__(self, generators: Mapping[str, Generator], setup: Setup, tell: Tell) -> None:
-        self._generators, self._tell = dict(generators), tell
-        self._engines = {name: _engine(generator, setup) for name, generator in self._generators.items()}
+    def __init__(self, writers: Mapping[str, Writer], setup: Setup, tell: Tell) -> None:
+        self._writers, self._tell = dict(writers), tell
+        self._engines = {name: _engine(writer, setup) for name, writer in self._writers.items()}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._under: dict[Answer, _Under] = {}
         self._readings: dict[int, Job] = {}  # by number, the oldest first
@@ -138,7 +170,7 @@ class Worker:
             self._readings[number] = job
             return
         try:
-            self._generators[job.model].check(job.prompt, job.sampling)
+            self._writers[job.model].check(job.prompt, job.sampling)
             answer = self._engines[job.model].add(Request(job.prompt, job.sampling, job.seed, job.salt))
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
@@ -156,7 +188,7 @@ class Worker:
         number = next(iter(self._readings))
         job = self._readings.pop(number)
         try:
-            self._tell(number, _read(self._generators[job.model], job))
+            self._tell(number, _read(self._writers[job.model], job))
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
         except Exception:
@@ -169,7 +201,7 @@ class Worker:
             if under.number == number:
                 answer.cancelled = True
 
-    def _step(self, engine: Engine) -> None:
+    def _step(self, engine: Batching) -> None:
         try:
             events = engine.step()
         except Exception:  # a fault must not end the thread that every later answer needs
@@ -203,40 +235,41 @@ class Worker:
 
     def _stats(self) -> Stats:
         engines = list(self._engines.values())
-        used = [engine.storage.used() for engine in engines]
-        blocks = [engine.storage.blocks for engine in engines if engine.storage.blocks is not None]
+        uses = [engine.use() for engine in engines]
         return Stats(
             running=sum(engine.running for engine in engines),
             waiting=sum(engine.waiting for engine in engines),
-            cache_used=sum(taken for taken, _ in used),
-            cache_total=sum(total for _, total in used),
-            prefix_queries=sum(one.queries for one in blocks),
-            prefix_hits=sum(one.hits for one in blocks),
+            cache_used=sum(use.taken for use in uses),
+            cache_total=sum(use.total for use in uses),
+            prefix_queries=sum(use.queries for use in uses),
+            prefix_hits=sum(use.hits for use in uses),
         )
 
 
-def _read(generator: Generator, job: Job) -> Finished:
+def _read(writer: Writer, job: Job) -> Finished:
     if job.read == "embed":
-        return Finished(0, Completion((), "", (), "read"), tuple(generator.embed([job.prompt])[0].tolist()))
-    tokens = generator.score([job.prompt], job.sampling.top_logprobs)[0]
+        return Finished(0, Completion((), "", (), "read"), tuple(writer.embed([job.prompt])[0].tolist()))
+    tokens = writer.score([job.prompt], job.sampling.top_logprobs)[0]
     ids, logprobs, top = (tuple(column) for column in zip(*tokens, strict=True)) if tokens else ((), (), ())
     return Finished(0, Completion(ids, "", logprobs, "read", top))
 
 
-def _engine(generator: Generator, setup: Setup) -> Engine:
-    return generator.engine(
+def _engine(writer: Writer, setup: Setup) -> Batching:
+    if isinstance(writer, VLLM):
+        return writer.engine()
+    return writer.engine(
         setup.rows,
-        budget=_READ_TOKENS[generator.output_weight.device.type],
+        budget=_READ_TOKENS[writer.output_weight.device.type],
         cache_bytes=setup.cache_bytes,
         pool_bytes=setup.pool_bytes,
-        drafter=_drafter(generator, setup.guess),
+        drafter=_drafter(writer, setup.guess),
     )
 
 
 def _drafter(generator: Generator, guess: str) -> Drafter | None:
     if guess in ("", "lookup"):
         return PromptLookup() if guess else None
-    small = load(Path(guess))
+    small = _load_own(Path(guess), device.choose())
     if small.tokenizer.hash != generator.tokenizer.hash:
         raise UserError(f"the draft model {guess} has another tokenizer than the model that is served")
     return DraftModel(small.model, small.output_weight, small.dtype, generator.tokenizer.vocab_size)
@@ -257,8 +290,9 @@ def main() -> None:
         say(b"%d " % number + jobs.write_event(event))
 
     try:
-        generators = {name: load(Path(place)) for name, place in first["places"].items()}
-        worker = Worker(generators, Setup(**first["setup"]), tell)
+        setup = Setup(**first["setup"])
+        places = first["places"]
+        worker = Worker({name: load(Path(places[name]), setup, len(places)) for name in places}, setup, tell)
     except UserError as error:
         say(json.dumps({"refused": str(error)}).encode() + b"\n")
         sys.exit(2)

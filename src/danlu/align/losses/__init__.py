@@ -7,11 +7,14 @@ Left out: who calls them (``reward``, ``learner``).
 
 from danlu.align.losses.policy import (
     AdaptiveKL,
+    Mismatch,
     PolicyLoss,
     gae,
+    importance_weights,
     kl_k1,
     kl_k3,
     masked_mean,
+    mismatch,
     ppo_policy_loss,
     ppo_value_loss,
     token_rewards,
@@ -21,12 +24,15 @@ from danlu.align.losses.ranking import bradley_terry
 
 __all__ = [
     "AdaptiveKL",
+    "Mismatch",
     "PolicyLoss",
     "bradley_terry",
     "gae",
+    "importance_weights",
     "kl_k1",
     "kl_k3",
     "masked_mean",
+    "mismatch",
     "ppo_policy_loss",
     "ppo_value_loss",
     "token_rewards",
