@@ -167,6 +167,7 @@ class VLLM:
         if self._engine.has_unfinished_requests():
             raise RuntimeError("weights cannot change under answers that are being written")
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        self._engine.apply_model(_renew_head)
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM keeps what it has cached of the old weights")
 
@@ -332,6 +333,17 @@ def _open(options: Mapping[str, Any], path: Path) -> Any:
         return LLMEngine.from_engine_args(EngineArgs(**options))
     except Exception as error:  # of whatever kind: it is a stranger's, and tells why it does not take this model
         raise UserError(f"vLLM does not take the model in {path}: {_first_line(error)}") from error
+
+
+def _renew_head(model: Any) -> None:
+    """Let the output layer see new weights: where it shares the embedding's, reloading leaves what it made of the old.
+
+    vLLM 0.32 on a CPU multiplies by a copy that is laid out once, and goes on answering with it.
+    """
+    head = getattr(model, "lm_head", None)
+    method = getattr(head, "quant_method", None)
+    if method is not None:
+        method.process_weights_after_loading(head)
 
 
 def _first_line(error: BaseException) -> str:
