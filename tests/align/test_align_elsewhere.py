@@ -59,14 +59,15 @@ def test_advantages_are_weighed_and_the_old_logprobs_stay_the_trainers() -> None
     }  # fmt: skip
 
 
-def test_an_unknown_sampler_is_refused(make_model: Callable[..., Decoder], tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown sampler 'vlm'"), sampler_of("vlm", make_model(), tokenizer, tmp_path, 1):
+def test_an_unknown_sampler_is_refused(
+    make_model: Callable[..., Decoder], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    asked = sampler_of("vlm", make_model(), tokenizer, tmp_path, rows=1)
+    with pytest.raises(UserError, match="unknown sampler 'vlm'"), asked:
         pass
 
 
-def test_our_own_engine_tells_the_logprobs_it_drew_by(
-    make_model: Callable[..., Decoder], tokenizer: Tokenizer
-) -> None:
+def test_our_own_engine_tells_the_logprobs_it_drew_by(make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> None:
     model = make_model()
     rollouts = Rollouts(Generator(model, tokenizer, torch.float32), lambda s, _: torch.zeros(len(s)), 6, tokenizer.pad)
     prompts = [Prompt((), "", (tokenizer.bos, *tokenizer.encode(text))) for text in ("春", "山水", "花月风")]

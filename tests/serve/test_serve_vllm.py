@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 import torch
@@ -63,8 +65,10 @@ def test_answers_streams_and_counts(live):
     several = httpx.post(url, json={**GREET, "n": 5, "temperature": 1.0, "seed": 4}, timeout=60).json()
     assert len(several["choices"]) == 5
     streamed = httpx.post(url, json={**GREET, "stream": True}, timeout=60).text
-    assert "Hello" in streamed
-    assert streamed.rstrip().endswith("data: [DONE]")
+    lines = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: ")]
+    choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == "Hello, 你好。"
+    assert lines[-1] == "[DONE]"
     other = httpx.post(url, json={**GREET, "model": "random", "max_tokens": 5}, timeout=60).json()
     assert other["usage"]["completion_tokens"] <= 5
     assert "danlu_kv_cache_usage_ratio" in httpx.get(f"{live.url}/metrics").text

