@@ -109,6 +109,8 @@ class VLLM:
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         }  # fmt: skip
         self._engine = _open(options, path)
+        # What vLLM compiles at its first answer takes many seconds, which nobody should wait for later.
+        self.generate([[self.tokenizer.bos]], Sampling(max_new_tokens=1), [0])
 
     def check(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """Positions that a prompt and its answer take.
@@ -221,7 +223,7 @@ class Batch:
             params = sampling_params(request, self._stop_ids, self._spelt)
             self._engine.add_request(name, prompt, params)
         except (VLLMClientError, ValueError) as error:
-            raise UserError(f"vLLM refuses this: {_first_line(error)}") from None
+            raise UserError(f"vLLM refuses this: {_in_short(error)}") from None
         self._under[name] = answer
         return answer
 
@@ -330,7 +332,7 @@ def _open(options: Mapping[str, Any], path: Path) -> Any:
     try:
         return LLMEngine.from_engine_args(EngineArgs(**options))
     except Exception as error:  # of whatever kind: it is a stranger's, and tells why it does not take this model
-        raise UserError(f"vLLM does not take the model in {path}: {_first_line(error)}") from error
+        raise UserError(f"vLLM does not take the model in {path}: {_in_short(error)}") from error
 
 
 def _renew_head(model: Any) -> None:
@@ -344,6 +346,5 @@ def _renew_head(model: Any) -> None:
         method.process_weights_after_loading(head)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _in_short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
