@@ -29,7 +29,7 @@ class Settings(BaseModel):
         """Files and folders of the user's that the section names: when they change, the stage runs again."""
         return {}
 
-    def check(self) -> None:
+    def require(self) -> None:
         """Refuse, before the first stage, what this machine does not have.
 
         Raises:

@@ -18,6 +18,10 @@ Where = Annotated[
 Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
+Engine = Annotated[
+    str, typer.Option(help="What writes the answers: danlu, or vllm for models that outgrow it (extra vllm).")
+]
+Parallel = Annotated[int, typer.Option(min=1, help="GPUs that share each layer's matrices; --engine vllm only.")]
 
 
 def serve(
@@ -56,12 +60,8 @@ def serve(
             "same tokenizer."
         ),
     ] = "",
-    engine: Annotated[
-        str, typer.Option(help="What writes the answers: danlu, or vllm for models that outgrow it (extra vllm).")
-    ] = "danlu",
-    parallel: Annotated[
-        int, typer.Option(min=1, help="GPUs that share each layer's matrices; --engine vllm only.")
-    ] = 1,
+    engine: Engine = "danlu",
+    parallel: Parallel = 1,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""

