@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check serve bench clean
+.PHONY: demo test check serve system bench clean
 
 $(STAMP): requirements.lock pyproject.toml hatch_build.py web/.npmrc $(wildcard web/*.* web/public/* web/src/*.* web/src/ops/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,9 +27,11 @@ check: $(STAMP)  ## lint, types, house and unit tests: about a minute
 	$(BIN)/mypy
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not browser and not gpu"
 
-test: $(STAMP)  ## everything but GPU tests
+system:  ## Chromium and PostgreSQL, which tests want
 	sh scripts/install-browser.sh
 	sh scripts/install-postgres.sh
+
+test: $(STAMP) system  ## everything but GPU tests
 	$(BIN)/ruff check src tests bench hatch_build.py
 	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy

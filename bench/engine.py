@@ -1,10 +1,11 @@
 """Decoding of SmolLM2-135M beside llama.cpp and transformers: one stream, 8 and 16 streams, and the first token.
 
-In:  nothing; ``smollm2``, which danlu fetches and imports. With --random weights are drawn.
+In:  nothing; ``smollm2``, which danlu fetches and imports. With --random weights are drawn; with --bits 8 they are
+     rounded to 8 bits, the head's too, here and in llama.cpp (Q8_0).
 Out: ``results/engine-*.json`` and the table.
 Left out: the server (``serve.py``), quality.
 
-    python bench/engine.py [--rounds 5] [--peer-python PYTHON]
+    python bench/engine.py [--rounds 5] [--bits 8] [--peer-python PYTHON]
 
 Each round measures ours and every peer in turn, for each number of streams: prompts of 64 tokens, 128 new ones, greedy,
 nothing stops early. Decoding is ``127 B / (seconds of 128 tokens - seconds of the first)``. llama.cpp runs in a process
@@ -189,7 +190,7 @@ def rounds(times: int, runners: dict[str, Callable[[int], Speeds]]) -> dict[int,
 
 
 def claims(
-    found: dict[int, dict[str, list[Speeds]]], peers: dict[str, str], roof: float | None
+    found: dict[int, dict[str, list[Speeds]]], peers: dict[str, str], roof: float | None, bits: int = 16
 ) -> list[dict[str, Any]]:
     """Rows: ours beside each peer."""
     from table import row
@@ -207,7 +208,7 @@ def claims(
             least = targets.get((key, streams))
             met = least is None or statistics.median(mine) >= least * peer
             target = "reported" if least is None else f">= {least:g} x {name}"
-            what = f"decoding SmolLM2-135M, {streams} stream{'s' * (streams > 1)}"
+            what = f"decoding SmolLM2-135M{', 8 bits' * (bits == 8)}, {streams} stream{'s' * (streams > 1)}"
             rows.append(row(what, mine, "tokens/s", target, met, peer=peer, peer_name=name))
         if "hf" in by and streams == 1:
             firsts = [1000 * first for _, first in by["ours"]]
@@ -221,11 +222,12 @@ def claims(
     return rows
 
 
-def prepared(folder: Path, drawn: bool) -> tuple[Any, Path]:
+def prepared(folder: Path, drawn: bool, bits: int) -> tuple[Any, Path]:
     """Our generator, and a directory that transformers and danlu read."""
     import dataclasses
 
     from danlu import hub
+    from danlu.compress.quantize import quantize
     from danlu.console import Console
     from danlu.device import choose
     from danlu.hub import shelf
@@ -244,6 +246,7 @@ def prepared(folder: Path, drawn: bool) -> tuple[Any, Path]:
     else:
         source = shelf.obtain(Path("smollm2"), Console())
     model, tokenizer = hub.load_pretrained(source, dtype=None)
+    model = quantize(model) if bits == 8 else model
     generator = Generator(model.to(place.kind), tokenizer, place.compute_dtype, kernels_for(place))
     generator.stop_ids = ()  # nothing stops early, here as in the peers
     return generator, source
@@ -253,6 +256,7 @@ def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bits", type=int, choices=(8, 16), default=16, help="of weights")
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--random", type=Path, metavar="DIR", help="drawn weights, with the tokenizer in DIR")
     parser.add_argument("--roof", type=float, help="bytes a second that the memory gives")
@@ -264,23 +268,27 @@ def main() -> None:
         return
     from table import save
 
-    generator, source = prepared(asked.random, asked.random is not None)
-    import transformers
-
+    generator, source = prepared(asked.random, asked.random is not None, asked.bits)
     device, dtype = generator.output_weight.device.type, generator.dtype
-    runners: dict[str, Callable[[int], Speeds]] = {"ours": ours(generator), "hf": theirs(source, device, dtype)}
-    peers = {"hf": f"transformers {transformers.__version__}, static cache"}
+    runners: dict[str, Callable[[int], Speeds]] = {"ours": ours(generator)}
+    peers = {}
+    if asked.bits == 16:
+        import transformers
+
+        runners["hf"] = theirs(source, device, dtype)
+        peers["hf"] = f"transformers {transformers.__version__}, static cache"
     with tempfile.TemporaryDirectory() as folder:
         if device == "cpu" and asked.random is None:
             from danlu.hub.convert import export_gguf
 
-            export_gguf(source, Path(folder) / "f16.gguf", "F16")
-            runners["llama"] = peer = LlamaCpp(asked.peer_python, Path(folder) / "f16.gguf", asked.threads)
-            peers["llama"] = peer.name + ", F16"
+            kind, file = {16: "F16", 8: "Q8_0"}[asked.bits], Path(folder) / "model.gguf"
+            export_gguf(source, file, kind)
+            runners["llama"] = peer = LlamaCpp(asked.peer_python, file, asked.threads)
+            peers["llama"] = f"{peer.name}, {kind}"
         found = rounds(asked.rounds, runners)
     size = sum(weight.nbytes for weight in generator.model.parameters())
-    rows = claims(found, peers, asked.roof / size if asked.roof else None)
-    print(save("engine", rows))
+    rows = claims(found, peers, asked.roof / size if asked.roof else None, asked.bits)
+    print(save("engine" if asked.bits == 16 else "engine-8bit", rows))
 
 
 if __name__ == "__main__":

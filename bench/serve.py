@@ -35,7 +35,7 @@ import httpx
 from table import row, save
 
 TTFT_GOAL, ITL_GOAL = 2.0, 0.25  # seconds: an answer counts as good within both
-SHORT, LONG = "写一首五言绝句。", "写一首五言绝句。" * 24
+SHORT, LONG = "写一首五言绝句。", "写一首五言绝句。" * 5
 WARM_UP = 4
 
 
@@ -59,16 +59,8 @@ def served(model: Path) -> Iterator[tuple[str, list[int]]]:
     """``danlu serve`` on a free port; its address and its processes, the worker last."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable,
-            "-m",
-            "danlu.cli",
-            "serve",
-            str(model),
-            "--port",
-            "8399",
-            "--store",
-            f"{folder}/p.db",
-        ]
+            sys.executable, "-m", "danlu.cli", "serve", str(model), "--port", "8399", "--store", f"{folder}/p.db",
+        ]  # fmt: skip
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         try:
             assert process.stderr is not None
@@ -197,7 +189,7 @@ async def three_loads(address: str, seconds: float) -> list[dict[str, Any]]:
 
 async def soak(address: str, processes: list[int], minutes: float) -> list[dict[str, Any]]:
     """Memory of server and worker every half minute of random load with people who leave."""
-    able = await capacity(address, 15)
+    able = max(await capacity(address, 15), 0.5)
     memory: list[float] = []
     started, seed = time.perf_counter(), 0
     while time.perf_counter() - started < 60 * minutes:

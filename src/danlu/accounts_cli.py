@@ -44,7 +44,7 @@ def keys_add(
     store: Store = None,
 ) -> None:
     """Make a key and show it, once."""
-    with _opened(run, store) as kept:
+    with opened(run, store) as kept:
         identity, key = kept.people.add_key(owner, label, _scopes(operator), requests, tokens)
         kept.audit(_ACTOR, "key.add", identity)
         _adopt(kept, owner, adopt)
@@ -55,7 +55,7 @@ def keys_add(
 @keys.command("list")
 def keys_list(run: Run = _TANG, store: Store = None) -> None:
     """List keys, the revoked ones too."""
-    with _opened(run, store) as kept:
+    with opened(run, store) as kept:
         for key in kept.people.list_keys():
             state = f"revoked {key['revoked'][:10]}" if key["revoked"] else f"since {key['created'][:10]}"
             typer.echo("  ".join((key["id"], key["owner"], "+".join(key["scopes"]), state, key["label"])).rstrip())
@@ -68,7 +68,7 @@ def keys_revoke(
     store: Store = None,
 ) -> None:
     """End a key, at once."""
-    with _opened(run, store) as kept:
+    with opened(run, store) as kept:
         kept.people.revoke_key(identity)
         kept.audit(_ACTOR, "key.revoke", identity)
 
@@ -78,7 +78,7 @@ def users_add(
     name: str, operator: Operator = False, adopt: Adopt = False, run: Run = _TANG, store: Store = None
 ) -> None:
     """Let somebody log in; asks for a password, or reads it from standard input."""
-    with _opened(run, store) as kept:
+    with opened(run, store) as kept:
         kept.people.add_user(name, _password(), _scopes(operator))
         kept.audit(_ACTOR, "user.add", name)
         _adopt(kept, name, adopt)
@@ -87,7 +87,7 @@ def users_add(
 @users.command("list")
 def users_list(run: Run = _TANG, store: Store = None) -> None:
     """List everybody who can log in."""
-    with _opened(run, store) as kept:
+    with opened(run, store) as kept:
         for user in kept.people.list_users():
             typer.echo("  ".join((user["name"], "+".join(user["scopes"]), f"since {user['created'][:10]}")))
 
@@ -95,13 +95,18 @@ def users_list(run: Run = _TANG, store: Store = None) -> None:
 @users.command("remove")
 def users_remove(name: str, run: Run = _TANG, store: Store = None) -> None:
     """End somebody's access; their conversations stay, and the name is not given again."""
-    with _opened(run, store) as kept:
+    with opened(run, store) as kept:
         kept.people.remove_user(name)
         kept.audit(_ACTOR, "user.remove", name)
 
 
 @contextmanager
-def _opened(run: Path, store: str | None) -> Iterator[ServeStore]:
+def opened(run: Path, store: str | None) -> Iterator[ServeStore]:
+    """The server's store of what is served at ``run``, or the one that is named.
+
+    Raises:
+        UserError: neither is there.
+    """
     from danlu import hub
     from danlu.places import votes_of
     from danlu.serve.store import ServeStore

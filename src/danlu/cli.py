@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__, accounts_cli, serve_cli
+from danlu import __version__, accounts_cli, feedback_cli, flywheel_cli, serve_cli
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.serve_cli import Shots, Where
@@ -29,11 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-feedback = typer.Typer(help="Votes of the people who talk to the model.", no_args_is_help=True)
-app.add_typer(feedback, name="feedback")
+app.add_typer(feedback_cli.feedback, name="feedback")
+app.add_typer(feedback_cli.reviews, name="reviews")
 app.add_typer(accounts_cli.keys, name="keys")
 app.add_typer(accounts_cli.users, name="users")
 app.command()(serve_cli.serve)
+app.command()(flywheel_cli.flywheel)
 
 # What a full or protected disk and a path of the wrong kind say: no fault of ours, and no traceback.
 _OF_THE_MACHINE = frozenset((
@@ -45,7 +46,7 @@ _INTERRUPTED = 130  # as a shell says of a program that was stopped by Ctrl-C
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe (tang, tiny, ...) or the path of a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/RECIPE if not given.")]
-StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run: pretrain, sft, ppo, compress.")]
+StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run, by its stage: sft, ppo, ...")]
 
 
 @app.callback()
@@ -238,34 +239,6 @@ def inspect(
     model = find_model(where, stage)
     load = (batch, context or read_config(model)[0].max_seq_len) if cost else None
     typer.echo(describe_directory(model, load))
-
-
-@feedback.command("export")
-def feedback_export(
-    where: Annotated[
-        str, typer.Argument(help="A run or model directory, or a preference store: a file or a database's URL.")
-    ],
-    out: Annotated[Path, typer.Argument(help="The JSONL file to write.")] = Path("preferences.jsonl"),
-    form: Annotated[
-        str, typer.Option(help="dpo: prompt, chosen, rejected of every pair; kto: prompt, completion, good or bad.")
-    ] = "dpo",
-) -> None:
-    """Write the votes as JSONL in a form that TRL reads."""
-    from danlu.align.database import is_url
-    from danlu.align.preferences import PreferenceStore
-    from danlu.errors import unknown
-    from danlu.places import votes_of
-
-    if form not in ("dpo", "kto"):
-        raise unknown("form", form, ("dpo", "kto"), "--form")
-    path = Path(where)
-    store = where if is_url(where) or path.is_file() else str(votes_of(path))
-    if not is_url(store) and not Path(store).is_file():
-        raise UserError(f"no votes at {store}; serve the model and vote first: danlu serve {where}")
-    if form == "kto":
-        typer.echo(f"{PreferenceStore(store).export_kto(out)} answers written to {out}")
-    else:
-        typer.echo(f"{PreferenceStore(store).export_trl(out)} pairs written to {out}")
 
 
 @app.command()

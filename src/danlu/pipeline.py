@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from danlu import __version__, align, compress, corpus, evals, tokens, train
 from danlu.align import database
+from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError, beside, unknown
@@ -24,12 +25,11 @@ from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_va
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
-from danlu.places import votes_path
+from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
-VOTES = "votes"
 _SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
@@ -41,6 +41,8 @@ class RunSettings(Settings):
     """Seed from which every random stream of the run is derived."""
     votes: str = ""
     """Preference store that the reward model learns from, a file or a database's URL; the run's own if empty."""
+    aligned: str = "ppo"
+    """The stage that learns from what people prefer and whose model is compressed, examined and served."""
     goal: str = ""
     """The stage that the run is for: it and what it needs are run. If empty, every stage; guard only if it has data."""
 
@@ -62,7 +64,7 @@ class StageSpec:
         life: what it is in the life of a model, for people.
         settings: the typed section.
         function: does the work and returns the key figures.
-        needs: stages whose output it reads.
+        needs: stages whose output it reads; "aligned" is the one of ``align.ALIGNED`` that the recipe chose.
         makes: what it leaves in its directory for others; their bytes are the stage's output hash.
         disk: bytes that should be free before it starts, whatever the model's size.
         copies: fp32 copies of the model's weights that its checkpoints and models take at most.
@@ -82,6 +84,8 @@ class StageSpec:
 _TRAINED = 3 * (KEEP + 1) + 1
 # The same with a critic beside the policy, and the best policy so far in every checkpoint.
 _PRACTISED = 7 * (KEEP + 1) + 1
+# The same without a critic.
+_COMPARED = 4 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
@@ -97,25 +101,35 @@ STAGES: tuple[StageSpec, ...] = (
     ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
     StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model",), copies=_TRAINED
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"), copies=_TRAINED
     ),
     StageSpec(
         "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
     ),
     StageSpec(
+        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
+    ),
+    StageSpec(
+        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), copies=_TRAINED
+    ),
+    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED),
+    StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
-        ("ppo", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
+        ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
     ),
     StageSpec(
         "eval", "examination", evals.EvalSettings, evals.evaluate,
-        ("pretrain", "sft", "ppo", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
+        ("pretrain", "sft", "aligned", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
     ),
     StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",), copies=_TRAINED),
 )  # fmt: skip
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
-PATHS = ("corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data")
+PATHS = (
+    "corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data", "ppo.prompts", "grpo.prompts",
+    "best_of.prompts",
+)  # fmt: skip
 
 
 def read_recipe(name: str, overrides: Sequence[str | Mapping[str, Any]] = ()) -> Recipe:
@@ -127,10 +141,13 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
     """The stages that a recipe needs: one that starts from a base model reads no corpus it does not use.
 
     Raises:
-        UserError: the recipe's goal is no stage.
+        UserError: the recipe's goal or its choice of an aligned model is no such stage.
     """
-    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
-    left_out = _beyond(goal) if goal else set()
+    goal, aligned = recipe.sections["run"].goal, aligned_of(recipe)  # type: ignore[attr-defined]
+    needs = {spec.name: tuple(aligned if need == "aligned" else need for need in spec.needs) for spec in STAGES}
+    left_out = {*align.ALIGNED} - {aligned}
+    if goal:
+        left_out |= _beyond(goal, needs)
     if not goal and not recipe.sections["guard"].data:  # type: ignore[attr-defined]
         left_out.add("guard")
     if recipe.sections["pretrain"].base:  # type: ignore[attr-defined]
@@ -138,25 +155,37 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
         if "sft" in left_out or recipe.sections["sft"].reads():
             left_out.add("corpus")
     return tuple(
-        StageSpec(**{**vars(spec), "needs": tuple(need for need in spec.needs if need not in left_out)})
+        replace(spec, needs=tuple(need for need in needs[spec.name] if need not in left_out))
         for spec in STAGES
         if spec.name not in left_out
     )
 
 
-def _beyond(goal: str) -> set[str]:
+def aligned_of(recipe: Recipe) -> str:
+    """The stage that makes the aligned model of a recipe.
+
+    Raises:
+        UserError: the recipe's choice is no such stage.
+    """
+    goal = recipe.sections["run"].goal  # type: ignore[attr-defined]
+    aligned: str = goal if goal in align.ALIGNED else recipe.sections["run"].aligned  # type: ignore[attr-defined]
+    if aligned not in align.ALIGNED:
+        raise unknown("stage", aligned, align.ALIGNED, "run.aligned")
+    return aligned
+
+
+def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:
     """The stages that ``goal`` does not need."""
-    needs = {spec.name: spec.needs for spec in STAGES}
     if goal not in needs:
         raise unknown("stage", goal, needs, "run.goal")
     wanted = {goal}
-    for name in reversed(needs):  # what a stage needs stands before it
+    for name in reversed([*needs]):  # what a stage needs stands before it
         if name in wanted:
             wanted |= {*needs[name]}
-    return needs.keys() - wanted
+    return {*needs} - wanted
 
 
-def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None) -> Run:
+def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None, votes: Path | None = None) -> Run:
     """Walk the map: skip what is already made from the same things, say why the rest runs.
 
     Args:
@@ -164,6 +193,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         out: the run directory.
         console: where progress goes.
         until: the last stage to run; all of them if None.
+        votes: a frozen copy of them to learn from; made here if None.
 
     Raises:
         UserError: a mistake of the user's; the run directory keeps everything that was finished.
@@ -179,7 +209,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         lives = {spec.name: spec.life for spec in specs}
         write_json(out / RESOLVED, {"recipe": recipe.name, "stages": lives, "sections": recipe.resolved()})
         for spec in specs:
-            _run_stage(run, spec, recipe, console)
+            _run_stage(run, spec, recipe, console, votes)
             if spec.name == until:
                 break
     return run
@@ -190,7 +220,7 @@ def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> Non
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out, which names a directory")
     for section in ("run", *(spec.name for spec in specs)):
-        recipe.sections[section].require()
+        recipe.sections[section].check_packages()
         for option, path in recipe.sections[section].reads().items():
             if not path.exists():
                 raise UserError(f"{section}.{option}: {path} does not exist{beside(path)}")
@@ -198,9 +228,9 @@ def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> Non
                 raise UserError(f"the run directory {out} lies in {section}.{option} ({path}); choose another --out")
 
 
-def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> None:
+def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, votes: Path | None) -> None:
     """Bring one stage up to date."""
-    outside = _outside(run, spec, recipe)
+    outside = _outside(run, spec, recipe, votes)
     manifest = run.manifest(spec.name)
     identity = _identity(run, spec, recipe, outside)
     wanted = _as_then(manifest, identity, recipe.sections[spec.name])
@@ -218,7 +248,7 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console) -> N
         name=spec.name,
         dir=run.stage_dir(spec.name),
         settings=recipe.sections[spec.name],
-        inputs={need: run.stage_dir(need) for need in spec.needs},
+        inputs={"aligned" if need in align.ALIGNED else need: run.stage_dir(need) for need in spec.needs},
         outside=outside,
         seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
         metrics=Metrics(run.stage_dir(spec.name) / METRICS),
@@ -273,6 +303,8 @@ def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | 
         for name, digest in wanted[kind].items():
             if manifest[kind].get(name) != digest:
                 return sentence.format(name)
+    for name in manifest["outside"].keys() - wanted["outside"].keys():
+        return f"{name} are gone"
     return "seed changed" if manifest["seed"] != wanted["seed"] else "another version of danlu"
 
 
@@ -325,15 +357,30 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
     }
 
 
-def _outside(run: Run, spec: StageSpec, recipe: Recipe) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, and for the reward model a frozen copy of the votes."""
-    outside = dict(recipe.sections[spec.name].reads())
+def _outside(run: Run, spec: StageSpec, recipe: Recipe, votes: Path | None) -> dict[str, Path]:
+    """What a stage reads beside the run: the user's files, and a frozen copy of what people said if it learns from it,
+    as the reward model and ``dpo`` do, or practises on what was asked.
+    """
+    section = recipe.sections[spec.name]
+    outside = dict(section.reads())
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name == "reward" and (chosen or own.exists()):
-        snapshot = own.with_name("votes.jsonl")
-        if PreferenceStore(chosen or own).snapshot(snapshot):
-            outside[VOTES] = snapshot
+    if spec.name not in ("reward", "dpo") and getattr(section, "prompts", None) != VOTES:
+        return outside
+    if votes is None and (chosen or own.exists()):
+        votes = snapshot_path(run.dir)
+        freeze_votes(recipe, PreferenceStore(chosen or own), votes)
+    if votes is not None:
+        judged = {VOTES: votes, LABELS: labels_beside(votes)}
+        wanted = (VOTES, LABELS) if isinstance(section, align.DPOSettings) and section.loss == "kto" else (VOTES,)
+        outside |= {name: judged[name] for name in wanted if judged[name].is_file() and judged[name].stat().st_size}
     return outside
+
+
+def freeze_votes(recipe: Recipe, store: PreferenceStore, path: Path) -> int:
+    """Write those votes of a store from which a recipe learns, and beside them labels if it does; returns how many."""
+    if recipe.sections["dpo"].loss == "kto":  # type: ignore[attr-defined]
+        freeze_labels(store, labels_beside(path))
+    return store.snapshot(path, ties=recipe.sections["reward"].ties == "davidson")  # type: ignore[attr-defined]
 
 
 def _digest(path: Path) -> str:

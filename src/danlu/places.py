@@ -12,16 +12,25 @@ import re
 from pathlib import Path
 
 from danlu import hub
+from danlu.align import ALIGNED
 from danlu.console import Console
 from danlu.errors import UserError, nearest, unknown
 from danlu.files import read_json
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Run
 
-# The models of a run in the order of its life; the last that is finished is the one to talk to.
-MODEL_STAGES = ("pretrain", "sft", "ppo", "compress")
 _STORE = "preferences.db"
 _STARTERS = 4  # as many as the page shows
+
+
+def snapshot_path(run_dir: Path) -> Path:
+    """Where a run keeps the frozen copy of the votes that it learned from."""
+    return run_dir / "feedback" / "votes.jsonl"
+
+
+def labels_beside(votes: Path) -> Path:
+    """Where, beside a frozen copy of the votes, what was called good or bad by itself is frozen."""
+    return votes.with_name("labels.jsonl")
 
 
 def votes_path(run_dir: Path) -> Path:
@@ -70,19 +79,29 @@ def find_model(path: Path, stage: str | None = None) -> Path:
         hint = nearest(str(path), hub.PACKAGED)
         raise UserError(f"{path} does not exist{hint if 'mean' in hint else '; make a run first: danlu run tang'}")
     run = Run(path)
-    finished = [name for name in MODEL_STAGES if run.finished(name)]
+    finished = [name for name in _stages(run) if run.finished(name)]
     if stage is not None:
         valid = finished + (["reward"] if run.finished("reward") else [])
         if stage not in valid:
             raise unknown("finished stage", stage, valid, str(path))
         return path / stage / "model"
     if not finished:
-        older = [name for name in MODEL_STAGES if (path / name / "model" / "config.json").is_file()]
+        older = [name for name in _stages(run) if (path / name / "model" / "config.json").is_file()]
         if older:
             again = f"{path} is being made again and has no finished model; run danlu run to finish it"
             raise UserError(f"{again}, or use an older model: {path / older[-1] / 'model'}")
         raise UserError(f"{path} is neither a model directory nor a run with a finished model")
     return path / finished[-1] / "model"
+
+
+def _stages(run: Run) -> list[str]:
+    """The stages that leave a model to talk to, in the order of a life; the aligned model that the run goes on with
+    after others that it once made.
+    """
+    path = run.dir / RESOLVED
+    chosen = read_json(path).get("stages", ()) if path.is_file() else ()  # older runs did not list them
+    aligned = sorted(ALIGNED, key=lambda name: name in chosen)
+    return ["pretrain", "sft", *aligned, "compress"]
 
 
 def find_guard(path: Path) -> Path:
@@ -111,9 +130,14 @@ def servable_models(path: Path) -> dict[str, Path]:
     if hub.is_named(path):
         return {path.stem if path.suffix == ".gguf" else path.name.partition("@")[0]: newest}
     run = Run(path)
-    names = [name for name in reversed(MODEL_STAGES) if run.finished(name)]
+    names = [name for name in reversed(_stages(run)) if run.finished(name)]
     talkers = [name for name in names if name != "pretrain"] or names
     return {name: path / name / "model" for name in talkers}
+
+
+def run_of(place: Path) -> Path | None:
+    """The run that ``place`` is; None if it is a model or a model's name."""
+    return place if (place / RESOLVED).is_file() else None
 
 
 def runs_beside(place: Path) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from danlu import device
-from danlu.align import PPOSettings
+from danlu.align import PPOSettings, PracticeSettings
 from danlu.model.config import ModelConfig
 from danlu.model.count import activation_bytes, flops_per_token, kv_bytes, parameters, state_bytes
 from danlu.pipeline import StageSpec, shape_of, stages_of
@@ -99,20 +99,20 @@ def _estimate(spec: StageSpec, recipe: Recipe, config: ModelConfig | None) -> Es
         tokens = settings.steps * settings.batch_size * settings.seq_len
         memory = _memory(config, settings.micro_batch or settings.batch_size, settings.seq_len, 1)
         return Estimate(tokens, tokens * flops_per_token(config, settings.seq_len), memory)
-    if isinstance(settings, PPOSettings):
-        return _ppo(settings, config)
+    if isinstance(settings, PracticeSettings):
+        return _practice(settings, config)
     return Estimate()
 
 
-def _ppo(settings: PPOSettings, config: ModelConfig) -> Estimate:
-    """Sampling, four scoring passes, and forward with backward of policy and critic in every epoch."""
+def _practice(settings: PracticeSettings, config: ModelConfig) -> Estimate:
+    """Sampling, a scoring pass of every model, and forward with backward of those that learn in every epoch."""
+    learning = 2 if isinstance(settings, PPOSettings) else 1  # policy and critic, or the policy alone
     tokens = settings.iterations * settings.batch_size * settings.max_new_tokens
     forward = flops_per_token(config, settings.max_new_tokens) / 3
-    trained = 3 if settings.mix else 2  # policy, critic, and the policy once more on people's own answers
-    passes = 2 + 4 + 3 * trained * settings.epochs
-    return Estimate(
-        tokens, tokens * forward * passes, _memory(config, settings.micro_batch, config.max_seq_len, 2) * 1.5
-    )
+    trained = learning + bool(settings.mix)  # the policy once more on people's own answers
+    passes = 2 + (2 + learning) + 3 * trained * settings.epochs
+    memory = _memory(config, settings.micro_batch, config.max_seq_len, learning) * 1.5
+    return Estimate(tokens, tokens * forward * passes, memory)
 
 
 def _memory(config: ModelConfig, rows: int, length: int, trained: int) -> float:

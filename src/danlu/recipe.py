@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +29,7 @@ class Settings(BaseModel):
         """Files and folders of the user's that the section names: when they change, the stage runs again."""
         return {}
 
-    def require(self) -> None:
+    def check_packages(self) -> None:
         """Refuse, before the first stage, what this machine does not have.
 
         Raises:
@@ -39,6 +39,9 @@ class Settings(BaseModel):
     def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What of the section goes to disk, given its settings as plain data: all of it, unless it holds a secret."""
         return dict(said)
+
+
+_Section = TypeVar("_Section", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,24 @@ def load_recipe(
     stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     written = {key: built[key].written(said) for key, said in data.items()}
     return Recipe(stem, built, yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
+
+
+def load_section(path: Path, overrides: Sequence[str], name: str, cls: type[_Section]) -> _Section:
+    """Settings that belong to no recipe: a YAML file of their keys, which may be missing, and overrides.
+
+    Args:
+        path: the file.
+        overrides: ``key=value`` strings, whose value is read as YAML.
+        name: what the settings are called in errors.
+        cls: their class.
+
+    Raises:
+        UserError: the file is no mapping, an unknown key (naming the nearest), or a value of the wrong type.
+    """
+    data = _read(str(path), {}, seen=()) if path.is_file() else {}
+    for override in overrides:
+        _merge(data, _parse_override(f"{name}.{override}", {})[name])
+    return _validate(name, cls, data, str(path))
 
 
 def json_schema(sections: Mapping[str, type[Settings]], shortcuts: Mapping[str, str]) -> dict[str, Any]:
@@ -214,7 +235,7 @@ def _plain(value: Any, where: str = "") -> Any:
     raise UserError(f"{where} is of type {type(value).__name__}; a recipe holds text, paths, numbers, lists, mappings")
 
 
-def _validate(section: str, cls: type[Settings], data: Any, recipe: str) -> Settings:
+def _validate(section: str, cls: type[_Section], data: Any, recipe: str) -> _Section:
     if not isinstance(data, Mapping):
         raise UserError(f"section '{section}' of recipe '{recipe}' must be a mapping of keys, not '{data}'")
     try:
@@ -240,6 +261,8 @@ def _explain(section: str, cls: type[Settings], problem: Any) -> str:
         for part in path[:-1]:
             field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
             owner = field.annotation if field is not None else owner
+            # Of a list of sections, the section that its entries are.
+            owner = next((inner for inner in get_args(owner) if hasattr(inner, "model_fields")), owner)
         valid = getattr(owner, "model_fields", {})
         return f"unknown key '{dotted}'{nearest(path[-1], valid)}"
     wanted = _WANTED.get(problem["type"])

@@ -73,7 +73,8 @@ class Stage:
         dir: its own directory; it writes here and nowhere else. What is already here belongs to the same
             settings and parents (a checkpoint to resume from), because anything else was moved away.
         settings: its typed section of the recipe.
-        inputs: name of each stage it needs -> that stage's finished directory.
+        inputs: name of each stage it needs -> that stage's finished directory; the model that the recipe chose among
+            those that learned from preferences is called "aligned", its directory after its stage.
         outside: things beside the run that it depends on (the preference store), by name.
         seed: the run's seed; derive streams with ``stream_seed(seed, stage, ...)``.
         metrics: its metrics.jsonl.

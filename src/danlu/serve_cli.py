@@ -18,6 +18,30 @@ Where = Annotated[
 Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
+Summarise = Annotated[
+    bool,
+    typer.Option(
+        "--summarise",
+        help="Where a conversation is longer than the model can read, the page has it write a note on the oldest "
+        "turns, unless somebody chooses otherwise; without it they are left out.",
+    ),
+]
+
+Guess = Annotated[
+    str,
+    typer.Option(
+        help="Guess what comes next, which changes no answer: lookup, mtp (the model's own layer for it), or the "
+        "directory of a smaller model with the same tokenizer."
+    ),
+]
+SecondLook = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.5, help="Share of comparisons of a starter that are somebody's earlier one: do people agree?"
+    ),
+]
+Repeats = Annotated[float, typer.Option(min=0.0, max=0.5, help="Share that are one's own earlier one, turned round.")]
+HeldOut = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of raters whose votes measure and never teach.")]
 Engine = Annotated[
     str, typer.Option(help="What writes the answers: danlu, or vllm for models that outgrow it (extra vllm).")
 ]
@@ -45,6 +69,7 @@ def serve(
         ),
     ] = None,
     shots: Shots = None,
+    summarise: Summarise = False,
     safety: Annotated[
         str, typer.Option(help="block: stop what the rules forbid; review: only note it; off: look at nothing.")
     ] = "block",
@@ -53,20 +78,17 @@ def serve(
         Path | None, typer.Option(help="A trained guard: its directory, or a run of the recipe guard.")
     ] = None,
     streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
-    guess: Annotated[
-        str,
-        typer.Option(
-            help="Guess what comes next, which changes no answer: lookup, or the directory of a smaller model with the "
-            "same tokenizer."
-        ),
-    ] = "",
+    guess: Guess = "",
     engine: Engine = "danlu",
     parallel: Parallel = 1,
+    second_look: SecondLook = 0.1,
+    repeats: Repeats = 0.02,
+    heldout_raters: HeldOut = 0.0,
     grace: Annotated[float, typer.Option(min=0.0, help="Seconds that answers get when the server is stopped.")] = 20.0,
 ) -> None:
     """Serve the chat page and an OpenAI-compatible API; votes go to the preference store."""
     from danlu.infer import read_shots
-    from danlu.places import find_guard, runs_beside, servable_models, starters_of, votes_of
+    from danlu.places import find_guard, run_of, runs_beside, servable_models, starters_of, votes_of
     from danlu.serve import Options, Rates, Reach, Setup, run_server
     from danlu.serve.safety import open_safety
 
@@ -77,7 +99,12 @@ def serve(
         reach=Reach(host, tuple(allow_host or ())),
         rates=Rates(requests, tokens),
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
+        second_look=second_look,
+        repeats=repeats,
+        heldout_raters=heldout_raters,
+        summarise=summarise,
         setup=Setup(rows=streams, guess=guess, engine=engine, parallel=parallel),
         own_process=True,
+        follow=run_of(where),
     )
     run_server(servable_models(where), store or votes_of(where), port, options=options, grace=grace)

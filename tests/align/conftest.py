@@ -10,7 +10,9 @@ import torch
 from postgres import place, postgres
 
 from danlu import hub
+from danlu.align.rollout import Prompt
 from danlu.console import Console
+from danlu.files import write_json
 from danlu.model.config import ModelConfig
 from danlu.model.decoder import Decoder
 from danlu.recipe import Settings
@@ -94,3 +96,17 @@ def make_stage(tmp_path: Path) -> MakeStage:
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def prompts(tokenizer: Tokenizer) -> list[Prompt]:
+    turns = [(Message("user", f"写：{letter}"),) for letter in "春夏秋冬山水花月"]
+    return [Prompt(turn, turn[0].content, tuple(chat.encode_prompt(tokenizer, turn))) for turn in turns]
+
+
+@pytest.fixture
+def reward_dir(tmp_path: Path, make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> Path:
+    folder = tmp_path / "reward"
+    hub.save(make_model("scalar", seed=1), folder / "model", tokenizer, card={"stage": "reward"})
+    write_json(folder / "model" / "reward.json", {"mean": 0.0, "std": 0.5})
+    return folder

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from danlu.align import comparisons, losses, scoring
 from danlu.align.comparisons import Ranking, accuracy, batch_of, ranking_loss
+from danlu.align.heads import with_heads, with_mean_head
 from danlu.model.config import ModelConfig
 from danlu.model.decoder import Decoder
 
@@ -81,6 +83,27 @@ def test_the_loss_is_the_sum_over_comparisons_however_they_are_batched(make_mode
 
 
 def test_accuracy_counts_pairs_and_not_absent_answers() -> None:
-    scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 9.0], [1.0, 1.0, 9.0]])
-    ranks = torch.tensor([[0, 1, 1], [0, 1, -1], [0, 1, -1]])
-    assert accuracy(scores, ranks).tolist() == [1.0, 0.0, 0.5]
+    scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 9.0], [1.0, 1.0, 9.0], [1.0, 2.0, 9.0]])
+    ranks = torch.tensor([[0, 1, 1], [0, 1, -1], [0, 1, -1], [0, 0, -1]])
+    assert accuracy(scores, ranks).tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_a_comparison_is_felt_by_its_weight_and_by_the_head_of_its_fold(make_model: Callable[..., Decoder]) -> None:
+    model = with_heads(make_model(), seed=1, heads=3)
+    ranking = replace(RANKINGS[0], fold=2)
+    ranking_loss(model, batch_of([ranking], 0, "cpu")).loss_sum.backward()
+    gradient = model.score.weight.grad.clone()
+    assert gradient.any(1).tolist() == [False, False, True]
+    model.zero_grad()
+    ranking_loss(model, batch_of([replace(ranking, weight=0.25)], 0, "cpu")).loss_sum.backward()
+    torch.testing.assert_close(model.score.weight.grad, gradient / 4)
+
+
+def test_the_mean_of_heads_is_a_head(make_model: Callable[..., Decoder]) -> None:
+    model, batch = with_heads(make_model(), seed=1, heads=3), batch_of(RANKINGS, 0, "cpu")
+    every, mean = comparisons.head_scores(model, batch), comparisons.scores(model, batch)
+    assert every.shape == (4, 3, 3)
+    assert float(every[0].detach().std(-1).min()) > 0
+    weight = with_mean_head(model)
+    assert weight.shape == (3, model.config.d_model)
+    torch.testing.assert_close(comparisons.scores(model, batch), mean)

@@ -14,8 +14,8 @@ import torch
 from danlu import hub
 from danlu.align import losses, scoring
 from danlu.align.elsewhere import corrected, sampler_of
-from danlu.align.learner import PPOSettings, Scored
-from danlu.align.ppo import ppo
+from danlu.align.learner import Scored
+from danlu.align.ppo import PPOSettings, ppo
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.console import Console
 from danlu.errors import UserError
@@ -48,9 +48,9 @@ def test_the_mismatch_is_a_mean_over_tokens_and_a_share_of_them() -> None:
 
 def test_advantages_are_weighed_and_the_old_logprobs_stay_the_trainers() -> None:
     sequences = scoring.pad([[1], [1]], [[2, 3, 4], [5]], 0)
-    experience = Experience(sequences, torch.ones(2) > 0, torch.zeros(2), (), ("", ""), DRAWN)
+    experience = Experience(sequences, torch.ones(2) > 0, (), ("", ""), DRAWN, torch.zeros(2))
     advantages = torch.tensor([[1.0, -2.0, 3.0], [4.0, 0.0, 0.0]])
-    scored = Scored(experience, TRAINER, TRAINER, advantages, advantages, advantages)
+    scored = Scored(experience, TRAINER, TRAINER, advantages)
     found, figures = corrected(scored)
     torch.testing.assert_close(found.advantages, torch.tensor([[1.0, -1.0, 6.0], [4.1, 0.0, 0.0]]))
     assert found.logprobs is TRAINER
@@ -69,7 +69,8 @@ def test_an_unknown_sampler_is_refused(
 
 def test_our_own_engine_tells_the_logprobs_it_drew_by(make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> None:
     model = make_model()
-    rollouts = Rollouts(Generator(model, tokenizer, torch.float32), lambda s, _: torch.zeros(len(s)), 6, tokenizer.pad)
+    sampler = Generator(model, tokenizer, torch.float32)
+    rollouts = Rollouts(sampler, lambda sampled: torch.zeros(len(sampled.texts)), 6, tokenizer.pad)
     prompts = [Prompt((), "", (tokenizer.bos, *tokenizer.encode(text))) for text in ("春", "山水", "花月风")]
     seen = rollouts.collect(prompts, 1)
     torch.testing.assert_close(seen.drawn, scoring.response_logprobs(model, seen.sequences).detach(), rtol=0, atol=1e-4)

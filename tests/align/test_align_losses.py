@@ -29,6 +29,44 @@ def test_bradley_terry_skips_ties_and_absent_answers() -> None:
     torch.testing.assert_close(losses.bradley_terry(rewards, ranks), torch.tensor(expected))
 
 
+def test_a_margin_is_asked_for_every_rank_between_two_answers() -> None:
+    rewards, ranks = torch.tensor([[2.0, 0.5, -1.0]]), torch.tensor([[0, 1, 2]])
+    pairs = [softplus(-(1.5 - 0.4)), softplus(-(3.0 - 0.8)), softplus(-(1.5 - 0.4))]
+    torch.testing.assert_close(losses.bradley_terry(rewards, ranks, margin=0.4), torch.tensor([sum(pairs) / 3]))
+
+
+def test_davidson_gives_a_tie_its_share_of_the_odds() -> None:
+    rewards = torch.tensor([[1.0, 1.5, -1.0], [0.0, 0.0, 9.0]])
+    ranks = torch.tensor([[0, 0, 1], [0, 0, -1]])
+    nu = 0.5
+
+    def odds(lead: float) -> tuple[float, float, float]:
+        return math.exp(lead / 2), nu, math.exp(-lead / 2)
+
+    tie = -math.log(nu / sum(odds(0.5)))
+    wins = [-math.log(odds(lead)[0] / sum(odds(lead))) for lead in (2.0, 2.5)]
+    expected = [(tie + sum(wins)) / 3, -math.log(0.5 / 2.5)]
+    torch.testing.assert_close(losses.davidson(rewards, ranks, torch.tensor(math.log(nu))), torch.tensor(expected))
+
+
+def test_davidson_without_ties_is_bradley_terry_and_pulls_those_who_tie_together() -> None:
+    rewards, ranks = torch.tensor([[1.0, -2.0, 0.5]]), torch.tensor([[1, 0, 2]])
+    never = torch.tensor(-80.0)
+    torch.testing.assert_close(losses.davidson(rewards, ranks, never, 0.3), losses.bradley_terry(rewards, ranks, 0.3))
+    apart = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    log_nu = torch.tensor(0.0, requires_grad=True)
+    losses.davidson(apart, torch.tensor([[0, 0]]), log_nu).sum().backward()
+    assert apart.grad is not None
+    assert log_nu.grad is not None
+    assert apart.grad[0, 0] > 0 > apart.grad[0, 1]
+    assert log_nu.grad < 0  # a tie that was not expected asks for a larger nu
+
+
+def test_centring_is_the_mean_square_of_sums_of_pairs() -> None:
+    rewards, ranks = torch.tensor([[1.0, -0.5, 2.0], [1.0, 3.0, 99.0]]), torch.tensor([[0, 0, 1], [0, 1, -1]])
+    torch.testing.assert_close(losses.centring(rewards, ranks), torch.tensor([(0.25 + 9.0 + 2.25) / 3, 16.0]))
+
+
 def test_absent_answers_get_no_gradient() -> None:
     rewards = torch.tensor([[1.0, 2.0, 99.0]], requires_grad=True)
     losses.bradley_terry(rewards, torch.tensor([[1, 0, -1]])).sum().backward()

@@ -10,27 +10,27 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from postgres import Place
-from sqlalchemy import Table, text
+from sqlalchemy import text
 
 from danlu.align import tables
 from danlu.align.database import connect
+from danlu.align.migrations import v0001_votes
 from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
 from danlu.records import Answer, Message
 
 PROMPT = (Message("user", "写一首题为《春》的五言绝句。"),)
 FORK = multiprocessing.get_context("fork")  # a process that has not to import everything again
-# As ``create_all`` made them before there were migrations.
-FIRST_TABLES = ("conversations", "comparisons", "answers", "votes")
 
 
 def old_store(place: Place) -> None:
     """A store as it was made before: the first tables, no note of it, a vote, and SQLite's journal of then."""
     engine = connect(str(place))
-    first: list[Table] = [tables.Base.metadata.tables[name] for name in FIRST_TABLES]
-    tables.Base.metadata.create_all(engine.execution_options(writing=True), tables=first)
     with engine.execution_options(writing=True).begin() as connection:
+        with Operations.context(MigrationContext.configure(connection)):
+            v0001_votes.upgrade()
         connection.execute(text("INSERT INTO conversations VALUES ('c', 'r', '2026-01-01', false)"))
         connection.execute(
             text("INSERT INTO comparisons VALUES ('k', 'c', :prompt, '[0, 1]', 'train', '2026-01-01', false)"),
@@ -107,5 +107,5 @@ def test_processes_that_open_an_old_store_at_once_upgrade_it_once(place: Place) 
     assert [told.get() for _ in openers] == [1] * 4
     engine = connect(str(place))
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT version_num FROM align_version")).fetchall() == [("align_2",)]
+        assert connection.execute(text("SELECT version_num FROM align_version")).fetchall() == [("align_3",)]
     engine.dispose()

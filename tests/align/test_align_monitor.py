@@ -32,3 +32,10 @@ def test_the_choice_goes_by_reward_and_kl_within_the_budget_and_ignores_the_judg
     assert choose(looks, kl_coefficient=0.01, kl_budget=20.0) == 30
     assert choose([{**row, "judge": -row["judge"]} for row in looks], 0.05, 12.0) == 10
     assert choose(looks[:1], 0.05, 0.0) == 0
+
+
+def test_an_audit_that_falls_raises_the_alarm_as_the_judge_does() -> None:
+    audited = [{**look(i, r, 0.5), "audit": a, "audit_error": 0.1} for i, r, a in [(0, 0.0, 1.0), (10, 1.0, 0.5)]]
+    assert over_optimised(audited, "audit")
+    assert not over_optimised(audited, "judge")
+    assert not over_optimised([look(0, 0.0, 1.0), look(10, 1.0, 0.5)], "audit")  # there is none

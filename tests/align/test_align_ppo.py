@@ -10,21 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from mortal import Killed, Mortal, without_times
 from torch import Tensor
 
 from danlu import hub
 from danlu.align import losses, scoring
-from danlu.align.learner import Learner, PPOSettings
-from danlu.align.ppo import ppo
-from danlu.align.rollout import Cursor, Experience, Prompt, RewardScore, Rollouts, gather_prompts
-from danlu.align.scoring import Sequences
+from danlu.align.ppo import ActorCritic, PPOSettings, ppo
+from danlu.align.rewards import RewardScore
+from danlu.align.rollout import Cursor, Experience, Prompt, Rollouts, Sampled, Score, gather_prompts
 from danlu.errors import UserError
-from danlu.files import write_json
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, Message
-from danlu.run import Metrics, Stage
+from danlu.run import Stage
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 
@@ -35,32 +34,26 @@ SETTINGS = PPOSettings(
 MakeModel = Callable[..., Decoder]
 
 
-def no_score(sequences: Sequences, finished: Tensor) -> Tensor:
-    return torch.zeros(len(sequences))
-
-
-@pytest.fixture
-def prompts(tokenizer: Tokenizer) -> list[Prompt]:
-    turns = [(Message("user", f"写：{letter}"),) for letter in "春夏秋冬山水花月"]
-    return [Prompt(turn, turn[0].content, tuple(chat.encode_prompt(tokenizer, turn))) for turn in turns]
+def no_score(sampled: Sampled) -> Tensor:
+    return torch.zeros(len(sampled.sequences))
 
 
 @pytest.fixture
 def collect(make_model: MakeModel, tokenizer: Tokenizer, prompts: list[Prompt]) -> Callable[..., Experience]:
     """An experience of the first model, scored at random by default."""
 
-    def make(model: Decoder | None = None, score: Callable[[Sequences, Tensor], Tensor] | None = None) -> Experience:
+    def make(model: Decoder | None = None, score: Score | None = None) -> Experience:
         generator = torch.Generator().manual_seed(5)
         random = torch.randn(len(prompts), generator=generator)
         sampler = Generator(model or make_model(), tokenizer, torch.float32)
-        return Rollouts(sampler, score or (lambda *_: random), 6, tokenizer.pad).collect(prompts, 1, "test")
+        return Rollouts(sampler, score or (lambda _: random), 6, tokenizer.pad).collect(prompts, 1, "test")
 
     return make
 
 
-def learner(make_model: MakeModel, **changes: object) -> Learner:
+def learner(make_model: MakeModel, **changes: object) -> ActorCritic:
     settings = SETTINGS.model_copy(update=changes)
-    return Learner(make_model(), make_model("scalar", seed=1), settings)
+    return ActorCritic(make_model(), make_model("scalar", seed=1), settings)
 
 
 # ------------------------------------------------------------------------------------------------ rollout
@@ -105,7 +98,9 @@ def test_the_score_is_in_units_of_the_sft_models_spread_and_no_end_costs(make_mo
     raw = scoring.rewards(model, sequences).detach()
     score = RewardScore(model, mean=0.5, std=0.01, micro_batch=1, missing_end_penalty=1.0, clip=2.0)
     expected = ((raw - 0.5) / 0.01).clamp(-2, 2) - torch.tensor([0.0, 1.0])
-    torch.testing.assert_close(score(sequences, torch.tensor([True, False])), expected)
+    torch.testing.assert_close(
+        score(Sampled(sequences, torch.tensor([True, False]), (), (), torch.zeros(2, 2))), expected
+    )
 
 
 def test_the_cursor_goes_through_everything_once_per_epoch() -> None:
@@ -249,8 +244,8 @@ def test_planted_reward_rises(make_model: MakeModel, tokenizer: Tokenizer, promp
     """Paid for 花, the policy writes 花; the KL shows what it cost."""
     wanted = tokenizer.encode("花")[0]
 
-    def score(sequences: Sequences, finished: Tensor) -> Tensor:
-        return (sequences.tokens == wanted).sum(1).float()
+    def score(sampled: Sampled) -> Tensor:
+        return (sampled.sequences.tokens == wanted).sum(1).float()
 
     trained = learner(make_model, iterations=40, lr=5e-3, critic_lr=5e-3, mini_batch=32, micro_batch=32, epochs=2)
     sampler = Generator(trained.policy, tokenizer, torch.float32)
@@ -266,31 +261,6 @@ def test_planted_reward_rises(make_model: MakeModel, tokenizer: Tokenizer, promp
 
 
 # -------------------------------------------------------------------------------------------------- stage
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing of ours catches it."""
-
-
-class Mortal(Metrics):
-    """Metrics whose process dies when the fourth iteration has been logged."""
-
-    def log(self, step: int, **numbers: float | int | str | None) -> None:
-        super().log(step, **numbers)
-        if step == 4:
-            raise Killed
-
-
-@pytest.fixture
-def reward_dir(tmp_path: Path, make_model: MakeModel, tokenizer: Tokenizer) -> Path:
-    folder = tmp_path / "reward"
-    hub.save(make_model("scalar", seed=1), folder / "model", tokenizer, card={"stage": "reward"})
-    write_json(folder / "model" / "reward.json", {"mean": 0.0, "std": 0.5})
-    return folder
-
-
-def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(

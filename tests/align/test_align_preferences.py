@@ -132,6 +132,14 @@ def test_a_model_that_writes_the_character_nul_can_be_voted_on(store: Preference
     assert [answer.text for answer in store.shown(comparison)] == [("a\0b", "a\ufffdb")[isinstance(place, str)], "c"]
 
 
+def test_a_snapshot_holds_ties_where_they_teach_and_never_all_bad(store: PreferenceStore, tmp_path: Path) -> None:
+    for ranks in ((0, 1), (1, 1), ()):
+        store.vote(store.record(PROMPT, ANSWERS), ranks, "r")
+    for ties, kept in ((False, [(0, 1)]), (True, [(0, 1), (1, 1)])):
+        assert store.snapshot(tmp_path / "votes.jsonl", ties) == len(kept)
+        assert sorted(p.ranks for p in read_preferences(tmp_path / "votes.jsonl")) == kept
+
+
 def test_add_is_idempotent_and_a_snapshot_survives_the_round_trip(store: PreferenceStore, tmp_path: Path) -> None:
     made = [
         Preference(f"p{i}", PROMPT, ANSWERS, (0, 1), "r", f"2026-01-0{3 - i}T00:00:00Z", (0, 1), "train")

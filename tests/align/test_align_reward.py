@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from danlu import hub
+from danlu.align import heads
 from danlu.align.comparisons import RankedBatch, Ranking, batch_of
+from danlu.align.heads import with_scalar_head
 from danlu.align.quality import quality
-from danlu.align.reward import RewardSettings, read_scale, reward, with_scalar_head
+from danlu.align.reward import RewardSettings, read_scale, reward
 from danlu.errors import UserError
+from danlu.files import hash_paths
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message, Preference, write_preferences
 from danlu.run import Stage
+from danlu.train.task import Task
 
 SETTINGS = RewardSettings(
     batch_size=16, lr=3e-3, warmup=2, scale_prompts=16, max_new_tokens=6, dtype="float32", steps=40, save_every=20
@@ -99,6 +103,79 @@ def test_a_scale_comes_from_one_prompt_too(stage: Stage) -> None:
     figures = reward(Stage(**{**vars(stage), "settings": SETTINGS.model_copy(update={"steps": 2})}))
     assert math.isfinite(figures["std"])
     assert figures["std"] > 1e-3
+
+
+def test_heads_ties_and_an_audit_all_at_once(stage: Stage, tmp_path: Path) -> None:
+    """The exported models are ordinary classifiers of one label, whatever was trained beside them."""
+    transformers = pytest.importorskip("transformers")
+    tied = [replace(p, id=f"tied-{p.id}", ranks=(0, 0, 0), rater="fair") for p in planted(30, start=3000)]
+    write_preferences(tmp_path / "votes.jsonl", [*planted(20, start=1000, rater="person"), *tied])
+    changes = {
+        "heads": 3, "ties": "davidson", "margin": 0.1, "centring": 0.01, "audit_share": 0.4, "vote_weight": 2.0,
+        "rater_share": 0.5, "steps": 25,
+    }  # fmt: skip
+    settings = RewardSettings(**SETTINGS.model_dump() | changes)
+    made = Stage(**{**vars(stage), "settings": settings, "outside": {"votes": tmp_path / "votes.jsonl"}})
+    figures = reward(made)
+    json.dumps(figures, allow_nan=False)
+    assert figures["accuracy"] > 0.8
+    assert figures["audit"]["accuracy"] > 0.8
+    assert figures["comparisons"] + figures["audit"]["comparisons"] == 120 + 16 + 24
+    assert len(figures["accuracy_by_head"]) == 3
+    assert figures["raters_held_back"] == 1
+    assert [group["comparisons"] for group in figures["accuracy_by_rater"]] == [30, 4]
+    assert figures["nu"] > 0
+    every = heads.read(made.dir / "model")
+    assert every is not None
+    for name in ("model", "audit"):
+        ours, tokenizer = hub.load_pretrained(made.dir / name)
+        found, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            made.dir / name, dtype=torch.float32, output_loading_info=True
+        )
+        assert not any(info.values())
+        assert found.config.num_labels == 1
+        tokens = torch.tensor([tokenizer.encode("写：春花花花")])
+        with torch.no_grad():
+            torch.testing.assert_close(found(tokens).logits[:, 0], ours(tokens), rtol=1e-5, atol=1e-5)
+        assert read_scale(made.dir / name)[1] > 0
+    one = hub.load(made.dir / "model").score.weight
+    torch.testing.assert_close(every.weight.mean(0, keepdim=True), one.detach())
+    before = hash_paths(made.dir, ("model", "audit"))
+    reward(made)  # goes on from the last checkpoints, and has nothing left to do but the end
+    assert hash_paths(made.dir, ("model", "audit")) == before
+
+
+def test_the_audit_learns_from_prompts_that_the_first_never_saw(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    seen: list[set[tuple[int, ...]]] = []
+    module = sys.modules[reward.__module__]
+
+    def spy(train: Sequence[Ranking], *others: object) -> Task:
+        seen.append({tuple(ranking.prompts[0]) for ranking in train})
+        return task(train, *others)
+
+    task = module._task
+    monkeypatch.setattr(module, "_task", spy)
+    settings = SETTINGS.model_copy(update={"audit_share": 0.5, "steps": 1})
+    reward(Stage(**{**vars(stage), "settings": settings}))
+    assert not seen[0] & seen[1]
+    assert len(seen[0]) + len(seen[1]) == 120
+    assert min(map(len, seen)) > 40
+
+
+def test_accuracy_is_told_by_writer_and_by_rater(make_model: Callable[..., Decoder]) -> None:
+    model = make_model("scalar")
+    better, worse = ([5], [9]) if model(torch.tensor([[1, 5]])) > model(torch.tensor([[1, 9]])) else ([9], [5])
+    right = Ranking(([1], [1]), (better, worse), (0, 1), rater="a", models=("new", "corpus"))
+    wrong = Ranking(([1], [1]), (worse, better), (0, 1), rater="b", models=("old", ""))
+    found = quality(model, make_model(), [right, right, wrong], padding=0)
+    assert found["accuracy"] == round(2 / 3, 4)
+    assert found["accuracy_by_model"] == {
+        "corpus + new": {"comparisons": 2, "accuracy": 1.0}, "old + unknown": {"comparisons": 1, "accuracy": 0.0},
+    }  # fmt: skip
+    assert found["accuracy_by_rater"] == [
+        {"comparisons": 2, "accuracy": 1.0}, {"comparisons": 1, "accuracy": 0.0},
+    ]  # fmt: skip
+    assert found["calibration_error"] > 0
 
 
 def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[..., Decoder]) -> None:

@@ -44,6 +44,8 @@ def test_nothing_serious_for_axe(open_page, live, scheme, locale):
     page.evaluate("at => location.hash = at", had(live, ["greet", RICH, "再问", ANSWER], "Rich"))
     page.locator(".katex").wait_for()
     page.locator(".hljs-keyword").first.wait_for()
+    page.get_by_role("button", name="回答得好" if locale == "zh-CN" else "Good answer").last.click()
+    page.locator(".why").wait_for()
     page.get_by_label("设置" if locale == "zh-CN" else "Settings").click()
     assert faults(page) == []
 

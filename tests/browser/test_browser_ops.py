@@ -213,6 +213,7 @@ def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
     live.store.thumb(live.store.record([Message("user", "last")], [Answer("Hi", model=knows)]), True, "one")
     page = open_page()
     go(page, "operator")
+    expect(page.get_by_text("No champion yet")).to_be_visible()
     best = page.locator("tr", has=page.get_by_role("rowheader", name="knows"))
     expect(best).to_contain_text("better")
     expect(best.get_by_role("img")).to_have_attribute("aria-label", re.compile(r"\+\d+ … \+\d+"))
@@ -235,7 +236,7 @@ def test_a_part_that_the_server_lacks_says_so(open_page):
         "**/api/operator/**", lambda route: route.continue_(url=route.request.url.replace("/operator/", "/nowhere/"))
     )
     go(page, "operator")
-    expect(page.get_by_text("Not available")).to_have_count(4)
+    expect(page.get_by_text("Not available")).to_have_count(5)
 
 
 @pytest.mark.parametrize(("scheme", "locale"), [("light", "en-US"), ("dark", "zh-CN")])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_page import ANSWER, TWO_MODELS, answered, compare, had, kept, say, wait_until_idle
+from chat_page import ANSWER, TWO_MODELS, answered, compare, had, kept, say
 from playwright.sync_api import Page, expect
 
 from danlu.records import read_conversations
@@ -132,15 +132,59 @@ def test_an_answer_that_was_stopped_is_kept_and_the_conversation_goes_on(open_pa
     assert messages[2]["parent"] == messages[1]["id"]
 
 
-def test_a_page_that_is_closed_while_an_answer_comes_finds_it_again(open_page, live):
+def test_an_answer_goes_on_after_a_reload_and_is_stopped_there(open_page, live):
     page = open_page()
     say(page, "count")
-    expect(page.locator(".answer .text")).to_contain_text("and on")
+    text = page.locator(".answer .text")
+    expect(text).to_contain_text("and on")
     page.reload()
-    wait_until_idle(live)
-    page.reload()
-    expect(page.locator(".answer .text")).to_contain_text("and on")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(text).to_contain_text("and on")
+    page.keyboard.press("Escape")
     expect(page.locator(".answer")).to_contain_text("Stopped.")
+    say(page, "greet")
+    expect(page.locator(".answer")).to_have_count(2)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    messages = kept(live, page)["messages"]
+    assert messages[1]["finish_reason"] == "stopped"
+    assert messages[2]["parent"] == messages[1]["id"]
+
+
+def test_thumbs_and_their_reasons_are_given_by_keyboard_and_survive_a_reload(open_page, live):
+    page = open_page()
+    say(page, "greet")
+    answered(page)
+    good, bad = (page.get_by_role("button", name=f"{word} answer") for word in ("Good", "Bad"))
+    bad.focus()
+    page.keyboard.press("Enter")
+    expect(bad).to_have_attribute("aria-pressed", "true")
+    page.get_by_label("Why?").fill("too short")
+    page.keyboard.press("Enter")
+    expect(bad).to_be_focused()
+    expect(page.get_by_label("Why?")).to_have_count(0)
+    page.reload()
+    expect(bad).to_have_attribute("aria-pressed", "true")
+    good.click()
+    expect(good).to_have_attribute("aria-pressed", "true")
+    expect(bad).to_have_attribute("aria-pressed", "false")
+    page.get_by_role("status").wait_for()
+    mine = page.evaluate("JSON.parse(localStorage.getItem('danlu.rater'))")
+    (thumb,) = (one for one in live.store.thumbs() if one.rater == mine)
+    assert (thumb.up, thumb.answer.text, thumb.prompt[0].content) == (True, ANSWER, "greet")
+
+
+def test_what_the_model_noted_of_older_turns_is_shown(open_page, live):
+    settings = '{"model": "random", "max_tokens": 8, "summarise": true}'
+    page = open_page(settings, had(live, ["greet", ANSWER * 80] * 4))
+    say(page, "greet")
+    note = page.locator("details.note")
+    expect(note).to_contain_text("messages no longer fit")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    note.locator("summary").click()
+    expect(note.locator("blockquote")).to_be_visible()
+    assert kept(live, page)["messages"][-1]["note"]["text"]
+    page.reload()
+    expect(note).to_contain_text("messages no longer fit")
 
 
 def test_an_answer_goes_on_while_another_conversation_is_read(open_page, live):

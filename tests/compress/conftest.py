@@ -35,4 +35,4 @@ def finished(tmp_path_factory):
     places = stages.read_and_spelt(root, documents)
     settings = PretrainSettings(model=_SHAPE, dtype="float32", **_TRAINING)
     pretrain(stages.make_stage(root / "ppo", settings, places, "pretrain"))
-    return {"ppo": root / "ppo", "sft": stages.taught(root, documents), "tokens": places["tokens"]}
+    return {"aligned": root / "ppo", "sft": stages.taught(root, documents), "tokens": places["tokens"]}

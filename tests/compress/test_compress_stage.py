@@ -73,7 +73,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_makes_the_rest_the_same(r
 
 
 def test_nothing_held_out_is_calibrated_on(tmp_path, make_stage, finished):
-    tokenizer = Tokenizer.load(finished["ppo"] / "model")
+    tokenizer = Tokenizer.load(finished["aligned"] / "model")
     batches = calibration(make_stage(tmp_path, SETTINGS, finished), SETTINGS, tokenizer, 256)
     assert sum(len(batch.tokens) for batch in batches) == pytest.approx(SETTINGS.sequences, abs=8)
     used = {tuple(ids) for ids in documents(tmp_path / "calibration")}
@@ -96,11 +96,11 @@ def documents(folder):
 
 
 def test_an_architecture_without_int8_keeps_the_dense_model_and_says_so(tmp_path, make_stage, finished):
-    tokenizer = Tokenizer.load(finished["ppo"] / "model")
+    tokenizer = Tokenizer.load(finished["aligned"] / "model")
     torch.manual_seed(0)
     model = Decoder(preset("gpt2-tiny", vocab_size=tokenizer.vocab_size))
     hub.save(model, tmp_path / "ppo" / "model", tokenizer, card={"title": "gpt2"})
-    inputs = {"sft": finished["sft"], "ppo": tmp_path / "ppo"}  # and without token shards, as for an adopted base
+    inputs = {"sft": finished["sft"], "aligned": tmp_path / "ppo"}  # and without token shards, as for an adopted base
     with pytest.raises(UserError, match="keep 'dense' or 'auto'"):
         compress(make_stage(tmp_path / "int8", SETTINGS.model_copy(update={"keep": "int8"}), inputs))
     stage = make_stage(tmp_path / "auto", SETTINGS, inputs)
@@ -110,7 +110,7 @@ def test_an_architecture_without_int8_keeps_the_dense_model_and_says_so(tmp_path
 
 
 def test_decode_speed_ignores_stop_tokens_and_leaves_the_generator_as_it_was(finished):
-    model, tokenizer = hub.load_pretrained(finished["ppo"] / "model")
+    model, tokenizer = hub.load_pretrained(finished["aligned"] / "model")
     generator = Generator(model, tokenizer)
     stop = generator.stop_ids
     assert decode_speeds({"dense": generator}, [tokenizer.bos], 4)["dense"] > 0

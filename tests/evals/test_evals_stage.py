@@ -62,7 +62,7 @@ def test_the_same_run_gives_the_same_bytes(result, tmp_path, make_stage, finishe
 
 
 def test_a_run_that_adopted_its_base_model_needs_no_corpus(tmp_path, make_stage, finished):
-    inputs = {name: finished[name] for name in ("pretrain", "sft", "ppo", "compress")}
+    inputs = {name: finished[name] for name in ("pretrain", "sft", "aligned", "compress")}
     evaluate(make_stage(tmp_path, SETTINGS, inputs))
     assert set(read_json(tmp_path / "figures.json")["bpb"]) == set(LIVES)
 

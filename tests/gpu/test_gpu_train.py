@@ -12,8 +12,8 @@ import stages
 import torch
 
 from danlu.align import losses
-from danlu.align.learner import Learner, PPOSettings
-from danlu.align.rollout import Prompt, Rollouts
+from danlu.align.ppo import ActorCritic, PPOSettings
+from danlu.align.rollout import Prompt, Rollouts, Sampled
 from danlu.infer.generate import Generator
 from danlu.model import Decoder
 from danlu.records import Message
@@ -133,11 +133,11 @@ def test_ppo_samples_scores_and_learns(make: MakeModel, tokenizer: Tokenizer) ->
         model.compute_in(torch.bfloat16)
     turns = [(Message("user", f"写：{letter}"),) for letter in "春夏秋冬山水花月" * 2]
     prompts = [Prompt(turn, turn[0].content, tuple(chat.encode_prompt(tokenizer, turn))) for turn in turns]
-    sampler, learner = Generator(policy, tokenizer), Learner(policy, critic, options)
+    sampler, learner = Generator(policy, tokenizer), ActorCritic(policy, critic, options)
     wanted = tokenizer.encode("风")[0]
 
-    def score(sequences: object, finished: torch.Tensor) -> torch.Tensor:
-        tokens, lengths = sequences.tokens, sequences.prompt_lengths  # type: ignore[attr-defined]
+    def score(sampled: Sampled) -> torch.Tensor:
+        tokens, lengths = sampled.sequences.tokens, sampled.sequences.prompt_lengths
         answer = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
         return ((tokens == wanted) & answer).float().sum(1)
 

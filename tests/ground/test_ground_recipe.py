@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from danlu.errors import UserError
-from danlu.pipeline import read_recipe
+from danlu.pipeline import read_recipe, stages_of
 
 
 def recipe(folder: Path, name: str, text: str) -> str:
@@ -64,3 +64,19 @@ def test_a_recipe_without_a_word_is_one_that_runs_on_any_text(tmp_path):
     sections = read_recipe(recipe(tmp_path, "empty.yaml", "")).sections
     assert {sections[name].judge for name in ("rankings", "ppo", "compress", "eval")} == {"prose"}
     assert sections["sft"].source == "prose"
+
+
+def test_a_run_goes_on_with_one_aligned_model(tmp_path):
+    needs = {spec.name: spec.needs for spec in stages_of(read_recipe("tiny"))}
+    assert "aligned" not in {need for each in needs.values() for need in each}
+    assert "ppo" in needs["compress"]
+    with pytest.raises(UserError, match=r"run.aligned.*did you mean 'ppo'"):
+        stages_of(read_recipe("tiny", ["run.aligned=pop"]))
+
+
+def test_learning_without_samples_needs_no_reward_model(tmp_path):
+    stages = [spec.name for spec in stages_of(read_recipe("tiny", ["run.goal=dpo"]))]
+    assert stages == ["corpus", "tokenizer", "tokens", "pretrain", "sft", "rankings", "dpo"]
+    needs = {spec.name: spec.needs for spec in stages_of(read_recipe("tiny", ["run.aligned=dpo"]))}
+    assert "dpo" in needs["compress"]
+    assert "ppo" not in needs

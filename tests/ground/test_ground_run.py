@@ -45,7 +45,7 @@ def test_the_disk_a_stage_needs_grows_with_the_model(tmp_path: Path):
         for recipe, sized in (("small", small), ("large", large))
     }
     grows = {name for name, size in needed["small"].items() if needed["large"][name] > size}
-    assert grows == {"pretrain", "sft", "reward", "ppo", "compress", "guard"}
+    assert grows == {"pretrain", "sft", "reward", "ppo", "dpo", "compress", "guard"}
     weights = 4 * parameters(shape_of(large)).total
     assert needed["large"]["ppo"] > 20 * weights
     adopted = read_recipe("tang", ["base=elsewhere"])

@@ -33,19 +33,6 @@ def test_blocks_are_found_again_until_they_are_needed():
         blocks.take(1)
 
 
-def test_new_weights_know_nothing():
-    blocks, names = BlockManager(2), digests(range(2 * SIZE), "")
-    mine = blocks.take(2)
-    for block, name in zip(mine, names, strict=True):
-        blocks.publish(block, name)
-    blocks.release(mine[1:])
-    blocks.forget()
-    assert blocks.match(names) == []
-    assert blocks.available == 1
-    blocks.release(mine[:1])
-    assert blocks.available == 2
-
-
 def test_ten_thousand_random_steps_leak_nothing():
     """Users, free blocks and names are those of a model that is too simple to be wrong."""
     rng, blocks = random.Random(0), BlockManager(40)
@@ -73,11 +60,9 @@ def test_ten_thousand_random_steps_leak_nothing():
             for block in row[:cut]:
                 blocks.use(block)
             held.append((row[:cut], names[:cut]))
-        elif deed < 0.995 and held:
+        elif held:
             row, _ = held.pop(rng.randrange(len(held)))
             blocks.release(row)
-        elif deed >= 0.995:
-            blocks.forget()
         used = {block for row, _ in held for block in row}
         assert blocks.used == len(used)
         assert blocks.available == 40 - len(used)

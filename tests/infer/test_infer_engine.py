@@ -103,7 +103,7 @@ def test_guesses_change_nothing_but_the_steps(model, tokenizer, requests, alone,
         drafter = PromptLookup()
     else:
         drafting = generator if guesser == "twin" else Generator(build("llama", tokenizer.vocab_size), tokenizer)
-        drafter = DraftModel(drafting.model, drafting.output_weight, drafting.dtype, tokenizer.vocab_size)
+        drafter = drafting.drafter(tokenizer.vocab_size)
     engine = make(generator, drafter=drafter, draft_rows=8)
     assert [c.tokens for c in run(engine, requests)] == alone
     if guesser == "twin":  # the model guesses for itself: all guesses are right, and so five tokens come a step
@@ -131,20 +131,43 @@ def test_lookup_finds_what_followed():
     assert lookup.propose([text], 2) == [[]]
 
 
-def test_a_draft_model_of_other_words_is_refused(llama, tokenizer, build):
-    other = build("llama", tokenizer.vocab_size + 1)
+def test_a_draft_model_of_other_words_is_refused(llama, tokenizer):
     with pytest.raises(UserError, match="must be the same"):
-        DraftModel(other, other.output_weight, torch.float32, tokenizer.vocab_size)
+        Generator(llama, tokenizer).drafter(tokenizer.vocab_size + 1)
+
+
+class Counting(Forward):
+    """Notes how many tokens a forward reads."""
+
+    widest = 0
+
+    def laid_out(self, rows, read, needs):
+        self.widest = max(self.widest, *map(len, rows))
+        return super().laid_out(rows, read, needs)
+
+
+def test_a_draft_model_reads_a_long_prompt_in_chunks(llama, tokenizer, prompts):
+    generator = Generator(llama, tokenizer)
+    forward = Counting(generator.model, generator.output_weight)
+    drafter = DraftModel(forward, Slots(llama, torch.float32, 1 << 22), tokenizer.vocab_size, chunk=8)
+    engine = make(generator, drafter=drafter)
+    short = Request(tuple(prompts[0]), Sampling(temperature=0.0, max_new_tokens=60), 0)
+    long = Request(tuple(prompts[5] * 3)[:64], GREEDY, 1)
+    alone = [generator.generate([r.prompt], r.sampling, [r.seed])[0].tokens for r in (short, long)]
+    steps, answers = 0, [engine.add(short), engine.add(long)]
+    while engine.running or engine.waiting:
+        engine.step()
+        steps += 1
+    assert [tuple(answer.tokens) for answer in answers] == alone
+    assert forward.widest == 8
+    assert steps <= 3 + len(alone[0]) // 5 + 64 // 8, "it guesses for one while it reads for the other"
 
 
 def test_samples_keep_their_distribution_with_guesses(tokenizer, prompts, build):
     """Chi-square of the second token over many seeds: what a step confirms is distributed as what a step draws."""
     model = build("llama", tokenizer.vocab_size)
     generator, sampling = Generator(model, tokenizer), Sampling(temperature=1.0, top_k=8, max_new_tokens=3)
-    drafter = DraftModel(
-        *(lambda g: (g.model, g.output_weight, g.dtype))(Generator(build("llama", tokenizer.vocab_size), tokenizer)),
-        tokenizer.vocab_size,
-    )
+    drafter = Generator(build("llama", tokenizer.vocab_size), tokenizer).drafter(tokenizer.vocab_size)
     engine = make(generator, rows=64, drafter=drafter, draft_rows=64)
     done = run(engine, [Request(tuple(prompts[1]), sampling, seed) for seed in range(800)])
     (first, count) = max(

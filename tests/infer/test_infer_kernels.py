@@ -14,7 +14,7 @@ from danlu.infer import Generator, Request, Sampling
 from danlu.infer.kernels import NONE, Kernels, StepForward, Weights, kernels, settled
 from danlu.infer.kernels.build import build as compiled
 from danlu.model import quantized_linear
-from danlu.model.quantized import quantize_rows
+from danlu.model.quantized import quantize_rows, quantized_linear_reference
 
 ROWS = (*range(1, 14), 16, 31, 32, 33, 65)
 DEPTHS, OUTPUTS = (1, 7, 16, 63, 64, 129), (8, 13, 96, 205)  # some of them whole lines and tiles, most not
@@ -161,11 +161,29 @@ def test_what_a_native_step_does_not_know_takes_the_models_way(native, build, to
 def test_a_quantised_model_steps_natively(native, build, tokenizer, prompts):
     if torch.int8 not in native.dtypes:
         pytest.skip("no instructions for it here")
-    model = quantize(build("llama", tokenizer.vocab_size))
+    model = quantize(build("llama", tokenizer.vocab_size, tie_embeddings=False))
+    with torch.no_grad():
+        integers, scale = quantize_rows(model.head.weight)
+        model.head.weight.copy_(integers * scale[:, None])  # a head that rounding leaves alone
     quick, found = answers(model, tokenizer, prompts, native)
     assert isinstance(quick._forward(), StepForward)
     for a, b in zip(found, answers(model, tokenizer, prompts, None)[1], strict=True):
         torch.testing.assert_close(a.logprobs[:4], b.logprobs[:4], atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_quantised_model_has_its_head_in_eight_bits_too(native, build, tokenizer, noise, tied):
+    if torch.int8 not in native.dtypes:
+        pytest.skip("no instructions for it here")
+    model = quantize(build("llama", tokenizer.vocab_size, tie_embeddings=tied)).half()
+    generator, states = Generator(model, tokenizer, torch.float32, native), torch.randn(5, 64, generator=noise)
+    right = quantized_linear_reference(states, *quantize_rows(model.output_weight))
+    close(generator.logits(states), right, 2e-4)
+    exact = states @ model.output_weight.float().T
+    assert 1e-3 < float((right - exact).abs().max() / exact.abs().max()) < 2e-2  # it is another head, nearly
+    close(Generator(model, tokenizer, torch.float32).logits(states), exact)  # where torch multiplies, as it is stored
+    ids = torch.arange(tokenizer.vocab_size)[None]
+    assert torch.equal(generator.model.embedded(ids, ids), model.embed.weight.float()[None])  # and so is the table
 
 
 def test_refresh_reaches_the_kernels(native, build, tokenizer, prompts):

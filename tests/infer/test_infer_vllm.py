@@ -159,9 +159,9 @@ def test_what_it_does_not_take_is_refused_naming_the_option(theirs, option, said
 
 
 def test_vectors_and_likelihoods_are_refused(theirs):
-    for ask in (theirs.embed, theirs.score):
-        with pytest.raises(UserError, match="--engine danlu"):
-            ask([[1, 2]])
+    for what, said in (("embed", "vectors"), ("score", "likelihoods")):
+        with pytest.raises(UserError, match=f"{said}.*--engine danlu"):
+            theirs.read(what)
 
 
 def test_a_model_that_scores_is_refused(ours, tokenizer, tmp_path):

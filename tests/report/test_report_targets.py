@@ -6,7 +6,7 @@ from pathlib import Path
 from danlu.report.targets import Target, targets
 
 RESULT = {
-    "recipe": "tang", "minutes_total": 11.0,
+    "recipe": "tang", "aligned": "ppo", "minutes_total": 11.0,
     "form_rate": {"sft": 0.8, "ppo": 0.9}, "rhyme_rate": {"sft": 0.1, "ppo": 0.2},
     "distinct_2": {"sft": 1.0, "ppo": 0.89}, "copy_rate": {"sft": 0.0, "ppo": 0.0},
     "reward": {"accuracy": 0.6, "baselines": {"longer": 0.5, "likelihood": 0.6}},
@@ -37,6 +37,7 @@ def test_what_was_not_measured_is_not_promised():
     assert targets({"recipe": "mine"}) == []
     assert [target.what for target in targets({"recipe": "tang", "minutes_total": 1.0})] == ["minutes, all stages"]
     assert targets(RESULT | {"recipe": "mine"})[0].what == "form rate after PPO"
+    assert targets({"recipe": "mine", "aligned": "grpo", "form_rate": {"sft": 0.8, "ppo": 0.9}}) == []  # an old exam
     assert targets({"recipe": "tiny", "reward": {"accuracy": 0.5, "baselines": {}}}) == []
 
 

@@ -122,7 +122,8 @@ def serving(app: FastAPI, store: PreferenceStore) -> Iterator[Live]:
 @pytest.fixture(scope="session")
 def live(model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     store = PreferenceStore(tmp_path_factory.mktemp("store") / "votes.sqlite")
-    with serving(create_app(model_dirs, store, Options(setup=Setup(rows=2), waiting=2)), store) as running:
+    options = Options(setup=Setup(rows=2), waiting=2, linger=20.0)
+    with serving(create_app(model_dirs, store, options), store) as running:
         yield running
     store.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import httpx
 import numpy as np
@@ -49,6 +50,15 @@ def test_several_prompts_and_several_answers_of_each(client):
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert [choice.text for choice in answer.choices] == [alone[0]] * 2 + [alone[1]] * 2
     assert answer.usage.prompt_tokens == sum(complete(client, prompt).usage.prompt_tokens for prompt in prompts)
+
+
+def test_what_was_read_before_is_told_by_prompt(client):
+    prompts = ["and on | " * 12, "on and | " * 12]
+    first, again = (complete(client, prompts[:1]).usage for _ in range(2))
+    both = complete(client, prompts).usage
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert again.prompt_tokens_details.cached_tokens == (again.prompt_tokens - 1) // 16 * 16 > 0
+    assert both.prompt_tokens_details.cached_tokens == again.prompt_tokens_details.cached_tokens
 
 
 def test_a_stream_adds_up(client):
@@ -114,6 +124,18 @@ def test_embeddings_are_the_mean_of_the_final_states(client, generator):
     assert floats.usage.prompt_tokens == floats.usage.total_tokens > len(texts)
     again = client.embeddings.create(model="knows", input=[ids], encoding_format="float").data[0].embedding
     assert np.allclose(again, vectors[-1], atol=1e-3)
+
+
+def test_nothing_more_is_read_for_whoever_has_left(live, generator):
+    engine, texts = live.app.state.engine, [[generator.tokenizer.bos] * 1000] * 120
+    before = next(engine._numbers)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{live.url}/v1/embeddings", json={"model": "knows", "input": texts}, timeout=0.1)
+    deadline = time.monotonic() + 60
+    while not engine.idle():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert next(engine._numbers) - before <= 100, "jobs are numbered: not all were asked for"
 
 
 @pytest.mark.parametrize("change", [{"input": ""}, {"input": []}, {"input": [[99999999]]}, {"dimensions": 7}], ids=str)

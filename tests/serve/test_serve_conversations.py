@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,21 +133,6 @@ def test_how_an_answer_was_written_is_kept_with_one_that_was_written_elsewhere(h
     assert "model" not in question
     assert http.post(place, json=answer | told | {"seed": -1}).status_code == 400
     assert http.post(place, json=answer | told | {"seconds": -1.0}).status_code == 400
-
-
-def test_an_answer_is_kept_when_its_reader_left(http):
-    events = stream(http, content="count", max_tokens=3000)
-    conversation = next(events)["conversation"]
-    heard = "".join(next(events)["text"] for _ in range(5))
-    assert len(read(http, conversation)["messages"]) == 1, "the words are stored before the answer is"
-    events.close()
-    deadline = time.monotonic() + 30
-    while len(messages := read(http, conversation)["messages"]) == 1:
-        assert time.monotonic() < deadline, "the answer was lost with its reader"
-        time.sleep(0.02)
-    assert messages[1]["finish_reason"] == "stopped"
-    assert messages[1]["content"].startswith(heard)
-    assert 0 < messages[1]["usage"]["completion_tokens"] < 3000
 
 
 def test_deleted_while_it_is_answered_nothing_comes_back(http):

@@ -16,10 +16,10 @@ from danlu.infer import Completion, Generator, Sampling, Token
 from danlu.records import Message
 from danlu.serve import jobs
 from danlu.serve.engine import Engine
-from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
+from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 from danlu.serve.problems import Refusal
 from danlu.serve.sse import cancelled_when_gone
-from danlu.serve.worker import Setup
+from danlu.serve.worker import Setup, Worker
 from danlu.tokens import chat
 
 LONG = Sampling(temperature=2.0, max_new_tokens=2000)
@@ -194,8 +194,14 @@ def test_closing_ends_what_is_under_way(generator, job):
     asyncio.run(interrupted())
 
 
-def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distant, job):
+def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distant, job, model_dirs, tmp_path):
+    since = replace(job, weights="0a1b")  # a model that the worker was given since it began
+    expected = Generator(*hub.load_pretrained(model_dirs["random"])).generate([job.prompt], job.sampling, [job.seed])
+
     async def killed() -> None:
+        await asyncio.wrap_future(distant.load(since.weights, model_dirs["random"]))
+        with pytest.raises(UserError, match="nowhere"):
+            await asyncio.wrap_future(distant.load("none", tmp_path / "nowhere"))
         answers = distant.submit([replace(job, sampling=LONG)])
         await asyncio.sleep(0.1)
         os.kill(distant._line.pid, signal.SIGKILL)
@@ -209,6 +215,10 @@ def test_a_worker_that_dies_is_replaced_and_its_answers_end_with_an_error(distan
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
         assert await finish(distant, job) == ["Hello, 你好。"]
+        assert await finish(distant, since) == [expected[0].text]
+        distant.drop(since.weights)
+        with pytest.raises(Refusal, match="has been replaced"):
+            await finish(distant, since)
 
     asyncio.run(killed())
 
@@ -239,18 +249,38 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_workers_reason(genera
         Engine.in_process({"x": tmp_path / "nowhere"}, Setup())
     with pytest.raises(UserError, match="draft"):
         Engine.in_thread({"x": generator}, Setup(guess=str(tmp_path / "draft")))
+    with pytest.raises(UserError, match="n_mtp is 0"):
+        Engine.in_thread({"x": generator}, Setup(guess="mtp"))
 
 
 def test_what_goes_over_the_line_comes_back_equal(job):
     sampling = Sampling(0.5, 3, 0.9, 0.1, 7, ("a", "二"), 1.1, 0.2, 0.3, ((5, -1.5),), 2, "{}")
-    there = replace(job, sampling=sampling, salt="me")
+    there = replace(job, sampling=sampling, salt="me", weights="0a1b")
     assert jobs.read_job(jobs.write_job(there)) == there
     completion = Completion((1, 2), "好\n", (-0.5, -1.0), "stop", (((1, -0.5),), ((2, -1.0), (3, -2.0))), 16)
     token = Token(1, -0.5, ((1, -0.5), (2, -1.5)))
-    for event in (Piece(1, "好\n", (token,)), Finished(2, completion), Fault(0, 400, "no"), Stats(1, 2, 3, 4, 5, 6)):
+    said = (Piece(1, "好\n", (token,)), Finished(2, completion), Fault(0, 400, "no"))
+    for event in (*said, Stats(1, 2, 3, 4, 5, 6), Loaded("0a1b", "/a")):
         line = jobs.write_event(event)
         assert line.count(b"\n") == 1
         assert jobs.read_event(line) == event
+
+
+def test_a_reading_ends_between_two_chunks_when_nobody_wants_it(generator):
+    told, prompt = {}, (generator.tokenizer.bos,) * 1000
+    worker = Worker({"knows": generator}, Setup(), told.__setitem__)
+    for number in (1, 2):
+        worker.submit(number, Job("knows", prompt, Sampling(), 0, read="embed"))
+    assert worker._obey()
+    worker._read_one()
+    worker.cancel(1)
+    assert worker._obey()
+    for _ in range(8):  # of 128 tokens
+        worker._read_one()
+    assert not {1, 2} & told.keys()
+    worker._read_one()
+    assert isinstance(told[2], Finished)
+    assert 1 not in told
 
 
 @pytest.mark.parametrize("kind", ["engine", "distant"])

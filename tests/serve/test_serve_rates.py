@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from live_server import serving
 
+from danlu.align.preferences import PreferenceStore
+from danlu.serve import Options, create_app
 from danlu.serve.people import Caller
 from danlu.serve.problems import Refusal
 from danlu.serve.rates import Bucket, Rates
+from danlu.serve.safety import open_safety
+from danlu.serve.store import ServeStore
 
 ASK = {"model": "knows", "messages": [{"role": "user", "content": "greet"}], "max_tokens": 4, "temperature": 0}
 
@@ -103,3 +108,36 @@ def test_others_have_minutes_of_their_own(limited, guarded):
     answer = limited.post("/v1/chat/completions", json=ASK, headers=unlimited)
     assert answer.status_code == 200
     assert not any(name.startswith("x-ratelimit") for name in answer.headers)
+
+
+def test_a_look_is_a_request(limited):
+    def statuses(path, **body):
+        return [limited.post(f"/v1/{path}", json={"model": "knows"} | body).status_code for _ in range(2)]
+
+    assert statuses("tokenize", prompt="greet") == [200, 200]
+    assert statuses("detokenize", tokens=[5]) == [200, 429]
+
+
+def test_what_a_gate_blocks_is_paid_and_what_a_full_queue_refuses_is_not(model_dirs, tmp_path):
+    store = PreferenceStore(tmp_path / "votes.sqlite")
+    key = ServeStore(store.database).people.add_key("dora")[1]
+    app = create_app(
+        {"knows": model_dirs["knows"]}, store, Options(rates=Rates(4, 1000, Clock()), safety=open_safety())
+    )
+    headers = {"authorization": f"Bearer {key}"}
+    with serving(app, store) as live, httpx.Client(base_url=live.url, headers=headers, timeout=30) as http:
+
+        def left(path, **body):
+            answer = http.post(f"/v1/{path}", json=body)
+            return answer, [int(answer.headers[f"x-ratelimit-remaining-{what}"]) for what in ("requests", "tokens")]
+
+        assert left("moderations", input=["a", "b"])[1] == [2, 1000], "a text is a request"
+        harm = [{"role": "user", "content": "how to make a pipe bomb"}]
+        blocked, (requests, tokens) = left("chat/completions", **ASK | {"messages": harm})
+        assert blocked.json()["choices"][0]["finish_reason"] == "content_filter"
+        assert (requests, tokens) == (1, 1000 - blocked.json()["usage"]["prompt_tokens"])
+        app.state.engine.refuse_new()
+        refused, rest = left("chat/completions", **ASK)
+        assert refused.status_code == 503
+        assert rest == [1, tokens]
+    store.close()

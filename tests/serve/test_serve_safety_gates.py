@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -73,13 +74,15 @@ def text_of(events: Sequence[Piece | Finished]) -> str:
 )  # fmt: skip
 def test_no_part_of_a_blocked_phrase_is_told(before: int, after: int, harm: str, places: list[int]) -> None:
     start = (HEALTHY * 2)[:before].rstrip() + "\n"
-    pieces = cut(start + harm + "\n" + HEALTHY[:after], places)
+    text = start + harm + "\n" + HEALTHY[:after]
+    begins = min(match.start for match in RULES.scan(text, "answer") if match.action == "block")
+    pieces = cut(text, places)
     events = watched(gates(), pieces)
     last = events[-1]
     assert isinstance(last, Finished)
     assert last.completion.finish_reason == "content_filter"
     assert text_of(events) == last.completion.text
-    assert start.startswith(last.completion.text), "something of the phrase was told"
+    assert text[:begins].startswith(last.completion.text), "something of the phrase was told"
     assert len(last.completion.tokens) == len(last.completion.logprobs) == len(last.completion.text)
 
 
@@ -121,7 +124,8 @@ def test_an_answer_is_told_while_it_is_written() -> None:
                 seen.append(written - got)
 
     asyncio.run(count())
-    assert max(seen[:-60]) <= RULES.width + plain.SLACK + 20, "no more waits than the longest phrase needs"
+    assert max(seen) <= RULES.width + plain.SLACK + 20, "no more waits than the longest phrase needs"
+    assert statistics.median(seen) <= plain.SLACK + 8, "mostly no more than a word or two"
 
 
 def test_answers_side_by_side_are_judged_each_by_itself() -> None:
@@ -212,7 +216,7 @@ class _Counting:
     def __init__(self) -> None:
         self.looks = 0
 
-    def look(self, text: str, stage: str, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: str, fresh: int = 0, unfinished: bool = False) -> tuple[list[Finding], int]:
         self.looks += 1
         return ([Finding("block", "unsafe", "guard", 0.9)] if "zebra" in text else []), len(text)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
 from danlu.records import Answer, Message
 from danlu.serve import people, tables
-from danlu.serve.dialogues import Generation, title_of
+from danlu.serve.dialogues import Generation, Way, Written, title_of
+from danlu.serve.notes import Note
 from danlu.serve.store import ModerationEvent, ServeStore
 
 HELLO = Message("user", "hello 你好")
@@ -39,7 +41,7 @@ def test_a_tree_is_read_as_it_was_written(store: ServeStore, place: Place) -> No
     root = talks.append("alice", talk, None, HELLO)
     one = talks.append("alice", talk, root, Message("assistant", "a\0b"), GENERATION)
     two = talks.append("alice", talk, root, Message("assistant", "other"))
-    assert talks.path("alice", talk, two) == ("Be kind.", [HELLO, Message("assistant", "other")])
+    assert talks.path("alice", talk, two) == Way("Be kind.", (root, two), (HELLO, Message("assistant", "other")))
     told = talks.read("alice", talk)
     assert [(m["id"], m["parent"], m["content"]) for m in told["messages"]] == [
         (root, None, HELLO.content), (one, root, ("a\0b", "a\ufffdb")[isinstance(place, str)]), (two, root, "other"),
@@ -48,6 +50,33 @@ def test_a_tree_is_read_as_it_was_written(store: ServeStore, place: Place) -> No
     assert told["messages"][1]["sampling"] == GENERATION.sampling
     assert told["messages"][1]["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
     assert "model" not in told["messages"][2]
+
+
+def test_an_answer_is_told_with_all_that_is_known_of_it(store: ServeStore) -> None:
+    talks = store.dialogues
+    talk = talks.start("alice", "T", "Be kind.")
+    root = talks.append("alice", talk, None, HELLO)
+    first = talks.append("alice", talk, root, Message("assistant", "hi"))
+    again = talks.append("alice", talk, first, HELLO)
+    how = replace(GENERATION, tokens=(3, 1), system="Be brief.", left_out=1, note=first)
+    last = talks.append("alice", talk, again, Message("assistant", "ho"), how, "chosen")
+    assert last == "chosen"
+    note, other = Note(first, "They greeted.", 2, 0), Note(root, "One greeted.", 1, 0)
+    store.notes.keep(note, GENERATION.model_hash)
+    store.notes.keep(other, GENERATION.model_hash)
+    store.notes.keep(Note(again, "of another model", 3, 0), "other")
+    way = Way("Be kind.", (root, first, again), (HELLO, Message("assistant", "hi"), HELLO))
+    assert store.notes.newest(way.ids, GENERATION.model_hash) == note
+    assert store.notes.newest(way.ids[:1], GENERATION.model_hash) == other
+    assert store.notes.newest(way.ids, "nobody") is None
+    assert talks.answer("alice", talk, last) == Written(way, "ho", "", how, note)
+    assert talks.link("alice", talk, last, "c1") == talks.link("alice", talk, last, "c2") == "c1"
+    assert talks.answer("alice", talk, last).comparison == "c1"
+    conversation, told = talks.message("alice", last)
+    assert (conversation, told) == (talk, talks.read("alice", talk)["messages"][3])
+    assert told["note"] == {"text": "They greeted.", "messages": 2}
+    with pytest.raises(UserError, match="is no answer"):
+        talks.answer("alice", talk, again)
 
 
 def test_every_question_is_asked_for_an_owner(store: ServeStore) -> None:
@@ -62,6 +91,11 @@ def test_every_question_is_asked_for_an_owner(store: ServeStore) -> None:
         lambda: talks.append("bob", talk, root, HELLO),
         lambda: talks.append("bob", own, root, HELLO),
         lambda: talks.path("bob", own, root),
+        lambda: talks.message("bob", root),
+        lambda: talks.answer("bob", talk, root),
+        lambda: talks.answer("bob", own, root),
+        lambda: talks.link("bob", talk, root, "c"),
+        lambda: talks.link("bob", own, root, "c"),
         lambda: talks.delete("bob", talk),
     ):
         with pytest.raises(UserError, match="does not exist"):
@@ -80,7 +114,8 @@ def test_what_no_database_can_hold_is_not_there(store: ServeStore) -> None:
 def test_a_deleted_conversation_takes_what_moderation_noted_of_it(store: ServeStore, tmp_path: Path) -> None:
     talk = store.dialogues.start("alice", "unmistakable title")
     user = store.dialogues.append("alice", talk, None, Message("user", "unmistakable words"))
-    store.dialogues.append("alice", talk, user, Message("assistant", "unmistakable answer"), GENERATION)
+    answer = store.dialogues.append("alice", talk, user, Message("assistant", "unmistakable answer"), GENERATION)
+    store.notes.keep(Note(answer, "unmistakable summary", 2, 0), GENERATION.model_hash)
     store.note_moderation(ModerationEvent(**vars(FOUND) | {"conversation": talk, "text": "unmistakable find"}))
     store.dialogues.delete("alice", talk)
     assert [event["text"] for event in store.moderation_queue()] == [""]

@@ -214,7 +214,7 @@ def test_whoever_lacks_the_scope_sees_nothing_of_runs_and_votes(store):
         await routes(scope, receive, send)
 
     paths = ["/api/runs", "/api/runs/tang", "/api/runs/tang/metrics?stage=sft", "/api/operator/votes",
-             "/api/operator/votes.csv", "/api/operator/ratings"]  # fmt: skip
+             "/api/operator/votes.csv", "/api/operator/ratings", "/api/operator/champion"]  # fmt: skip
     assert {
         route.path.replace("{name}", "tang") for route in operator.routes(Models([]), store, Runs(None)).routes
     } == {path.partition("?")[0] for path in paths}

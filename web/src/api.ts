@@ -37,6 +37,12 @@ export interface Usage {
   completion_tokens: number;
 }
 
+/** What a model wrote of messages that it can no longer read. */
+export interface Note {
+  text: string;
+  messages: number;
+}
+
 /** How an answer came about, as far as it is known. */
 export interface Facts {
   model?: string;
@@ -46,10 +52,20 @@ export interface Facts {
   seed?: number;
   usage?: Usage;
   seconds?: number;
+  left_out?: number; // messages that the model neither read nor had a note on
+  note?: Note;
+}
+
+export type Thumb = "up" | "down";
+
+/** What somebody said of an answer by itself. */
+export interface Judged {
+  thumb: Thumb;
+  reason: string;
 }
 
 /** A message of a conversation's tree: the one it follows is its parent. */
-export interface Stored extends Facts {
+export interface Stored extends Facts, Partial<Judged> {
   id: string;
   parent: string | null;
   role: "user" | "assistant";
@@ -68,6 +84,13 @@ export interface Summary {
 export interface StoredConversation extends Omit<Summary, "messages"> {
   system: string;
   messages: Stored[];
+  writing?: UnderWay[];
+}
+
+/** An answer that is being written, and the message that it answers. */
+export interface UnderWay {
+  answer: string;
+  parent: string;
 }
 
 /** What to answer: new words below `parent`, or, without `content`, the message `parent` once more. */
@@ -78,7 +101,7 @@ export interface Question {
 }
 
 export type ChatEvent =
-  | { type: "start"; conversation: string; user: string | null; left_out?: number }
+  | { type: "start"; conversation: string; user: string | null; answer: string; model?: string; left_out?: number; note?: Note }
   | { type: "delta"; text: string }
   | ({ type: "finish"; message: string | null } & Facts);
 
@@ -92,6 +115,10 @@ export type Verdict = Record<Side, Identity>;
 
 /** The server may leave out the oldest turns when the model's context is full, and says how many messages it did. */
 const TRUNCATION = { truncation: "auto" };
+
+// A connection that broke is made anew this often, after half a second, one, one and a half ...
+const TRIES = 6;
+const PAUSE = 500; // milliseconds
 
 /** What the server says went wrong, in its own words. */
 export class ApiError extends Error {
@@ -107,21 +134,57 @@ export class ApiError extends Error {
 export interface Info {
   models: ModelInfo[];
   starters: string[];
+  summarise: boolean;
 }
 
 export async function info(): Promise<Info> {
   return (await (await call("GET", "/api/info")).json()) as Info;
 }
 
-export async function* chat(
+export function chat(
   model: string,
   question: Question,
   system: string,
   options: Options,
+  summarise: boolean,
   signal: AbortSignal,
 ): AsyncGenerator<ChatEvent> {
-  const body = { model, ...question, system, ...TRUNCATION, ...options };
-  for await (const data of events(await call("POST", "/api/chat", body, signal))) yield checked(data);
+  const body = { model, ...question, system, ...TRUNCATION, summarise, ...options };
+  return lasting(() => call("POST", "/api/chat", body, signal), signal);
+}
+
+/** An answer that is being written, or was just now, from its first word on. */
+export function follow(answer: string, signal: AbortSignal): AsyncGenerator<ChatEvent> {
+  return lasting(() => again(answer, signal), signal);
+}
+
+/** Let an answer end where it is. */
+export async function stop(answer: string): Promise<void> {
+  await call("POST", `/api/chat/${encodeURIComponent(answer)}/stop`, {});
+}
+
+/** An answer's events; after a break of the connection they begin again with "start" and the first word. */
+async function* lasting(ask: () => Promise<Response>, signal: AbortSignal): AsyncGenerator<ChatEvent> {
+  let answer: string | null = null;
+  for (let tries = 1; ; tries++) {
+    try {
+      for await (const data of events(await (answer === null ? ask() : again(answer, signal)))) {
+        const event: ChatEvent = checked(data);
+        if (event.type === "start") answer = event.answer;
+        else tries = 1;
+        yield event;
+        if (event.type === "finish") return;
+      }
+    } catch (error) {
+      if (!(error instanceof TypeError) || answer === null || tries > TRIES) throw error;
+    }
+    if (tries > TRIES) throw new TypeError("the stream ends and ends");
+    await new Promise((wake) => setTimeout(wake, PAUSE * tries));
+  }
+}
+
+function again(answer: string, signal: AbortSignal): Promise<Response> {
+  return call("GET", `/api/chat/${encodeURIComponent(answer)}`, undefined, signal);
 }
 
 export async function* compare(
@@ -174,6 +237,11 @@ export async function append(
   message: Pick<Stored, "parent" | "role" | "content"> & Facts,
 ): Promise<string> {
   return (await (await call("POST", `${where(id)}/messages`, message)).json()).id;
+}
+
+/** Say whether an answer by itself is good; said again with a reason, it is the same thumb. */
+export async function judge(id: string, message: string, judged: Judged, rater: string): Promise<Judged> {
+  return (await call("PUT", `${where(id)}/messages/${encodeURIComponent(message)}/thumb`, { ...judged, rater })).json();
 }
 
 function where(id: string): string {

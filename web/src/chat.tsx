@@ -5,7 +5,7 @@ import { Announcer } from "./announce";
 import { ComparisonView } from "./compare";
 import { SUGGESTIONS, language, t } from "./i18n";
 import { Furnace, SendSign, StopSign } from "./marks";
-import { Question, Reply, Unanswered, sends } from "./message";
+import { Question, Reply, Unanswered, Unread, sends } from "./message";
 import { mode, starters } from "./settings";
 import { busy, draft, editing, opening, send, stop, talk } from "./state";
 import type { Comparison, Node } from "./turns";
@@ -59,7 +59,7 @@ function Turns({ way }: { way: readonly Node[] }) {
       if (shown) return null;
       return (
         <section key={node.key} class="turn">
-          {node.told.value.leftOut ? <p class="note">{t("leftOut")}</p> : null}
+          <Unread told={node.told.value} />
           <Reply node={node} asked={asked} />
         </section>
       );

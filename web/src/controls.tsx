@@ -10,17 +10,18 @@ interface Icon {
   label: string;
   disabled?: boolean;
   expanded?: boolean;
+  pressed?: boolean;
   controls?: string;
   onPress: () => void;
   children: ComponentChildren;
 }
 
 /** A button that shows a sign and says its name to those who cannot see it. */
-export function IconButton({ label, disabled, expanded, controls, onPress, children }: Icon) {
+export function IconButton({ label, disabled, expanded, pressed, controls, onPress, children }: Icon) {
   return (
     <button
       type="button" class="icon" aria-label={label} title={label} disabled={disabled} aria-expanded={expanded}
-      aria-controls={controls} onClick={onPress}
+      aria-pressed={pressed} aria-controls={controls} onClick={onPress}
     >
       {children}
     </button>

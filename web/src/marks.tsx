@@ -52,3 +52,7 @@ export const AgainSign = () => <Sign><path d="M19 12a7 7 0 1 1-2.2-5.1M19 4v4h-4
 export const InfoSign = () => <Sign><circle cx="12" cy="12" r="8" /><path d="M12 11.3v4.5M12 8.2v.01" /></Sign>;
 export const PreviousSign = () => <Sign><path d="M14 7l-5 5 5 5" /></Sign>;
 export const NextSign = () => <Sign><path d="M10 7l5 5-5 5" /></Sign>;
+
+const HAND = "M8 11l3.6-7.2c1.6 0 2.6 1.2 2.4 2.7L13.5 10h5a2 2 0 0 1 2 2.4l-1.2 5.8a2 2 0 0 1-2 1.6H8M8 11v8.8H4.5V11z";
+export const UpSign = () => <Sign><path d={HAND} /></Sign>;
+export const DownSign = () => <Sign><path d={HAND} transform="rotate(180 12 12)" /></Sign>;

@@ -7,6 +7,7 @@ import { type Key, figure, t } from "./i18n";
 import { AgainSign, EditSign, Furnace, InfoSign, NextSign, PreviousSign } from "./marks";
 import { again, busy, edit, editing, show, talk } from "./state";
 import { Text } from "./text";
+import { Thumbs, Why } from "./thumbs";
 import { versions } from "./tree";
 import type { Node, Told } from "./turns";
 
@@ -66,6 +67,22 @@ export function sends(event: KeyboardEvent): boolean {
   return event.key === "Enter" && !event.shiftKey && !composing;
 }
 
+/** What of the conversation the model did not read before it answered, and what it read instead. */
+export function Unread({ told }: { told: Told }) {
+  const { left_out, note } = told;
+  return (
+    <>
+      {note && (
+        <details class="note">
+          <summary>{t("noted", { n: note.messages })}</summary>
+          <blockquote>{note.text}</blockquote>
+        </details>
+      )}
+      {left_out ? <p class="note">{t("leftOut")}</p> : null}
+    </>
+  );
+}
+
 export function Reply({ node, asked }: { node: Node; asked: Node | null }) {
   const writing = node.progress.value === "writing";
   return (
@@ -81,6 +98,7 @@ export function Reply({ node, asked }: { node: Node; asked: Node | null }) {
 
 function ReplyTools({ node, asked }: { node: Node; asked: Node | null }) {
   const about = useSignal(false);
+  const why = useSignal(false);
   return (
     <>
       <div class="tools">
@@ -89,11 +107,13 @@ function ReplyTools({ node, asked }: { node: Node; asked: Node | null }) {
         {asked && (
           <IconButton label={t("again")} disabled={busy.value} onPress={() => void again(asked)}><AgainSign /></IconButton>
         )}
+        {node.id.value && <Thumbs node={node} onPress={() => (why.value = true)} />}
         <IconButton label={t("about")} expanded={about.value} onPress={() => (about.value = !about.value)}>
           <InfoSign />
         </IconButton>
         <span class="brief">{brief(node.told.value).join(" · ")}</span>
       </div>
+      {why.value && <Why node={node} onDone={() => (why.value = false)} />}
       {about.value && <About told={node.told.value} />}
     </>
   );

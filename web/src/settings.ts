@@ -2,7 +2,7 @@
 // Left out: the panel where they choose (tuning.tsx).
 
 import { effect, signal } from "@preact/signals";
-import type { ModelInfo, Options } from "./api";
+import type { Info, ModelInfo, Options } from "./api";
 import { recall, remember } from "./memory";
 
 export interface Settings {
@@ -12,12 +12,13 @@ export interface Settings {
   top_p: number;
   max_tokens: number;
   system: string;
+  summarise: boolean | null; // null: as the server has it
 }
 
 export type Theme = "system" | "light" | "dark";
 
 export const settings = signal<Settings>({
-  model: "", against: "", temperature: 0.8, top_p: 0.95, max_tokens: 0, system: "",
+  model: "", against: "", temperature: 0.8, top_p: 0.95, max_tokens: 0, system: "", summarise: null,
   ...recall<Partial<Settings>>("settings", {}),
 });
 export const mode = signal<"chat" | "compare">(recall("mode", "chat"));
@@ -25,6 +26,7 @@ export const theme = signal<Theme>(recall("theme", "system"));
 export const models = signal<ModelInfo[]>([]);
 /** Things to try, of the run that is served; none for a model of nobody's run. */
 export const starters = signal<string[]>([]);
+const summarise = signal(false);
 /** A pseudonym for votes, made up once per browser. */
 export const rater = recall<string>("rater", "") || crypto.randomUUID();
 
@@ -42,10 +44,11 @@ export function change(part: Partial<Settings>): void {
 }
 
 /** Take over what the server serves; a remembered model that is gone gives way to the first one. */
-export function serve(served: ModelInfo[], toTry: string[]): void {
-  models.value = served;
-  starters.value = toTry;
-  const names = served.map((model) => model.id);
+export function serve(info: Info): void {
+  models.value = info.models;
+  starters.value = info.starters;
+  summarise.value = info.summarise;
+  const names = info.models.map((model) => model.id);
   const { model, against } = settings.value;
   change({
     model: names.includes(model) ? model : (names[0] ?? ""),
@@ -56,4 +59,9 @@ export function serve(served: ModelInfo[], toTry: string[]): void {
 export function options(): Options {
   const { temperature, top_p, max_tokens } = settings.value;
   return { temperature, top_p, ...(max_tokens ? { max_tokens } : {}) };
+}
+
+/** Whether the model writes a note on turns that no longer fit; if not, they are left out. */
+export function summarises(): boolean {
+  return settings.value.summarise ?? summarise.value;
 }

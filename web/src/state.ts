@@ -41,7 +41,7 @@ export async function load(): Promise<void> {
   try {
     await api.me();
     const served = await api.info();
-    serve(served.models, served.starters);
+    serve(served);
     await list.refresh();
   } catch (error) {
     tell(error);
@@ -61,8 +61,10 @@ async function open(id: string): Promise<void> {
   if (!id || live) return;
   opening.value = true;
   try {
-    const whole = Talk.from(await api.conversation(id));
-    if (place.peek().rest === id) talk.value = whole; // unless somebody went on to another one meanwhile
+    const whole = await api.conversation(id);
+    if (place.peek().rest !== id) return; // somebody went on to another one meanwhile
+    const opened = (talk.value = Talk.from(whole));
+    for (const one of whole.writing ?? []) void hold(opened, () => opened.resume(one));
   } catch (error) {
     tell(error);
     if (place.peek().rest === id) settle("#/");
@@ -138,17 +140,41 @@ async function ask(here: Talk, parent: Node | null, prompt: string): Promise<voi
 
 async function write(here: Talk, asked: Node, how = mode.value): Promise<boolean> {
   problem.value = null;
-  writing.value = new Set([...writing.value, here]);
   const named = effect(() => {
     if (here.id.value && here === talk.value && place.peek().room === null) settle(`#/c/${here.id.value}`);
   });
   try {
-    return how === "chat" ? await here.answer(asked) : await here.compare(asked);
+    return await hold(here, () => (how === "chat" ? here.answer(asked) : here.compare(asked)));
   } finally {
     named();
+  }
+}
+
+/** Keep a conversation while something is written in it, whatever else is looked at. */
+async function hold<T>(here: Talk, work: () => Promise<T>): Promise<T> {
+  writing.value = new Set([...writing.value, here]);
+  try {
+    return await work();
+  } finally {
     writing.value = new Set([...writing.value].filter((one) => one !== here));
     await list.refresh();
     here.title.value = list.conversations.value.find(({ id }) => id === here.id.value)?.title ?? here.title.value;
+  }
+}
+
+/** Say whether an answer is good, and why; what the server does not take is taken back. */
+export async function judge(node: Node, judged: api.Judged): Promise<boolean> {
+  const before = node.judged.value;
+  const { id } = talk.value;
+  if (!id.value || !node.id.value) return false;
+  node.judged.value = judged;
+  try {
+    node.judged.value = await api.judge(id.value, node.id.value, judged, rater);
+    return true;
+  } catch (error) {
+    node.judged.value = before;
+    tell(error);
+    return false;
   }
 }
 
@@ -173,7 +199,7 @@ export async function vote(comparison: Comparison, choice: api.Choice): Promise<
 /** Forget a conversation here and on the server, its votes too. */
 export async function forget(id: string): Promise<void> {
   const gone = [talk.value, ...writing.value].filter((one) => one.id.value === id);
-  for (const one of gone) one.stop();
+  for (const one of gone) one.stop(true);
   try {
     await api.forget(id);
     for (const one of gone) one.forgetComparisons();
@@ -186,7 +212,7 @@ export async function forget(id: string): Promise<void> {
 
 /** Forget every conversation of whoever is asking; returns whether all are gone. */
 export async function forgetAll(): Promise<boolean> {
-  for (const one of new Set([talk.value, ...writing.value])) one.stop();
+  for (const one of new Set([talk.value, ...writing.value])) one.stop(true);
   startOver();
   try {
     for await (const { id } of list.all()) await api.forget(id);

@@ -5,7 +5,7 @@ import { batch, computed, signal } from "@preact/signals";
 import * as api from "./api";
 import { Pen } from "./pen";
 import { tell } from "./problem";
-import { models, options, rater, settings } from "./settings";
+import { models, options, rater, settings, summarises } from "./settings";
 import { type Picked, path, pick } from "./tree";
 import { type Comparison, type Draft, type Node, dropped, keep, kept, newComparison, newNode, progressOf, remembered, stored } from "./turns";
 
@@ -13,9 +13,12 @@ import { type Comparison, type Draft, type Node, dropped, keep, kept, newCompari
 const MOST_MESSAGES = 200;
 const MOST_CHARACTERS = 300_000;
 
-// An answer that was stopped is stored when the server notices; that takes it no longer than a token.
-const LOOKS = 20;
-const BETWEEN_LOOKS = 150; // milliseconds
+/** What is being written. An answer of a conversation has an id once it has begun; a comparison never does. */
+interface Running {
+  abort: AbortController;
+  answer: string | null;
+  stopping: boolean; // somebody asked for its end
+}
 
 /** A conversation, with the tree of its messages and what is being written in it. */
 export class Talk {
@@ -28,7 +31,7 @@ export class Talk {
   readonly comparisons = signal<ReadonlyMap<string, Comparison>>(new Map());
   readonly way = computed(() => path(this.nodes.value, this.picked.value));
   readonly busy = computed(() => this.running.value !== null);
-  private readonly running = signal<AbortController | null>(null);
+  private readonly running = signal<Running | null>(null);
 
   /** The comparison at the end that still waits for a vote, if there is one. */
   readonly undecided = computed(() => {
@@ -73,8 +76,14 @@ export class Talk {
     return this.nodes.value.find((node) => node.key === key) ?? null;
   }
 
-  stop(): void {
-    this.running.value?.abort();
+  /** Ask for the end of what is being written: its last words still come. Asked twice, or at once, it is left alone. */
+  stop(atOnce = false): void {
+    const running = this.running.value;
+    if (!running) return;
+    const { abort, answer } = running;
+    if (answer) void api.stop(answer).catch(() => abort.abort());
+    if (atOnce || running.stopping || answer === "") abort.abort();
+    running.stopping = true;
   }
 
   forgetComparisons(): void {
@@ -91,30 +100,73 @@ export class Talk {
   async answer(asked: Node): Promise<boolean> {
     const reply = newNode(asked, "assistant");
     this.add(reply);
-    await this.run([reply], async (pen, signal) => {
-      const parent = await this.known(asked.id.value ? asked : this.node(asked.parent));
-      const question = { conversation: this.id.value, parent, ...(asked.id.value ? {} : { content: asked.text.value }) };
-      const began = performance.now();
+    await this.run([reply], async (pen, running) => {
+      const parent = this.node(asked.parent)?.id.value ?? null;
+      const question = asked.id.value ? { parent: asked.id.value } : { parent, content: asked.text.value };
       const { model, system } = settings.value;
       if (!this.id.value) this.system.value = system.trim();
       reply.told.value = { model, model_hash: models.value.find(({ id }) => id === model)?.hash, sampling: { ...options() } };
-      for await (const event of api.chat(model, question, this.system.value, options(), signal)) {
-        if (event.type === "start") {
-          this.id.value = event.conversation;
-          asked.id.value ??= event.user;
-          reply.told.value = { ...reply.told.value, leftOut: event.left_out ?? 0 };
-        } else if (event.type === "delta") {
-          reply.told.value.wait ??= (performance.now() - began) / 1000;
-          pen.write(reply.text, event.text);
-        } else {
-          pen.flush();
-          this.finish(reply, event, (performance.now() - began) / 1000);
-        }
-      }
+      const whole = { conversation: this.id.value, ...question };
+      const events = api.chat(model, whole, this.system.value, options(), summarises(), running.abort.signal);
+      await this.hear(events, reply, asked, pen, running);
     });
     if (reply.id.value || reply.text.value) return true;
     this.drop(reply);
     return this.takeBack(asked);
+  }
+
+  /** Follow an answer that was being written when the page was opened. */
+  async resume({ answer, parent }: api.UnderWay): Promise<void> {
+    const asked = this.node(parent);
+    if (!asked || this.node(answer)) return; // it was whole before the server told the rest
+    const reply = newNode(asked, "assistant");
+    this.add(reply);
+    await this.run([reply], (pen, running) => {
+      running.answer = answer;
+      return this.hear(api.follow(answer, running.abort.signal), reply, asked, pen, running);
+    });
+    if (!reply.id.value && !reply.text.value) this.drop(reply);
+  }
+
+  /** Write an answer as it comes; one that begins again is the same, so what is there already is passed over. */
+  private async hear(
+    events: AsyncIterable<api.ChatEvent>, reply: Node, asked: Node, pen: Pen, running: Running,
+  ): Promise<void> {
+    const began = performance.now();
+    const fresh = running.answer === null;
+    const since = () => (performance.now() - began) / 1000;
+    let known = 0;
+    try {
+      for await (const event of events) {
+        if (event.type === "start") {
+          pen.flush();
+          known = reply.text.value.length;
+          this.begin(reply, asked, event, running);
+        } else if (event.type === "delta") {
+          if (fresh) reply.told.value.wait ??= since();
+          pen.write(reply.text, event.text.slice(known));
+          known = Math.max(0, known - event.text.length);
+        } else {
+          pen.flush();
+          this.finish(reply, event, since());
+        }
+      }
+    } finally {
+      pen.flush();
+      if (reply.text.value) reply.id.value ??= running.answer; // the server keeps it, as far as it comes
+    }
+  }
+
+  private begin(reply: Node, asked: Node, event: api.ChatEvent & { type: "start" }, running: Running): void {
+    const { model, left_out, note } = event;
+    batch(() => {
+      this.id.value = event.conversation;
+      asked.id.value ??= event.user;
+      reply.told.value = { ...reply.told.value, ...(model ? { model } : {}), left_out, note };
+    });
+    const stopped = running.stopping && !running.answer;
+    running.answer = event.answer;
+    if (stopped) this.stop(); // somebody could not wait for the first word
   }
 
   private finish(reply: Node, event: api.Facts & { message: string | null }, seconds: number): void {
@@ -138,11 +190,12 @@ export class Talk {
     this.comparisons.value = new Map([...this.comparisons.value, [asked.key, both]]);
     const { model, against } = settings.value;
     const names = against && against !== model ? [model, against] : [model];
-    await this.run([both.left, both.right], async (pen, signal) => {
+    await this.run([both.left, both.right], async (pen, running) => {
+      running.answer = ""; // nobody else can follow it: it ends when it is left alone
       const id = this.id.value ?? (await this.start(asked.text.value));
       asked.id.value ??= await this.append(asked);
       const { messages, leftOut } = this.dialogue(asked);
-      for await (const event of api.compare(names, messages, options(), id, rater, signal)) {
+      for await (const event of api.compare(names, messages, options(), id, rater, running.abort.signal)) {
         if (event.type === "start") both.leftOut.value = leftOut + event.left_out;
         else if (event.type === "delta") pen.write(both[event.side].text, event.text);
         else if (event.type === "finish") {
@@ -178,20 +231,6 @@ export class Talk {
     this.remember();
   }
 
-  /** The server's id of a message; for one whose answer was stopped, it is looked up. */
-  async known(node: Node | null): Promise<string | null> {
-    if (!node || node.id.value || !this.id.value) return node?.id.value ?? null;
-    for (let looks = 0; looks < LOOKS; looks++) {
-      const parent = this.node(node.parent)?.id.value ?? null;
-      const ours = new Set(this.nodes.value.map(({ id }) => id.value));
-      const { messages } = await api.conversation(this.id.value);
-      const found = messages.find((one) => one.parent === parent && one.role === node.role && !ours.has(one.id));
-      if (found) return (node.id.value = found.id);
-      await new Promise((wake) => setTimeout(wake, BETWEEN_LOOKS));
-    }
-    throw new api.ApiError("the server did not keep that message; edit the one before it to go on", null);
-  }
-
   remember(): void {
     const id = (key: string | null) => this.node(key)?.id.value ?? key ?? "";
     if (!this.id.value) return;
@@ -213,7 +252,7 @@ export class Talk {
   }
 
   private async append(node: Node): Promise<string> {
-    const parent = await this.known(this.node(node.parent));
+    const parent = this.node(node.parent)?.id.value ?? null;
     const { model, model_hash, sampling, seed } = node.told.value;
     const message = { parent, role: node.role, content: node.text.value, ...(model ? { model, model_hash, sampling, seed } : {}) };
     return await api.append(this.id.value!, message as Parameters<typeof api.append>[1]);
@@ -221,19 +260,19 @@ export class Talk {
 
   /** Write with a pen until it is done, stopped or failed. */
   private async run(drafts: Draft[], write: Writing): Promise<void> {
-    const abort = new AbortController();
+    const running: Running = { abort: new AbortController(), answer: null, stopping: false };
     const pen = new Pen();
-    this.running.value = abort;
+    this.running.value = running;
     try {
-      await write(pen, abort.signal);
+      await write(pen, running);
       pen.flush();
     } catch (error) {
       pen.flush();
-      const stopped = abort.signal.aborted;
+      const stopped = running.abort.signal.aborted;
       for (const one of drafts) if (one.progress.value === "writing") one.progress.value = stopped ? "stopped" : "failed";
       if (!stopped) tell(error);
     } finally {
-      if (this.running.value === abort) this.running.value = null;
+      if (this.running.value === running) this.running.value = null;
     }
   }
 
@@ -258,4 +297,4 @@ function headline(words: string): string {
   return line.length <= 60 ? line : `${[...line].slice(0, 59).join("").trimEnd()}…`;
 }
 
-type Writing = (pen: Pen, signal: AbortSignal) => Promise<void>;
+type Writing = (pen: Pen, running: Running) => Promise<void>;

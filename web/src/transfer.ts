@@ -50,7 +50,8 @@ function training(system: string, way: readonly Node[]): string {
   return messages.length ? `${JSON.stringify({ messages })}\n` : "";
 }
 
-function archive(conversations: api.StoredConversation[]): string {
+function archive(found: api.StoredConversation[]): string {
+  const conversations = found.map(({ writing: _, ...kept }) => kept); // what is still being written is not yet said
   const whole: Archive = { format: "danlu-conversations", version: 1, conversations };
   return `${JSON.stringify(whole, null, 2)}\n`;
 }

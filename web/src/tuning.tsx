@@ -6,7 +6,7 @@ import { type Key, t } from "./i18n";
 import { refresh } from "./list";
 import { LogOut } from "./login";
 import { tell } from "./problem";
-import { type Theme, change, mode, models, settings, theme } from "./settings";
+import { type Theme, change, mode, models, settings, summarises, theme } from "./settings";
 import { forgetAll, instruct, talk } from "./state";
 import { downloadAll, upload } from "./transfer";
 
@@ -32,6 +32,16 @@ export function Tuning() {
           type="number" min={1} step={1} inputMode="numeric" placeholder={t("noLimit")} value={max_tokens || ""}
           onChange={(event) => change({ max_tokens: Math.max(0, Math.trunc(event.currentTarget.valueAsNumber || 0)) })}
         />
+      </label>
+      <label>
+        <span>{t("tooLong")}</span>
+        <select
+          value={String(summarises())}
+          onChange={(event) => change({ summarise: event.currentTarget.value === "true" })}
+        >
+          <option value="false">{t("tooLongLeave")}</option>
+          <option value="true">{t("tooLongNote")}</option>
+        </select>
       </label>
       <label class="wide">
         <span>{t(here ? "systemHere" : "system")}</span>

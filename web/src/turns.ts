@@ -2,7 +2,7 @@
 // Left out: how they come about (talk.ts), how they look (message.tsx, compare.tsx).
 
 import { type Signal, signal } from "@preact/signals";
-import type { Choice, Facts, Side, Stored, Verdict } from "./api";
+import type { Choice, Facts, Judged, Side, Stored, Verdict } from "./api";
 
 /** How far an answer is; `cut` met its length limit, `filtered` was ended by the safety filter. */
 export type Progress = "writing" | "done" | "cut" | "filtered" | "stopped" | "failed";
@@ -16,7 +16,6 @@ export interface Draft {
 }
 
 export interface Told extends Facts {
-  leftOut?: number; // messages that the model did not read
   wait?: number; // seconds until the first words
 }
 
@@ -27,6 +26,7 @@ export interface Node extends Draft {
   parent: string | null; // a key
   role: "user" | "assistant";
   told: Signal<Told>;
+  judged: Signal<Judged | null>;
 }
 
 export interface Comparison {
@@ -48,17 +48,17 @@ export function progressOf(finishReason: string | undefined): Progress {
 }
 
 export function stored(message: Stored): Node {
-  const { id, parent, role, content, created: _, ...facts } = message;
+  const { id, parent, role, content, created: _, thumb, reason = "", ...facts } = message;
   return {
     key: id, id: signal(id), parent, role, text: signal(content), progress: signal(progressOf(facts.finish_reason)),
-    told: signal(facts),
+    told: signal(facts), judged: signal(thumb ? { thumb, reason } : null),
   };
 }
 
 export function newNode(parent: Node | null, role: Node["role"], text = ""): Node {
   return {
     key: crypto.randomUUID(), id: signal(null), parent: parent?.key ?? null, role, text: signal(text),
-    progress: signal<Progress>(role === "user" ? "done" : "writing"), told: signal({}),
+    progress: signal<Progress>(role === "user" ? "done" : "writing"), told: signal({}), judged: signal(null),
   };
 }
 

@@ -1,23 +1,38 @@
-"""From what people prefer to a better model: preference store, rankings, reward model, PPO; and a guard.
+"""From what people prefer to a better model: preference store, rankings, reward model, practice, DPO; and a guard.
 
 In:  a model that answers, judgements of its answers.
-Out: the stages ``rankings``, ``reward``, ``ppo`` and ``guard``; ``PreferenceStore``, where votes of the chat page land.
+Out: the stages ``rankings``, ``reward``, ``ppo``, ``grpo``, ``best_of``, ``dpo`` and ``guard``; ``PreferenceStore``,
+where votes of the chat page land.
 Left out: the chat page (``serve``); the judges (``evals``).
 """
 
+from danlu.align.best_of import BestOfSettings, best_of
+from danlu.align.direct import DPOSettings, dpo
+from danlu.align.grpo import GRPOSettings, grpo
 from danlu.align.guard import GuardSettings, guard
-from danlu.align.learner import PPOSettings
-from danlu.align.ppo import ppo
+from danlu.align.learner import PracticeSettings
+from danlu.align.ppo import PPOSettings, ppo
 from danlu.align.preferences import PreferenceStore
 from danlu.align.rankings import RankingsSettings, rankings
 from danlu.align.reward import RewardSettings, reward
 
+# The stages that make a chat model from what people prefer. A run goes on with one of them (``run.aligned``).
+ALIGNED = ("ppo", "grpo", "best_of", "dpo")
+
 __all__ = [
+    "ALIGNED",
+    "BestOfSettings",
+    "DPOSettings",
+    "GRPOSettings",
     "GuardSettings",
     "PPOSettings",
+    "PracticeSettings",
     "PreferenceStore",
     "RankingsSettings",
     "RewardSettings",
+    "best_of",
+    "dpo",
+    "grpo",
     "guard",
     "ppo",
     "rankings",

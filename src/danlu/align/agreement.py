@@ -1,7 +1,8 @@
-"""Whether people who judge the same answers judge alike.
+"""Whether people who judge the same answers judge alike, and whether one who sees them again does.
 
-In:  preferences, of which some are on the same comparison by different raters.
-Out: ``agree``: how often two raters give the same verdict, and Krippendorff's alpha, with intervals.
+In:  preferences, of which some are on the same comparison by different raters, or by one who was shown it twice.
+Out: ``agree``: how often two raters give the same verdict, and Krippendorff's alpha, with intervals; ``steadiness``:
+how often one rater does.
 Left out: who is right (``ratings``).
 
 The thing judged is a pair of answers of one comparison, the verdict -1, 0 (a tie, or all bad) or 1. Alpha
@@ -66,6 +67,34 @@ def agree(preferences: Sequence[Preference], seed: int = 0, rounds: int = _ROUND
         alpha=_alpha(total),
         alpha_interval=_interval(alphas) if len(alphas) else None,
     )
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """What raters say when they are shown the same two answers again, left and right exchanged.
+
+    Attributes:
+        comparisons: shown again, and judged again.
+        same: how often the verdict was the same.
+        same_place: how often the other answer was preferred, which now stood where the first one had stood: whoever
+            always chooses a side does that.
+    """
+
+    comparisons: int
+    same: int
+    same_place: int
+
+
+def steadiness(pairs: Sequence[tuple[Preference, Preference]]) -> Steadiness | None:
+    """Measure self-agreement from first and second judgements; None if nothing was judged twice."""
+    if not pairs:
+        return None
+    same = sum(bool((_verdicts(first) == _verdicts(again)).all()) for first, again in pairs)
+    turned = [
+        (first, again) for first, again in pairs if first.display_order[::-1] == again.display_order
+    ]  # fmt: skip
+    place = sum(_verdicts(first)[0] * _verdicts(again)[0] == -1 for first, again in turned if len(first.answers) == 2)
+    return Steadiness(len(pairs), same, int(place))
 
 
 def _comparison(preference: Preference) -> Hashable:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from danlu.align.preferences import PreferenceStore
-from danlu.align.tables import ComparisonRow, ReasonRow, ThumbRow, VoteRow, answer_of, prompt_of
+from danlu.align.tables import ComparisonRow, ReasonRow, ShowingRow, ThumbRow, VoteRow, answer_of, prompt_of
 from danlu.errors import UserError
 from danlu.records import Answer, Message
 
@@ -84,6 +84,16 @@ def count(store: PreferenceStore) -> int:
     return sum(total or 0 for total in totals)
 
 
+def thumbs_on(store: PreferenceStore, comparisons: Sequence[str]) -> dict[str, Ballot]:
+    """The last thumb on each of some answers, by comparison; those without one are not there."""
+    query = (
+        select(ThumbRow, ComparisonRow).join(ComparisonRow, ThumbRow.comparison == ComparisonRow.id)
+        .where(ThumbRow.comparison.in_(comparisons), ~ComparisonRow.deleted).order_by(ThumbRow.time, ThumbRow.id)
+    )  # fmt: skip
+    with store.reading() as session:
+        return {shown.id: _thumb(thumb, shown) for thumb, shown in session.execute(query)}
+
+
 def csv_lines(store: PreferenceStore) -> Iterator[str]:
     """Every judgement, newest first: a line with the names of the columns, then one for each answer."""
     yield _line(_COLUMNS)
@@ -101,16 +111,18 @@ def inert(cell: str) -> str:
 
 def _votes(session: Session, limit: int, time: str, identity: str) -> Iterator[Ballot]:
     query = (
-        select(VoteRow, ComparisonRow, ReasonRow.words).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
+        select(VoteRow, ComparisonRow, ShowingRow, ReasonRow.words)
+        .join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
+        .outerjoin(ShowingRow, ShowingRow.id == VoteRow.showing)
         .outerjoin(ReasonRow, ReasonRow.vote == VoteRow.id).where(~ComparisonRow.deleted)
         .order_by(VoteRow.time.desc(), VoteRow.id.desc()).limit(limit)
     )  # fmt: skip
     if time:
         query = query.where(or_(VoteRow.time < time, (VoteRow.time == time) & (VoteRow.id < identity)))
-    for vote, shown, words in session.execute(query):
-        answers, ranks = _as_shown(shown, vote.ranks)
-        yield Ballot(vote.id, vote.time, "vote", vote.rater, shown.split, prompt_of(shown), answers, ranks, None,
-                     words or "")  # fmt: skip
+    for vote, shown, showing, words in session.execute(query):
+        answers, ranks = _as_shown(shown, (showing or shown).display_order, vote.ranks)
+        yield Ballot(vote.id, vote.time, "vote", vote.rater, vote.split or shown.split, prompt_of(shown), answers,
+                     ranks, None, words or "")  # fmt: skip
 
 
 def _thumbs(session: Session, limit: int, time: str, identity: str) -> Iterator[Ballot]:
@@ -121,14 +133,19 @@ def _thumbs(session: Session, limit: int, time: str, identity: str) -> Iterator[
     if time:
         query = query.where(or_(ThumbRow.time < time, (ThumbRow.time == time) & (ThumbRow.id < identity)))
     for thumb, shown in session.execute(query):
-        answers, ranks = _as_shown(shown, [])
-        yield Ballot(thumb.id, thumb.time, "thumb", thumb.rater, shown.split, prompt_of(shown), answers, ranks,
-                     thumb.up, thumb.reason)  # fmt: skip
+        yield _thumb(thumb, shown)
 
 
-def _as_shown(shown: ComparisonRow, ranks: list[int]) -> tuple[tuple[Answer, ...], tuple[int, ...]]:
+def _thumb(thumb: ThumbRow, shown: ComparisonRow) -> Ballot:
+    answers, ranks = _as_shown(shown, shown.display_order, [])
+    return Ballot(thumb.id, thumb.time, "thumb", thumb.rater, thumb.split or shown.split, prompt_of(shown), answers,
+                  ranks, thumb.up, thumb.reason)  # fmt: skip
+
+
+def _as_shown(
+    shown: ComparisonRow, order: list[int], ranks: list[int]
+) -> tuple[tuple[Answer, ...], tuple[int, ...]]:  # fmt: skip
     """Answers and ranks by the place on the screen."""
-    order = shown.display_order
     return tuple(answer_of(shown.answers[i]) for i in order), tuple(ranks[i] for i in order) if ranks else ()
 
 

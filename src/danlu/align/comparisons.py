@@ -1,7 +1,8 @@
 """Ranked answers in token ids: the batches, the loss and the accuracy of a reward model.
 
 In:  preferences, a tokenizer.
-Out: ``Ranking``, one comparison; ``RankedBatch``, several of them in one forward; ``ranking_loss``; ``accuracy``.
+Out: ``Ranking``, one comparison; ``RankedBatch``, several of them in one forward; ``Objective`` and ``ranking_loss``;
+    ``accuracy``.
 Left out: where comparisons come from (``rankings``, the preference store), and training (``reward``).
 
 Answers that are compared begin alike: with the prompt always, often with more. A comparison is therefore one row, which
@@ -30,11 +31,25 @@ PADDING = -1  # its document
 
 @dataclass(frozen=True)
 class Ranking:
-    """One comparison in token ids: the answers of K, a prompt for each (the same, cut alike), their ranks."""
+    """One comparison in token ids.
+
+    Attributes:
+        prompts: one for each of the K answers: the same, cut alike.
+        responses: the answers.
+        ranks: theirs, 0 the best.
+        weight: what the comparison counts for.
+        fold: which head learns from it, if there are several.
+        rater: who judged.
+        models: who wrote the answers.
+    """
 
     prompts: tuple[list[int], ...]
     responses: tuple[list[int], ...]
     ranks: tuple[int, ...]
+    weight: float = 1.0
+    fold: int = 0
+    rater: str = ""
+    models: tuple[str, ...] = ()
 
     def sequences(self) -> list[list[int]]:
         """Each answer after its prompt."""
@@ -69,6 +84,8 @@ class RankedBatch:
         documents: (B, T) int64, ``SHARED`` for the common beginning, then the number of the answer.
         ends: (B, K) int64, where each answer's last token is; 0 where there are fewer than K.
         ranks: (B, K) int64, -1 where there are fewer than K.
+        weights: (B,) fp32.
+        folds: (B,) int64.
         n_tokens: tokens that are not padding.
     """
 
@@ -77,6 +94,8 @@ class RankedBatch:
     documents: Tensor
     ends: Tensor
     ranks: Tensor
+    weights: Tensor
+    folds: Tensor
     n_tokens: int
 
     def rows(self, index: Tensor) -> RankedBatch:
@@ -84,14 +103,41 @@ class RankedBatch:
         documents = self.documents[index]
         return RankedBatch(
             self.tokens[index], self.positions[index], documents, self.ends[index], self.ranks[index],
-            n_tokens=int((documents != PADDING).sum()),
+            self.weights[index], self.folds[index], n_tokens=int((documents != PADDING).sum()),
         )  # fmt: skip
 
 
-def encode(preference: Preference, tokenizer: Tokenizer, room: int) -> Ranking:
+@dataclass(frozen=True)
+class Objective:
+    """What is asked of the rewards of a comparison.
+
+    Attributes:
+        margin: lead wanted for every rank between two answers, in units of reward.
+        centring: weight of the pull towards a mean reward of zero.
+    """
+
+    margin: float = 0.0
+    centring: float = 0.0
+
+    def __call__(self, found: Tensor, ranks: Tensor, log_nu: Tensor | None = None) -> Tensor:
+        """(B, K) rewards and ranks -> (B,) losses; ties teach if there is a ``log_nu`` (``losses.davidson``)."""
+        if log_nu is None:
+            loss = losses.bradley_terry(found, ranks, self.margin)
+        else:
+            loss = losses.davidson(found, ranks, log_nu, self.margin)
+        return loss + self.centring * losses.centring(found, ranks) if self.centring else loss
+
+
+PLAIN = Objective()
+
+
+def encode(preference: Preference, tokenizer: Tokenizer, room: int, weight: float = 1.0, fold: int = 0) -> Ranking:
     """A preference in token ids, at most ``room`` of them per answer."""
     ids = [scoring.answer_ids(tokenizer, preference.prompt, answer, room) for answer in preference.answers]
-    return Ranking(tuple(p for p, _ in ids), tuple(r for _, r in ids), preference.ranks)
+    models = tuple(answer.model for answer in preference.answers)
+    return Ranking(
+        tuple(p for p, _ in ids), tuple(r for _, r in ids), preference.ranks, weight, fold, preference.rater, models
+    )
 
 
 def batch_of(rankings: Sequence[Ranking], padding: int, device: str) -> RankedBatch:
@@ -100,34 +146,44 @@ def batch_of(rankings: Sequence[Ranking], padding: int, device: str) -> RankedBa
     tokens, positions, documents, ends, ranks = zip(*rows, strict=True)
     return RankedBatch(
         _fill(tokens, padding, device), _fill(positions, 0, device), _fill(documents, PADDING, device),
-        _fill(ends, 0, device), _fill(ranks, -1, device), sum(map(len, tokens)),
+        _fill(ends, 0, device), _fill(ranks, -1, device), torch.tensor([r.weight for r in rankings], device=device),
+        torch.tensor([r.fold for r in rankings], device=device), sum(map(len, tokens)),
     )  # fmt: skip
 
 
 def scores(model: Decoder, batch: RankedBatch) -> Tensor:
-    """(B, K) fp32 rewards; 0 where there is no answer."""
+    """(B, K) fp32 rewards, the mean of the model's heads; 0 where there is no answer."""
+    return head_scores(model, batch).mean(-1)
+
+
+def head_scores(model: Decoder, batch: RankedBatch) -> Tensor:
+    """(B, K, H) fp32 rewards by every head; 0 where there is no answer."""
     states = model.hidden(batch.tokens, batch.positions, batch.documents).states
     last = states.gather(1, batch.ends[:, :, None].expand(-1, -1, states.shape[-1]))
-    return model.values(last).masked_fill(batch.ranks < 0, 0.0)
+    found = model.values(last).reshape(*batch.ranks.shape, -1)
+    return found.masked_fill((batch.ranks < 0)[:, :, None], 0.0)
 
 
-def ranking_loss(model: Decoder, batch: RankedBatch) -> LossOutput:
-    """Bradley-Terry over every pair of every comparison, summed over comparisons."""
-    found = scores(model, batch)
-    loss = losses.bradley_terry(found, batch.ranks).sum()
+def ranking_loss(model: Decoder, batch: RankedBatch, objective: Objective = PLAIN) -> LossOutput:
+    """The weighted losses of all comparisons, summed; each is felt by the head of its fold alone."""
+    every = head_scores(model, batch)
+    found = every.gather(2, batch.folds[:, None, None].expand(-1, every.shape[1], 1)).squeeze(2)
+    log_nu = getattr(model.score, "log_nu", None)
+    loss = (batch.weights * objective(found, batch.ranks, log_nu)).sum()
     right = float(accuracy(found.detach(), batch.ranks).sum())
     return LossOutput(loss, len(batch.ranks), batch.n_tokens, sums={"accuracy": right})
 
 
 def accuracy(found: Tensor, ranks: Tensor) -> Tensor:
-    """(B,) share of each comparison's pairs that are in the right order.
+    """(B,) share of each comparison's pairs that are in the right order; a half where nothing is better.
 
     Args:
         found: (B, K) scores.
         ranks: (B, K), 0 the best, -1 for none.
     """
     right, better = right_pairs(found, ranks)
-    return right.sum((1, 2)) / better.sum((1, 2)).clamp(min=1)
+    n = better.sum((1, 2))
+    return torch.where(n > 0, right.sum((1, 2)) / n.clamp(min=1), 0.5)
 
 
 def right_pairs(found: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:

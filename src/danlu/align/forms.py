@@ -1,15 +1,19 @@
 """Judgements in the forms that other trainers read.
 
 In:  preferences, thumbs.
-Out: TRL's rows: ``prompt`` / ``chosen`` / ``rejected`` (DPO), ``prompt`` / ``completion`` / ``label`` (KTO).
-Left out: files (``preferences``).
+Out: TRL's rows: ``prompt`` / ``chosen`` / ``rejected`` (DPO), ``prompt`` / ``completion`` / ``label`` (KTO); JSONL.
+Left out: reading them (``foreign``).
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from danlu.align.tables import Thumb
+from danlu.files import atomic_write
 from danlu.records import Answer, Message, Preference
 
 
@@ -32,6 +36,16 @@ def kto_rows(judged: Preference | Thumb) -> list[dict[str, Any]]:
     if judged.ranks:
         return []
     return [{"prompt": prompt, "completion": _completion(answer), "label": False} for answer in judged.answers]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows as JSONL; returns how many."""
+    count = 0
+    with atomic_write(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
 
 
 def _turns(messages: tuple[Message, ...]) -> list[dict[str, str]]:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from danlu import device, hub
 from danlu.align import labelled, verdicts
+from danlu.align.heads import with_scalar_head
 from danlu.align.labelled import PARTS, Example
-from danlu.align.reward import with_scalar_head
 from danlu.align.rollout import Cursor
 from danlu.corpus import sources
 from danlu.errors import UserError

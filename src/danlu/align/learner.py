@@ -1,25 +1,30 @@
-"""PPO's learner: policy and critic, what they said about an experience, and the update.
+"""A policy that learns from its own samples: its settings, and the update that every optimiser of practice shares.
 
 In:  an ``Experience``, the frozen reference model, the KL coefficient.
 Out: moved weights, and the numbers that tell whether the update was sound.
-Left out: sampling (``rollout``), the order of iterations, checkpoints on disk (``ppo``).
+Left out: what an answer was worth and the loss (``ppo``, ``grpo``); sampling (``rollout``); the order of iterations and
+checkpoints on disk (``practice``).
 
-Policy and critic share no weights, so no coefficient balances their losses. The first epoch walks the rows in the very
-micro-batches in which the old log-probabilities were computed: the first ratio is 1 to the last bit.
+The first epoch walks the rows in the very micro-batches in which the old log-probabilities were computed: the first
+ratio is 1 to the last bit.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from danlu.align import losses, scoring
+from danlu.align import losses, prompts, scoring
+from danlu.align.losses import PolicyLoss
+from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
@@ -30,11 +35,18 @@ from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
 
 
-class PPOSettings(ComputeSettings):
-    """The section ``ppo``; defaults suit a few million parameters, a tenth of the learning rates suits 100M and up."""
+class PracticeSettings(ComputeSettings):
+    """What every stage of practice can be told; defaults suit a few million parameters, a tenth of the learning rates
+    suits 100M and up.
+    """
 
     judge: str = "prose"
     """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
+    prompts: str = "sft"
+    """sft, the conversations of the SFT model; votes, what people asked who voted; self, what the SFT model asks by
+    itself; or a file of yours, .jsonl or one prompt a line."""
+    self_prompts: int = Field(1000, ge=1)
+    """How often the SFT model asks, for prompts self."""
     iterations: int = Field(60, ge=1)
     """How often to sample, score and learn."""
     batch_size: int = Field(192, ge=2)
@@ -49,26 +61,17 @@ class PPOSettings(ComputeSettings):
     """Where an answer is cut off."""
     lr: float = Field(5e-5, gt=0)
     """The policy's learning rate, falling linearly to 0."""
-    critic_lr: float = Field(2e-4, gt=0)
-    """The critic's learning rate, falling linearly to 0."""
     grad_clip: float = Field(1.0, gt=0)
-    """Largest gradient norm, for policy and critic each."""
+    """Largest gradient norm, of each model that is trained."""
     clip: float = Field(0.2, gt=0)
     """Ratios beyond 1 -+ this earn nothing more."""
-    dual_clip: float = Field(3.0, gt=1)
-    """The loss of a token with negative advantage is capped at this times the advantage."""
-    value_clip: float = Field(0.2, gt=0)
-    """How far a value may move from its old self within an iteration."""
-    gamma: float = Field(1.0, ge=0, le=1)
-    """Discount per token."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """GAE's lambda."""
     max_skips: int = Field(5, ge=1)
-    """Steps in a row with a gradient that is not finite, after which PPO stops."""
+    """Steps in a row with a gradient that is not finite, or iterations in a row without one score that is a number,
+    after which practice stops."""
     approx_kl_limit: float = Field(0.05, gt=0)
     """Nats per token between old and new policy at which an update stops before its step."""
     kl_coefficient: float = Field(0.05, ge=0)
-    """Price of a nat of distance from the SFT model, at the start."""
+    """Price of a nat of distance from the SFT model, at the start; 0 is no leash."""
     kl_target: float = Field(6.0, gt=0)
     """Nats per answer that the coefficient steers towards."""
     kl_horizon: int = Field(2000, ge=0)
@@ -87,8 +90,23 @@ class PPOSettings(ComputeSettings):
     """Iterations between looks from outside, and between checkpoints."""
     probe_prompts: int = Field(96, ge=1)
     """Held-out prompts per look."""
+    probe_tokens: int = Field(4096, ge=0)
+    """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
+    stop_on_alarm: bool = False
+    """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
 
-    def require(self) -> None:
+    @field_validator("prompts")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        return prompts.check_source(value)
+
+    def reads(self) -> dict[str, Path]:
+        """The user's prompts and the files with the user's functions."""
+        return prompts.file_of(self.prompts) | files_of(self.rewards)
+
+    def check_packages(self) -> None:
         """The sampler is installed."""
         if self.sampler == "vllm":
             require_vllm()
@@ -96,22 +114,18 @@ class PPOSettings(ComputeSettings):
 
 @dataclass(frozen=True)
 class Scored:
-    """An experience with everything that was computed before the update; (B, R) each.
+    """An experience with everything that was computed before the update.
 
     Attributes:
-        logprobs: of the policy that sampled, by the training forward.
-        reference: of the SFT model.
-        values: of the critic.
-        advantages: whitened over the whole batch.
-        returns: what the critic should have said.
+        logprobs: (B, R) of the policy that sampled, by the training forward.
+        reference: (B, R) of the SFT model.
+        advantages: (B, R), how much better than expected.
     """
 
     experience: Experience
     logprobs: Tensor
     reference: Tensor
-    values: Tensor
     advantages: Tensor
-    returns: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -119,43 +133,54 @@ class Scored:
         return self.experience.sequences.mask
 
 
-class Learner:
-    """Policy, critic and their optimizers.
+class Learner(ABC):
+    """A policy with its optimizer; what is learnt from an experience is decided by who fills in the blanks.
 
     Args:
+        stage: its name, for errors.
         policy: a copy of the SFT model, trained in place.
-        critic: a copy of the reward model, trained in place.
         settings: of the stage.
-
-    The critic keeps the reward model's trunk and gets a head of zeros (Huang et al., "The N implementation details of
-    RLHF with PPO"). The reward model's head has only ever been read at the end of an answer; in the middle it says
-    anything, and unlearning that took a third of a short run (explained variance -4.7 at first, 0 after ten iterations
-    of 192 poems). Zero is the mean of the normalised score.
+        others: models that are trained beside the policy, by role.
     """
 
-    def __init__(self, policy: Decoder, critic: Decoder, settings: PPOSettings) -> None:
-        self.policy, self.critic, self.settings = policy, critic, settings
-        torch.nn.init.zeros_(critic.score.weight)
-        self._roles = {"policy": policy, "critic": critic}
-        self._optimizers = {"policy": _adam(policy), "critic": _adam(critic)}
+    per_prompt = 1
+    """Answers sampled per prompt."""
+    rounds = 1
+    """How often an iteration may sample until its batch holds only answers that say something."""
+
+    def __init__(self, stage: str, policy: Decoder, settings: PracticeSettings, **others: Decoder) -> None:
+        self._stage, self.policy, self.settings = stage, policy, settings
+        self._roles = {"policy": policy, **others}
+        self._optimizers = {role: _adam(model) for role, model in self._roles.items()}
         self._skipped_in_a_row = dict.fromkeys(self._roles, 0)  # each its own: a sound critic hides no broken policy
 
-    def score(self, experience: Experience, reference: Decoder, beta: float) -> Scored:
-        """Log-probabilities, values, rewards with their KL share, advantages."""
-        options, sequences = self.settings, experience.sequences
-        blocks = scoring.split(torch.arange(len(sequences)), options.mini_batch)
-        parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
-        old, frozen = (
-            scoring.without_gradient(scoring.response_logprobs, model, sequences, parts, training_forward=True)
-            for model in (self.policy, reference)
-        )
-        values = scoring.without_gradient(scoring.response_values, self.critic, sequences, parts)
-        rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
-        advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
-        white = losses.whiten(advantages, sequences.mask)
-        return Scored(experience, old, frozen, values, white, returns)
+    @abstractmethod
+    def score(self, experience: Experience, reference: Decoder, beta: float) -> Any:
+        """Log-probabilities and advantages: a ``Scored``.
 
-    def update(self, scored: Scored, iteration: int, seed: int, mix: Sequences | None = None) -> dict[str, float]:
+        Args:
+            experience: at least one row.
+            reference: the SFT model.
+            beta: KL coefficient now.
+        """
+
+    @abstractmethod
+    def _policy_loss(self, logprobs: Tensor, scored: Any, rows: Tensor, n_answers: int, n_tokens: Tensor) -> PolicyLoss:
+        """The loss of some rows, such that its sum over an optimizer step, divided by ``n_tokens``, is the step's.
+
+        Args:
+            logprobs: (rows, R) now, differentiable.
+            scored: from ``score``.
+            rows: which of its rows.
+            n_answers, n_tokens: of the whole optimizer step.
+        """
+
+    def tells(self, experience: Experience) -> Tensor:
+        """(B,) bool, whether there is anything to learn from an answer: others were scored otherwise."""
+        differ = bool((experience.scores != experience.scores[0]).any())
+        return torch.full_like(experience.finished, differ)
+
+    def update(self, scored: Any, iteration: int, seed: int, mix: Sequences | None = None) -> dict[str, float]:
         """Some epochs of mini-batch steps; stops, before the step, when the policy has moved too far.
 
         Args:
@@ -172,11 +197,33 @@ class Learner:
             if taken is None:
                 stopped = 1.0
                 break
-            steps.append(taken | self._critic_step(scored, index, self.settings.critic_lr * decay))
+            steps.append(taken | self._further_step(scored, index, decay))
         means = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]} if steps else {}
         norms = [step[f"{role}_norm"] for step in steps for role in self._roles]
         skipped = sum(not math.isfinite(norm) for norm in norms)
         return means | {"steps": float(len(steps)), "stopped": stopped, "skipped_steps": float(skipped)}
+
+    def summary(self, scored: Any) -> dict[str, float]:
+        """What an iteration looked like before its update; means over tokens count tokens, not padding."""
+        experience, mask = scored.experience, scored.mask
+        k1, k3 = (estimate(scored.logprobs, scored.reference) for estimate in (losses.kl_k1, losses.kl_k3))
+        return {
+            "reward": float(experience.scores.mean()),
+            "reward_std": float(experience.scores.std(correction=0)),
+            "kl": float(k1.sum(1).mean()),
+            "kl_k3": float(k3.sum(1).mean()),
+            "entropy": float(-losses.masked_mean(scored.logprobs, mask)),
+            "length": float(mask.sum(1).float().mean()),
+            "finished": float(experience.finished.float().mean()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the tensors, as JSON data."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state``."""
+        del state  # nothing to remember
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs of the learner, by name."""
@@ -196,6 +243,17 @@ class Learner:
             model.load_state_dict(parts[role])
             self._optimizers[role].load(parts.get(f"{role}-adam", {}))
 
+    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Log-probabilities (B, R) of the policy and of the reference, and the parts in which they were computed."""
+        sequences = experience.sequences
+        blocks = scoring.split(torch.arange(len(sequences)), self.settings.mini_batch)
+        parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
+        old, frozen = (
+            scoring.without_gradient(scoring.response_logprobs, model, sequences, parts, training_forward=True)
+            for model in (self.policy, reference)
+        )
+        return old, frozen, parts
+
     def _mini_batches(self, n_rows: int, seed: int) -> Iterator[Tensor]:
         """Rows of every optimizer step; rows come in random order already, so the first epoch keeps it."""
         for epoch in range(self.settings.epochs):
@@ -207,16 +265,13 @@ class Learner:
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
         return scoring.parts_by_length(sequences, self.settings.micro_batch, rows)
 
-    def _policy_step(self, scored: Scored, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
+    def _policy_step(self, scored: Any, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
         """One optimizer step of the policy, or None and no step if it would start from too far away."""
         options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
-        n_tokens = scored.mask[index].sum()
+        n_tokens: Tensor = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
             logprobs, entropy = self._logprobs(sequences.rows(rows))
-            result = losses.ppo_policy_loss(
-                logprobs, scored.logprobs[rows], scored.advantages[rows], scored.mask[rows], options.clip,
-                options.dual_clip,
-            )  # fmt: skip
+            result = self._policy_loss(logprobs, scored, rows, len(index), n_tokens)
             ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
         loss, clipped, approx_kl = (sums / n_tokens.cpu()).tolist()
@@ -224,8 +279,12 @@ class Learner:
             self._optimizers["policy"].zero_grad()
             return None
         mixed = self._mix_in(mix) if mix is not None else {}
-        norm = self._step("policy", lr)
+        norm = self._step("policy", lr, "lr")
         return {"policy_loss": loss, "clipped": clipped, "approx_kl": approx_kl, "policy_norm": norm} | mixed
+
+    def _further_step(self, scored: Any, index: Tensor, decay: float) -> dict[str, float]:
+        """Steps of what is trained beside the policy, on the same rows."""
+        return {}
 
     def _logprobs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, R), and the summed entropy if it is wanted: it costs a second pass over the logits."""
@@ -233,18 +292,6 @@ class Learner:
             return scoring.response_logprobs(self.policy, sequences), torch.zeros(())
         logprobs, entropy = scoring.response_logprobs_entropy(self.policy, sequences)
         return logprobs, entropy.sum()
-
-    def _critic_step(self, scored: Scored, index: Tensor, lr: float) -> dict[str, float]:
-        options, sequences, total = self.settings, scored.experience.sequences, 0.0
-        n_tokens = scored.mask[index].sum()
-        for rows in self._micro_batches(sequences, index):
-            values = scoring.response_values(self.critic, sequences.rows(rows))
-            loss = losses.ppo_value_loss(
-                values, scored.values[rows], scored.returns[rows], scored.mask[rows], options.value_clip
-            )
-            (loss / n_tokens).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        return {"value_loss": total / int(n_tokens), "critic_norm": self._step("critic", lr)}
 
     def _mix_in(self, mix: Sequences) -> dict[str, float]:
         """Add the gradient of people's own answers (InstructGPT, arXiv 2203.02155, eq. 2's second term)."""
@@ -255,11 +302,11 @@ class Learner:
             total += loss.item()
         return {"mix_loss": total / n_tokens}
 
-    def _step(self, role: str, lr: float) -> float:
+    def _step(self, role: str, lr: float, option: str) -> float:
         """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping.
 
         Raises:
-            UserError: that was so for ``max_skips`` steps in a row.
+            UserError: that was so for ``max_skips`` steps in a row; names the option of the learning rate.
         """
         norm = torch.nn.utils.clip_grad_norm_(self._roles[role].parameters(), self.settings.grad_clip)
         finite = bool(torch.isfinite(norm))
@@ -269,8 +316,8 @@ class Learner:
         skipped = self._skipped_in_a_row[role] = 0 if finite else self._skipped_in_a_row[role] + 1
         if skipped >= self.settings.max_skips:
             raise UserError(
-                f"ppo: the {role}'s gradient was not finite for {skipped} steps in a row; the last checkpoint is "
-                f"untouched; lower {'ppo.lr' if role == 'policy' else 'ppo.critic_lr'}"
+                f"{self._stage}: the {role}'s gradient was not finite for {skipped} steps in a row; the last "
+                f"checkpoint is untouched; lower {self._stage}.{option}"
             )
         return float(norm)
 
@@ -280,11 +327,3 @@ def _adam(model: Decoder) -> Optimizer:
     params = dict(model.named_parameters())
     rule = torch.optim.AdamW(params.values(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
     return Optimizer(params, [rule])
-
-
-def explained_variance(scored: Scored) -> float:
-    """Share of the returns' variance that the critic foresaw: 1 perfect, 0 no better than a constant."""
-    mask = scored.mask
-    returns, errors = scored.returns[mask], (scored.returns - scored.values)[mask]
-    variance = returns.var(correction=0)
-    return float(1.0 - errors.var(correction=0) / variance) if variance > 0 else 0.0

@@ -1,26 +1,35 @@
-"""Looks at PPO from outside: held-out prompts, and a judge that no gradient has ever seen.
+"""Looks at practice from outside: held-out prompts, and a judge that no gradient has ever seen.
 
-In:  the current policy (through a sampler), the reference, the reward model's score, the hidden judge.
-Out: one row per look: proxy reward, judge, KL, length, variety, entropy; an alarm; ``monitor.json`` for the report.
+In:  the current policy (through a sampler), the reference, the score that is learnt from, the hidden judge; if they are
+there, an audit (a second reward model, of other people's votes) and held-out conversations.
+Out: one row per look: proxy reward, judge, audit, KL, length, variety, repetition, entropy, bits per byte; an alarm;
+``monitor.json`` for the report.
 Left out: any influence on training. Choosing a policy by the judge would make it a second reward model, so the choice
-goes by proxy reward and KL alone, and the judge stays honest.
+goes by proxy reward and KL alone, and the judge stays honest. An alarm may end practice, if that is wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from danlu.align import losses, scoring
-from danlu.align.rollout import Experience, Prompt, Rollouts
+from danlu.align.rollout import Experience, Prompt, Rollouts, Score
+from danlu.align.scoring import Sequences
+from danlu.errors import UserError
 from danlu.evals.judge import Judge
-from danlu.evals.variety import distinct_2
+from danlu.evals.perplexity import bits_per_byte
+from danlu.evals.variety import distinct_2, repeated_4
 from danlu.files import write_json
 from danlu.model.decoder import Decoder
+from danlu.train.language import Text
 
+WATCHED = ("judge", "audit")
+"""What raises the alarm when it falls."""
 _EXAMPLES = 3
 
 
@@ -34,63 +43,83 @@ class Monitor:
         policy, reference: for the KL.
         micro_batch: rows per forward.
         seed: of the samples.
+        further: scores that are told beside the one that is learnt from, such as an ``audit``.
+        text: held-out conversations, to see what the policy forgets.
     """
 
     def __init__(
         self, judge: Judge, prompts: Sequence[Prompt], rollouts: Rollouts, policy: Decoder, reference: Decoder,
-        micro_batch: int, seed: int,
+        micro_batch: int, seed: int, further: Mapping[str, Score] | None = None, text: Text | None = None,
     ) -> None:  # fmt: skip
         self._judge, self._prompts, self._rollouts = judge, prompts, rollouts
         self._policy, self._reference = policy, reference
         self._micro_batch, self._seed = micro_batch, seed
+        self._further, self._text = further or {}, text
 
     def look(self, iteration: int) -> dict[str, Any]:
         """Sample every prompt once and measure.
 
         Returns:
             ``iteration``, ``reward`` (proxy, mean), ``judge`` (total, mean) and ``judge_error`` (its standard error),
-            the judge's rates, ``kl`` (nats per answer), ``entropy`` (nats per token, from the samples), ``length``
-            (tokens), ``finished`` (share), ``distinct_2``, and a few ``examples``.
+            the judge's rates, the further scores with their errors, ``kl`` (nats per answer) and ``sqrt_kl``, the
+            distance that laws of over-optimisation go by, ``entropy`` (nats per token, from the samples), ``length``
+            (tokens), ``finished`` (share), ``distinct_2``, ``repeated_4``, ``heldout_bpb`` (bits per byte of held-out
+            answers, if there are any), and a few ``examples``.
+
+        Raises:
+            UserError: not one answer got a score that is a number.
         """
         seen = self._rollouts.collect(self._prompts, self._seed, "look")
         judged = [self._judge.score(p.text, text) for p, text in zip(seen.prompts, seen.texts, strict=True)]
         totals = torch.tensor([each["total"] for each in judged], dtype=torch.float64)
+        further = {name: _sound(score(seen), name) for name, score in self._further.items()}
         rates = {name: sum(each[name] for each in judged) / len(judged) for name in self._judge.rates}
         pairs = list(zip(seen.prompts, seen.texts, strict=True))[:_EXAMPLES]
         return {
             "iteration": iteration,
-            "reward": float(seen.scores.mean()),
+            "reward": float(_sound(seen.scores, "reward").mean()),
             "judge": float(totals.mean()),
-            "judge_error": float(totals.std(correction=0) / len(totals) ** 0.5),
+            "judge_error": _error(totals),
             **rates,
-            **self._distance(seen),
+            **{name: float(scores.mean()) for name, scores in further.items()},
+            **{f"{name}_error": _error(scores) for name, scores in further.items()},
+            **distance(self._policy, self._reference, seen.sequences, self._micro_batch),
             "finished": float(seen.finished.float().mean()),
             "distinct_2": distinct_2(seen.texts),
+            "repeated_4": repeated_4(responses(seen)),
+            **({"heldout_bpb": bits_per_byte(self._policy, self._text)} if self._text else {}),
             "examples": [{"prompt": prompt.text, "answer": text} for prompt, text in pairs],
         }
 
-    def _distance(self, seen: Experience) -> dict[str, float]:
-        sequences, score = seen.sequences, scoring.response_logprobs
-        parts = scoring.parts_by_length(sequences, self._micro_batch)
-        here = scoring.without_gradient(score, self._policy, sequences, parts)
-        there = scoring.without_gradient(score, self._reference, sequences, parts)
-        return {
-            "kl": float(losses.kl_k1(here, there).sum(1).mean()),
-            "entropy": float(-losses.masked_mean(here, sequences.mask)),
-            "length": float(sequences.mask.sum(1).float().mean()),
-        }
+
+def distance(policy: Decoder, reference: Decoder, sequences: Sequences, micro_batch: int) -> dict[str, float]:
+    """How far a policy's own samples are from the reference: ``kl`` (nats per answer), ``entropy``, ``length``."""
+    parts, score = scoring.parts_by_length(sequences, micro_batch), scoring.response_logprobs
+    here = scoring.without_gradient(score, policy, sequences, parts)
+    there = scoring.without_gradient(score, reference, sequences, parts)
+    kl = float(losses.kl_k1(here, there).sum(1).mean())
+    return {
+        "kl": kl,
+        "sqrt_kl": max(kl, 0.0) ** 0.5,  # the estimate may fall below 0, the distance cannot
+        "entropy": float(-losses.masked_mean(here, sequences.mask)),
+        "length": float(sequences.mask.sum(1).float().mean()),
+    }
 
 
-def over_optimised(rows: Sequence[dict[str, Any]]) -> bool:
+def over_optimised(rows: Sequence[dict[str, Any]], by: str = "judge") -> bool:
     """Whether the proxy still rises while the judge has clearly fallen (Gao et al., arXiv 2210.10760).
 
     Clearly: by more than two standard errors of the difference since the judge's best look.
+
+    Args:
+        rows: the looks, in order.
+        by: the score that the proxy stands for, one of ``WATCHED``; one that was not looked at never falls.
     """
-    if not rows:
+    if not rows or by not in rows[-1]:
         return False
-    best, now = max(rows, key=lambda row: float(row["judge"])), rows[-1]
-    error = (best["judge_error"] ** 2 + now["judge_error"] ** 2) ** 0.5
-    return bool(now["reward"] > best["reward"] and now["judge"] < best["judge"] - 2.0 * error)
+    best, now = max(rows, key=lambda row: float(row[by])), rows[-1]
+    error = (best[f"{by}_error"] ** 2 + now[f"{by}_error"] ** 2) ** 0.5
+    return bool(now["reward"] > best["reward"] and now[by] < best[by] - 2.0 * error)
 
 
 def choose(rows: Sequence[dict[str, Any]], kl_coefficient: float, kl_budget: float) -> int:
@@ -105,3 +134,28 @@ def choose(rows: Sequence[dict[str, Any]], kl_coefficient: float, kl_budget: flo
 def write(path: Path, rows: Sequence[dict[str, Any]], chosen: int, alarms: Sequence[int]) -> None:
     """Write monitor.json: every look, the iteration that was kept, the iterations at which the alarm went off."""
     write_json(path, {"looks": list(rows), "chosen": chosen, "alarms": list(alarms)})
+
+
+def short(look: Mapping[str, Any]) -> dict[str, float]:
+    """A look's numbers without its examples."""
+    return {key: round(value, 4) for key, value in look.items() if isinstance(value, float)}
+
+
+def responses(seen: Experience) -> list[list[int]]:
+    """Token ids of every answer."""
+    starts, ends = seen.sequences.prompt_lengths.tolist(), seen.sequences.lengths.tolist()
+    rows = zip(seen.sequences.tokens.tolist(), starts, ends, strict=True)
+    return [tokens[start:end] for tokens, start, end in rows]
+
+
+def _sound(scores: Tensor, name: str) -> Tensor:
+    """The scores that are numbers."""
+    sound = scores[torch.isfinite(scores)]
+    if not len(sound):
+        raise UserError(f"{name}: none of {len(scores)} answers got a score that is a number; look at what scores them")
+    return sound
+
+
+def _error(scores: Tensor) -> float:
+    """Standard error of the mean."""
+    return float(scores.std(correction=0) / len(scores) ** 0.5)

@@ -6,26 +6,28 @@ Left out: accounts and sessions (``serve``); the simulated human (``rankings``);
     tables are (``tables``) and how they came to be (``migrations``).
 
 SQLite by default (every vote synced before it is acknowledged), PostgreSQL by URL. Rows are only ever added, but for
-one thing: a deleted conversation loses its words for good, because people have a right to that.
+one thing: people have a right to be forgotten (``erasure``).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session, selectinload
 
-from danlu.align.forms import kto_rows, trl_rows
+from danlu.align.erasure import Forgotten, forget_rater, wipe
+from danlu.align.forms import kto_rows, trl_rows, write_rows
+from danlu.align.splits import HELDOUT_SHARE, split_of, split_of_rater
 from danlu.align.storage import Database, StoreError
 from danlu.align.tables import (
     ComparisonRow,
     ConversationRow,
     ReasonRow,
+    ShowingRow,
     Thumb,
     ThumbRow,
     VoteRow,
@@ -34,23 +36,16 @@ from danlu.align.tables import (
     new_id,
     now,
     preference_of,
+    rows_of,
     thumb_of,
 )
 from danlu.errors import UserError
-from danlu.files import atomic_write, hash_value
 from danlu.records import Answer, Message, Preference, check_messages, write_preferences
 
 _Judgement = TypeVar("_Judgement", VoteRow, ThumbRow)
-HELDOUT_SHARE = 0.1
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 __all__ = ["HELDOUT_SHARE", "PreferenceStore", "StoreError", "split_of"]
-
-
-def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
-    """Whether comparisons of this prompt are "train" or "heldout": by the prompt's hash, so it never moves."""
-    digest = hash_value([[m.role, m.content] for m in prompt])
-    return "heldout" if int(digest, 16) / 16 ** len(digest) < heldout_share else "train"
 
 
 class PreferenceStore:
@@ -58,13 +53,15 @@ class PreferenceStore:
 
     Args:
         place: a file path (SQLite) or an SQLAlchemy URL.
+        heldout_raters: share of raters whose judgements, from now on, are never learned from.
 
     Raises:
         UserError: the file is not a database, the URL cannot be read, its driver is missing, or nobody answers there.
         StoreError: from every method, when the database fails.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, heldout_raters: float = 0.0) -> None:
+        self.heldout_raters = heldout_raters
         self.database = Database(place)
         self.place = self.database.place
         self._session = self.database.session
@@ -130,12 +127,36 @@ class PreferenceStore:
             session.add(comparison)
             return comparison.id
 
+    def show_again(
+        self, comparison: str, rater: str, conversation: str, display_order: Sequence[int], own: bool
+    ) -> str:  # fmt: skip
+        """Note that a comparison was shown once more; returns an id that a vote may name in the comparison's place.
+
+        Args:
+            comparison: id from ``record``.
+            rater: who was shown it.
+            conversation: in which of theirs.
+            display_order: as in ``record``; under the new id, answers and ranks are in this order.
+            own: whether the rater had judged it before. Such a vote measures the rater, and teaches nothing.
+
+        Raises:
+            UserError: no such comparison, or a deleted one.
+        """
+        row = ShowingRow(
+            id=new_id(), comparison=comparison, conversation=conversation or None, rater=rater,
+            display_order=list(display_order), own=own, time=now(),
+        )  # fmt: skip
+        with self._session(writing=True) as session:
+            _existing(session, comparison, locked=True)
+            session.add(row)
+            return row.id
+
     def vote(self, comparison: str, ranks: Sequence[int], rater: str, reason: str = "") -> str:
         """Store a judgement on a recorded comparison; the same judgement twice in a row is stored once.
 
         Args:
-            comparison: id from ``record``.
-            ranks: one per answer in stored order, 0 the best, equal ranks tie; empty means "all bad".
+            comparison: id from ``record`` or ``show_again``.
+            ranks: one per answer in that one's order, 0 the best, equal ranks tie; empty means "all bad".
             rater: pseudonym of who judged.
             reason: why, in the rater's words; may be added by voting the same once more.
 
@@ -146,11 +167,13 @@ class PreferenceStore:
             UserError: no such comparison, a deleted one, or ranks that do not fit its answers.
         """
         with self._session(writing=True) as session:
-            shown = _existing(session, comparison, locked=True)
+            showing, shown = _showing(session, comparison, locked=True)
             _check_ranks(ranks, len(shown.answers), comparison)
-            row = _last(session, VoteRow, comparison, rater)
-            if row is None or row.ranks != list(ranks):
-                row = VoteRow(id=new_id(), comparison=comparison, ranks=list(ranks), rater=rater, time=now())
+            stored = _as_stored(ranks, showing.display_order) if showing else list(ranks)
+            row = _last(session, VoteRow, shown.id, rater)
+            if row is None or row.ranks != stored or row.showing != (showing and showing.id):
+                row = VoteRow(id=new_id(), comparison=shown.id, ranks=stored, rater=rater, time=now(),
+                              showing=showing and showing.id, split=self._split(shown, rater))  # fmt: skip
                 session.add(row)
                 session.flush()
             if reason:
@@ -178,19 +201,22 @@ class PreferenceStore:
                 raise UserError(f"comparison '{comparison}' showed {len(shown.answers)} answers; rank them instead")
             row = _last(session, ThumbRow, comparison, rater)
             if row is None or row.up != up:
-                row = ThumbRow(id=new_id(), comparison=comparison, up=up, reason="", rater=rater, time=now())
+                row = ThumbRow(id=new_id(), comparison=comparison, up=up, reason="", rater=rater, time=now(),
+                               split=self._split(shown, rater))  # fmt: skip
                 session.add(row)
             row.reason = reason or row.reason
             return row.id
 
     def shown(self, comparison: str) -> list[Answer]:
-        """The answers of a comparison in stored order, for telling afterwards who wrote what.
+        """The answers of a comparison in the order of its id, for telling afterwards who wrote what.
 
         Raises:
             UserError: no such comparison, or a deleted one.
         """
         with self._session() as session:
-            return [*map(answer_of, _existing(session, comparison).answers)]
+            showing, shown = _showing(session, comparison)
+            order = showing.display_order if showing else range(len(shown.answers))
+            return [answer_of(shown.answers[i]) for i in order]
 
     def conversation_of(self, comparison: str) -> str:
         """The conversation that a comparison belongs to, empty if none: who may vote on it is its owner's matter.
@@ -199,39 +225,43 @@ class PreferenceStore:
             UserError: no such comparison, or a deleted one.
         """
         with self._session() as session:
-            return _existing(session, comparison).conversation or ""
+            showing, shown = _showing(session, comparison)
+            return (showing or shown).conversation or ""
 
     def add(self, preference: Preference) -> bool:
         """Store a whole preference made elsewhere, such as a line of a snapshot; returns False if its id is known."""
         _check_ranks(preference.ranks, len(preference.answers), preference.id)
-        order = list(preference.display_order) or list(range(len(preference.answers)))
-        made = preference.time or now()
         with self._session(writing=True) as session:
             if session.get(VoteRow, preference.id) is not None:
                 return False
-            shown = comparison_row(new_id(), preference.prompt, preference.answers, order, preference.split, made)
+            shown, vote = rows_of(preference, now())
             session.add(shown)
             session.flush()
-            session.add(VoteRow(id=preference.id, comparison=shown.id, ranks=list(preference.ranks),
-                                rater=preference.rater, time=made))  # fmt: skip
+            session.add(vote)
             return True
 
     def all(self) -> list[Preference]:
-        """Every rater's last word on every comparison that still exists, ordered by time and id."""
+        """Every rater's last word on every comparison that still exists, ordered by time and id.
+
+        What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
+        """
         query = (
-            select(VoteRow, ComparisonRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
-            .where(~ComparisonRow.deleted).order_by(VoteRow.time, VoteRow.id)
+            select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
+            .outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id)
+            .where(~ComparisonRow.deleted, or_(VoteRow.showing.is_(None), ~ShowingRow.own))
+            .order_by(VoteRow.time, VoteRow.id).options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
-            last = {(shown.id, vote.rater): (vote, shown) for vote, shown in session.execute(query)}
-            kept = sorted(last.values(), key=lambda pair: (pair[0].time, pair[0].id))
-            return [preference_of(vote, shown) for vote, shown in kept]
+            last = {(shown.id, vote.rater): (vote, shown, showing) for vote, shown, showing in session.execute(query)}
+            kept = sorted(last.values(), key=lambda found: (found[0].time, found[0].id))
+            return [preference_of(*found) for found in kept]
 
     def thumbs(self) -> list[Thumb]:
         """Every rater's last word on every answer that stood alone and still exists, ordered by time and id."""
         query = (
             select(ThumbRow, ComparisonRow).join(ComparisonRow, ThumbRow.comparison == ComparisonRow.id)
             .where(~ComparisonRow.deleted).order_by(ThumbRow.time, ThumbRow.id)
+            .options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
             last = {(shown.id, thumb.rater): thumb_of(thumb, shown) for thumb, shown in session.execute(query)}
@@ -255,34 +285,54 @@ class PreferenceStore:
             row = session.get(ConversationRow, conversation, with_for_update=True)
             if row is None:
                 raise _gone("conversation", conversation, False)
-            row.deleted = True
-            for shown in session.scalars(select(ComparisonRow).where(ComparisonRow.conversation == conversation)):
-                shown.deleted = True
-                shown.prompt, shown.answers = [], []
-                votes = select(VoteRow.id).where(VoteRow.comparison == shown.id)
-                session.execute(delete(ReasonRow).where(ReasonRow.vote.in_(votes)))
-                session.execute(delete(ThumbRow).where(ThumbRow.comparison == shown.id))
+            wipe(session, conversation)
         self.database.erase()
 
-    def snapshot(self, path: Path) -> int:
+    def conversations_of(self, rater: str) -> list[str]:
+        """Ids of the conversations that somebody began, deleted ones too."""
+        with self._session() as session:
+            return [*session.scalars(select(ConversationRow.id).where(ConversationRow.rater == rater))]
+
+    def forget(self, rater: str, words: bool = False) -> Forgotten:
+        """Erase what somebody judged, and with ``words`` their conversations; snapshots are others from then on.
+
+        Raises:
+            UserError: nobody of that name is known here.
+        """
+        return forget_rater(self.database, rater, words)
+
+    def snapshot(self, path: Path, ties: bool = False) -> int:
         """Freeze as JSONL what prefers something: the same votes give the same bytes; returns how many.
 
-        Ties teach nothing and are left out, or one more of them would make a reward model and all after it again.
+        Where ties teach nothing they are left out: one more would make a reward model and all after it again.
+
+        Args:
+            path: where to.
+            ties: whether to keep votes that call all answers equally good; "all bad" never teaches by comparison.
         """
-        return write_preferences(path, [preference for preference in self.all() if preference.pairs()])
+        kept = [preference for preference in self.all() if preference.pairs() or (ties and preference.ranks)]
+        return write_preferences(path, kept)
+
+    def export(self, path: Path) -> int:
+        """Write every rater's last words whole, ties too, for ``intake`` elsewhere; returns how many."""
+        return write_preferences(path, self.all())
 
     def export_trl(self, path: Path) -> int:
         """Write TRL's conversational preference form, one line per strict pair; returns how many."""
-        return _write_rows(path, (row for preference in self.all() for row in trl_rows(preference)))
+        return write_rows(path, (row for preference in self.all() for row in trl_rows(preference)))
 
     def export_kto(self, path: Path) -> int:
         """Write TRL's unpaired form, one line per answer that was called good or bad by itself; returns how many."""
         judged: list[Preference | Thumb] = [*self.thumbs(), *self.all()]
-        return _write_rows(path, (row for one in judged for row in kto_rows(one)))
+        return write_rows(path, (row for one in judged for row in kto_rows(one)))
 
     def reading(self) -> AbstractContextManager[Session]:
         """A transaction for queries that are somebody else's; nothing may be written in it."""
         return self._session()
+
+    def _split(self, shown: ComparisonRow, rater: str) -> str:
+        """A judgement's own: that of what was shown, or held out for its rater's sake."""
+        return shown.split if shown.split == "heldout" else split_of_rater(rater, self.heldout_raters)
 
 
 def _existing(session: Session, comparison: str, locked: bool = False) -> ComparisonRow:
@@ -293,21 +343,23 @@ def _existing(session: Session, comparison: str, locked: bool = False) -> Compar
     return row
 
 
+def _showing(session: Session, identity: str, locked: bool = False) -> tuple[ShowingRow | None, ComparisonRow]:
+    """What an id from ``show_again`` or ``record`` means."""
+    showing = session.get(ShowingRow, identity)
+    return showing, _existing(session, showing.comparison if showing else identity, locked)
+
+
+def _as_stored(ranks: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Ranks by place as ranks by stored answer; none at all stay none."""
+    return [rank for _, rank in sorted(zip(order, ranks, strict=True))] if ranks else []
+
+
 def _last(session: Session, table: type[_Judgement], comparison: str, rater: str) -> _Judgement | None:
     """A rater's last word on a comparison."""
     return session.scalars(
         select(table).where(table.comparison == comparison, table.rater == rater)
         .order_by(table.time.desc(), table.id.desc()).limit(1)
     ).first()  # fmt: skip
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    count = 0
-    with atomic_write(path) as handle:
-        for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    return count
 
 
 def _check_ranks(ranks: Sequence[int], n_answers: int, where: str) -> None:

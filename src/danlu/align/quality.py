@@ -1,62 +1,131 @@
 """How good a reward model is: its accuracy on held-out comparisons beside that of baselines.
 
 In:  a reward model, the SFT model, held-out comparisons.
-Out: ``quality``: accuracy with its interval, by length, and of baselines that know nothing of quality.
-Left out: calibration; what PPO makes of the reward (``monitor``).
+Out: ``quality``: accuracy with its interval, by length, by rater, by who wrote the answers, and of baselines that know
+    nothing of quality; calibration. ``refuse_unproven``, for whoever is about to practise on a reward model.
+Left out: what PPO makes of the reward (``monitor``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from danlu.align import comparisons, scoring
+from danlu.align.calibration import calibration, disagreement
 from danlu.align.comparisons import RankedBatch, Ranking
+from danlu.errors import UserError
 from danlu.evals.intervals import wilson
+from danlu.files import read_json
 from danlu.model.decoder import Decoder
+from danlu.run import MANIFEST
 
 _COMPARISONS = 64  # per forward
 _ANSWERS = 256
+_RATERS = 20  # of whom figures are kept
+_UNKNOWN = {"accuracy": None, "accuracy_interval": [0.0, 1.0]}
 
 
 def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: int) -> dict[str, Any]:
-    """How well held-out comparisons are predicted: by the model, by which answer is longer, by baselines."""
+    """How well held-out comparisons are predicted: by the model, by groups of them, by baselines.
+
+    Args:
+        model: with its scalar head, or with all of its heads.
+        sft: the language model, for the likelihood.
+        heldout: comparisons that nothing was learnt from; those that prefer nothing are passed over.
+        padding: token that fills rows up.
+    """
+    heldout = _strict(heldout)
     if not heldout:
-        return {
-            "accuracy": None,
-            "accuracy_interval": [0.0, 1.0],
-            "baselines": {},
-            "best_baseline": None,
-            "beats_baselines": False,
-        }
+        return {**_UNKNOWN, "baselines": {}, "best_baseline": None, "beats_baselines": False}
     device = sft.output_weight.device.type
     batch = comparisons.batch_of(heldout, padding, device)
     baselines, lengths = _baselines(sft, heldout, padding, device)
     by_baseline = {name: round(_mean_accuracy(_spread(flat, batch), batch), 4) for name, flat in baselines.items()}
     best = max(by_baseline, key=lambda name: by_baseline[name])
-    found = scores(model, batch)
-    accuracy = _mean_accuracy(found, batch)
-    # Pairs of one comparison are not independent, so the interval counts comparisons.
-    low, high = wilson(round(accuracy * len(heldout)), len(heldout))
-    return {
-        "accuracy": round(accuracy, 4),
-        "accuracy_interval": [round(low, 4), round(high, 4)],
+    every = head_scores(model, batch)
+    found, ranks = every.mean(-1), batch.ranks
+    by_comparison = comparisons.accuracy(found, ranks).tolist()
+    measured = _rate(by_comparison)
+    figures = measured | {
         "accuracy_by_length": _by_length(batch, found, _spread(lengths, batch)),
+        "accuracy_by_model": _by_model(heldout, by_comparison),
+        "accuracy_by_rater": _by_rater(heldout, by_comparison),
+        **calibration(found, ranks),
         "baselines": by_baseline,
         "best_baseline": best,
-        "beats_baselines": low > by_baseline[best],
+        "beats_baselines": measured["accuracy_interval"][0] > by_baseline[best],
     }
+    if every.shape[-1] > 1:
+        figures["accuracy_by_head"] = [round(_mean_accuracy(head, batch), 4) for head in every.unbind(-1)]
+        figures["disagreement"] = disagreement(every, ranks)
+    return figures
+
+
+def held_out_accuracy(model: Decoder, heldout: Sequence[Ranking], padding: int, device: str) -> dict[str, Any]:
+    """Accuracy and its interval alone."""
+    heldout = _strict(heldout)
+    if not heldout:
+        return dict(_UNKNOWN)
+    batch = comparisons.batch_of(heldout, padding, device)
+    return _rate(comparisons.accuracy(scores(model, batch), batch.ranks).tolist())
+
+
+def refuse_unproven(folder: Path) -> None:
+    """Refuse a reward model that has to beat the baselines and did not.
+
+    Args:
+        folder: of the finished reward stage. It decides by ``reward.require``, which it was made with.
+
+    Raises:
+        UserError: its accuracy is not clearly above that of the best baseline, with both.
+    """
+    if not (folder / MANIFEST).is_file():  # a directory from elsewhere: nothing was required of it
+        return
+    manifest = read_json(folder / MANIFEST)
+    figures = manifest.get("figures", {})
+    if not manifest["settings"].get("require") or figures.get("beats_baselines"):
+        return
+    best = figures.get("best_baseline")
+    if best is None:
+        found = "no comparison was held out to measure the reward model on"
+    else:
+        low, high = figures["accuracy_interval"]
+        found = (
+            f"the reward model's held-out accuracy is {figures['accuracy']} (95 % interval {low} to {high}), not "
+            f"clearly above that of the baseline '{best}', {figures['baselines'][best]}"
+        )
+    raise UserError(f"reward.require: {found}; rank more answers, or set reward.require=false")
 
 
 def scores(model: Decoder, batch: RankedBatch) -> Tensor:
     """(B, K) rewards of many comparisons, without gradient."""
+    return head_scores(model, batch).mean(-1)
+
+
+def head_scores(model: Decoder, batch: RankedBatch) -> Tensor:
+    """(B, K, H) rewards of many comparisons by every head, without gradient."""
     rows = torch.arange(len(batch.ranks), device=batch.ranks.device)
     with torch.inference_mode():
-        return torch.cat([comparisons.scores(model, batch.rows(part)) for part in scoring.split(rows, _COMPARISONS)])
+        parts = scoring.split(rows, _COMPARISONS)
+        return torch.cat([comparisons.head_scores(model, batch.rows(part)) for part in parts])
+
+
+def _strict(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """Those in which something is better than something."""
+    return [ranking for ranking in rankings if len(set(ranking.ranks)) > 1]
+
+
+def _rate(by_comparison: Sequence[float]) -> dict[str, Any]:
+    """Mean and interval of accuracies; pairs of one comparison hang together, so comparisons are counted."""
+    accuracy = sum(by_comparison) / len(by_comparison)
+    low, high = wilson(round(accuracy * len(by_comparison)), len(by_comparison))
+    return {"accuracy": round(accuracy, 4), "accuracy_interval": [round(low, 4), round(high, 4)]}
 
 
 def _baselines(sft: Decoder, heldout: Sequence[Ranking], padding: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
@@ -101,3 +170,25 @@ def _by_length(batch: RankedBatch, found: Tensor, lengths: Tensor) -> dict[str, 
         n = int(pairs.sum())
         result[name] = {"pairs": n, "accuracy": round(float(right[pairs].mean()), 4) if n else math.nan}
     return {name: group for name, group in result.items() if group["pairs"]}
+
+
+def _by_model(heldout: Sequence[Ranking], by_comparison: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Accuracy by who wrote the answers: on those of the policy of today it decides what practice learns."""
+    groups: dict[str, list[float]] = {}
+    for ranking, accuracy in zip(heldout, by_comparison, strict=True):
+        writers = sorted({model or "unknown" for model in ranking.models})
+        groups.setdefault(" + ".join(writers) or "unknown", []).append(accuracy)
+    return {name: _group(group) for name, group in sorted(groups.items())}
+
+
+def _by_rater(heldout: Sequence[Ranking], by_comparison: Sequence[float]) -> list[dict[str, float]]:
+    """Accuracy for those who judged most, without their names: whoever is forgotten leaves none behind here."""
+    groups: dict[str, list[float]] = {}
+    for ranking, accuracy in zip(heldout, by_comparison, strict=True):
+        groups.setdefault(ranking.rater, []).append(accuracy)
+    most = sorted(groups.values(), key=len, reverse=True)[:_RATERS]
+    return [_group(group) for group in most]
+
+
+def _group(accuracies: Sequence[float]) -> dict[str, float]:
+    return {"comparisons": len(accuracies), "accuracy": round(sum(accuracies) / len(accuracies), 4)}

@@ -20,10 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.special import expit
 
 from danlu.evals import wilson
 from danlu.records import Preference
@@ -140,7 +136,8 @@ def left_share(preferences: Sequence[Preference]) -> tuple[int, int, float, floa
     Returns:
         (times, of how many, low, high), the interval at 95 %; one that excludes a half says that place decides.
     """
-    decided = [p.ranks[0] < p.ranks[1] for p in preferences if len(p.ranks) == 2 and p.ranks[0] != p.ranks[1]]
+    by_place = [[p.ranks[i] for i in p.display_order or (0, 1)] for p in preferences if len(p.ranks) == 2]
+    decided = [left < right for left, right in by_place if left != right]
     return sum(decided), len(decided), *wilson(sum(decided), len(decided))
 
 
@@ -187,6 +184,9 @@ def _met(duels: _Duels, n: int) -> NDArray[np.int64]:
 
 def _reached(met: NDArray[np.int64], zero: int) -> NDArray[np.bool_]:
     """Which models a chain of comparisons connects with the anchor."""
+    from scipy.sparse import coo_array  # a second, which a server that starts should not take
+    from scipy.sparse.csgraph import connected_components
+
     n = int(met.max()) + 1
     graph = coo_array((np.ones(len(met)), (met[:, 0], met[:, 1])), shape=(n, n))
     _, part = connected_components(graph, directed=False)
@@ -197,6 +197,8 @@ def _fit(
     duels: _Duels, met: NDArray[np.int64], zero: int, weights: Floats | None = None, by_length: bool = False
 ) -> Floats:
     """(models + 1,) log-odds ratings, the anchor's 0, and last the weight of length, 0 unless ``by_length``."""
+    from scipy.optimize import minimize  # see _reached
+
     n = int(met.max()) + 1
     first = np.concatenate([duels.first, met[:, 0]])
     second = np.concatenate([duels.second, met[:, 1]])
@@ -206,7 +208,7 @@ def _fit(
 
     def loss(x: Floats) -> tuple[float, Floats]:
         margin = x[first] - x[second] + x[n] * length
-        pull = weight * (expit(margin) - score)
+        pull = weight * (_share(margin) - score)
         gradient = np.asarray(np.bincount(first, pull, n + 1) - np.bincount(second, pull, n + 1), np.float64)
         gradient[n] = pull @ length
         return float(weight @ (np.logaddexp(0.0, margin) - score * margin)), gradient
@@ -214,6 +216,11 @@ def _fit(
     found = minimize(loss, np.zeros(n + 1), jac=True, method="L-BFGS-B", options={"ftol": 1e-12, "gtol": 1e-8}).x
     found[:n] -= found[zero]
     return np.asarray(found, np.float64)
+
+
+def _share(margin: Floats) -> Floats:
+    """Expected share of wins at a margin of so many log odds."""
+    return np.exp(-np.logaddexp(0.0, -margin))
 
 
 def _draws(duels: _Duels, seed: int, rounds: int) -> list[Floats]:
@@ -244,6 +251,6 @@ def _rating(
 
     return Rating(
         model, judgements, *record, rounded(points), rounded(low), rounded(high), rounded(at_equal_length),
-        share=None if points is None else round(float(expit(points / POINTS)), 4),
+        share=None if points is None else round(float(_share(np.asarray(points / POINTS))), 4),
         decided=low is not None and high is not None and bool(low > 0 or high < 0) and judgements >= ENOUGH,
     )  # fmt: skip

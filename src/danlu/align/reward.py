@@ -2,27 +2,32 @@
 
 In:  the SFT model, ranked answers (simulated and, if there are any, the frozen votes of people).
 Out: ``model/``, a sequence-classification model, with ``reward.json`` in it: the mean and deviation of the rewards of
-SFT samples, which make its scale the same for everybody; and figures that say whether it learned more than a baseline.
-Left out: regression on absolute scores, ensembles.
+SFT samples, which make its scale the same for everybody; if wanted, ``audit/``, another that was taught from prompts
+the first never saw; and figures that say whether the first learned more than a baseline.
+Left out: regression on absolute scores.
 
-The training loop is everybody's (``train.loop``); here are its batches and its evaluation, in ``comparisons`` its loss.
+The training loop is everybody's (``train.loop``); here are its batches and its evaluation, in ``comparisons`` its loss,
+in ``lessons`` what is learnt from, in ``heads`` the heads.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from danlu import device, hub
-from danlu.align import losses, quality, scoring
-from danlu.align.comparisons import RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
+from danlu.align import comparisons, heads, lessons, quality, scoring
+from danlu.align.comparisons import Objective, RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
+from danlu.align.heads import Heads
+from danlu.align.lessons import Lessons, place_of
 from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
@@ -30,13 +35,14 @@ from danlu.files import read_json, write_json
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Preference, read_preferences
-from danlu.run import Stage
+from danlu.run import Metrics, Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, Task
 
 SCALE = "reward.json"
+AUDIT = "audit"
 _CHUNK = 256
 
 
@@ -64,46 +70,55 @@ class RewardSettings(LoopSettings):
     """Samples of the SFT model from which the reward's mean and deviation are measured."""
     max_new_tokens: int = Field(48, ge=1)
     """Where such a sample is cut off."""
+    ties: Literal["skip", "davidson"] = "skip"
+    """What two answers of equal rank teach: nothing, or by Davidson's model that they are about as good."""
+    nu: float = Field(0.0, ge=0)
+    """Davidson's tie parameter, twice the odds of a tie between equals; 0 learns it with the weights."""
+    margin: float = Field(0.0, ge=0)
+    """Lead of a reward that is wanted for every rank between two answers."""
+    centring: float = Field(0.0, ge=0)
+    """Weight of the pull of rewards towards a mean of zero; 0.01 is a usual one."""
+    heads: int = Field(1, ge=1)
+    """Heads on one trunk, each taught by a part of the comparisons that no other sees: where they disagree is doubt."""
+    audit_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts that teach a second reward model, and not the first; it watches practice. 0 makes none."""
+    require: bool = False
+    """Whether practice is refused on a reward model that is not clearly better than the best baseline."""
+    vote_weight: float = Field(1.0, ge=0)
+    """What a person's vote counts for beside a simulated ranking."""
+    rater_share: float = Field(1.0, gt=0, le=1)
+    """Largest share that one rater's votes may have in the weight of all votes; 1 is no limit."""
 
 
 def reward(stage: Stage) -> dict[str, Any]:
-    """Train the reward model.
+    """Train the reward model, and the one that audits it.
 
     Returns:
-        Held-out accuracy with its interval, by which answer is longer, of four baselines that know nothing of quality,
-        and whether the accuracy's lower bound beats the best of them. PPO on a reward model that does not learns
-        the baseline.
+        Held-out accuracy with its interval, in groups, of four baselines that know nothing of quality, and whether the
+        accuracy's lower bound beats the best of them (PPO on a reward model that does not learns the baseline); how
+        well calibrated it is; how many comparisons there were, and what of the votes was left out.
+
+    Raises:
+        UserError: there is nothing to learn from.
     """
     settings = cast(RewardSettings, stage.settings)
     place = settings.machine()
     sft, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
     sft.to(place.kind).compute_in(place.compute_dtype)
-    model = with_scalar_head(sft, stream_seed(stage.seed, stage.name, "head")).to(place.kind)
-    preferences, votes = _preferences(stage)
-    room = sft.config.max_seq_len
-    train, heldout = (
-        [encode(p, tokenizer, room) for p in preferences if p.split == split] for split in ("train", "heldout")
-    )
-    if not train:
-        raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
-    if not settings.steps:
-        settings = settings.model_copy(update={"steps": math.ceil(len(train) / settings.batch_size)})
-    task = _task(train, heldout, settings, tokenizer.pad, stage.seed, place.kind)
-    figures = run_loop(model, task, settings, stage)
-    figures |= {"comparisons": len(train), "heldout": len(heldout), "votes": votes}
-    figures |= quality.quality(model, sft, heldout, tokenizer.pad)
-    scale = _scale(stage, settings, model, sft, tokenizer, place)
-    # Nothing that held-out votes change: the model would be another one, and PPO would run again for it.
-    hub.save(model, stage.dir / "model", tokenizer, card={"stage": "reward", "comparisons": len(train), **scale})
-    write_json(stage.dir / "model" / SCALE, scale)
+    teacher = _Teacher(stage, settings, sft, tokenizer, place)
+    model = teacher.train(teacher.own, stage)
+    figures = model.figures | teacher.counts()
+    figures |= quality.quality(model.model, sft, teacher.heldout, tokenizer.pad)
+    scale = teacher.finish(model, stage.dir / "model")
+    if settings.audit_share:
+        figures[AUDIT] = teacher.audit()
     if not figures["beats_baselines"]:
         found = (
             "too few comparisons were held out to tell whether it learned anything" if figures["accuracy"] is None
             else f"accuracy {figures['accuracy']} is not clearly above that of a baseline ({figures['best_baseline']})"
         )  # fmt: skip
-        stage.console.say(
-            f"{stage.name}: {found}; PPO will learn no more than that. Rank more answers.", style="yellow"
-        )
+        then = "practice is refused" if settings.require else "PPO will learn no more than that"
+        stage.console.say(f"{stage.name}: {found}; {then}. Rank more answers.", style="yellow")
     return figures | scale
 
 
@@ -113,14 +128,118 @@ def read_scale(folder: Path) -> tuple[float, float]:
     return float(scale["mean"]), float(scale["std"])
 
 
-def with_scalar_head(model: Decoder, seed: int) -> Decoder:
-    """A reward model with a copy of the trunk and a fresh head, normal with variance 1 / (d + 1) (N+ details)."""
-    scored = Decoder(model.config, head="scalar")
-    trunk = {name: tensor for name, tensor in model.state_dict().items() if name in scored.state_dict()}
-    head = scored.score.weight
-    noise = torch.randn(head.shape, generator=torch.Generator().manual_seed(seed))
-    scored.load_state_dict(trunk | {"score.weight": noise / math.sqrt(model.config.d_model + 1)})
-    return scored
+@dataclass(frozen=True)
+class _Taught:
+    """A reward model with all its heads, the figures of its training, and how many comparisons taught it."""
+
+    model: Decoder
+    figures: dict[str, Any]
+    comparisons: int
+
+
+class _Teacher:
+    """What the reward model and the one that audits it have in common."""
+
+    def __init__(
+        self, stage: Stage, settings: RewardSettings, sft: Decoder, tokenizer: Tokenizer, place: device.Device
+    ) -> None:
+        self._stage, self._settings, self._sft, self._tokenizer, self._place = stage, settings, sft, tokenizer, place
+        self._lessons = lessons.read(
+            stage.inputs["rankings"] / "preferences.jsonl", stage.outside.get("votes"),
+            ties=settings.ties == "davidson", vote_weight=settings.vote_weight, rater_share=settings.rater_share,
+        )  # fmt: skip
+        taught = self._lessons.split("train")
+        others = [place_of(p.prompt, AUDIT) < settings.audit_share for p, _ in taught]
+        self.own = self._encoded([one for one, other in zip(taught, others, strict=True) if not other])
+        self._audits = self._encoded([one for one, other in zip(taught, others, strict=True) if other])
+        self.heldout = self._encoded(self._lessons.split("heldout"))
+        self._samples: Sequences | None = None
+
+    def train(self, train: Sequence[Ranking], stage: Stage, *purpose: str) -> _Taught:
+        """Train a reward model in a stage's directory; ``purpose`` is added to the address of its first head.
+
+        Raises:
+            UserError: there is nothing to learn from.
+        """
+        settings, tokenizer, place = self._settings, self._tokenizer, self._place
+        if not any(len(set(ranking.ranks)) > 1 for ranking in train):
+            missing = f"; lower {stage.name}.audit_share" if settings.audit_share else ""
+            raise UserError(
+                f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width{missing}"
+            )
+        if not settings.steps:
+            settings = settings.model_copy(update={"steps": math.ceil(len(train) / settings.batch_size)})
+        seed = stream_seed(self._stage.seed, self._stage.name, "head", *purpose)
+        log_nu = _log_nu(train, settings) if settings.ties == "davidson" else None
+        model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu).to(place.kind)
+        task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind)
+        figures = run_loop(model, task, settings, stage)
+        if settings.ties == "davidson":
+            figures["nu"] = round(math.exp(model.score.log_nu.item()), 4)  # type: ignore[operator]
+        return _Taught(model, figures, len(train))
+
+    def counts(self) -> dict[str, Any]:
+        """How many comparisons there are, and what became of the votes."""
+        found: Lessons = self._lessons
+        figures: dict[str, Any] = {"comparisons": len(self.own), "heldout": len(self.heldout), "votes": found.votes}
+        if found.left_out:
+            figures["votes_left_out"] = dict(found.left_out)
+        if found.held_back:
+            figures["raters_held_back"] = found.held_back
+        return figures
+
+    def finish(self, taught: _Taught, folder: Path) -> dict[str, float]:
+        """Store a model with its scale, its heads beside it if there are several; returns the scale."""
+        model = taught.model
+        weight = heads.with_mean_head(model)
+        samples = self._samples = self._samples or self._sample()
+        rewards = _over(samples, model, scoring.rewards)
+        scale = {"mean": float(rewards.mean()), "std": max(float(rewards.std()), 1e-3)}
+        # Nothing that held-out votes change: the model would be another one, and PPO would run again for it.
+        card = {"stage": "reward", "comparisons": taught.comparisons, **scale}
+        hub.save(model, folder, self._tokenizer, card=card)
+        write_json(folder / SCALE, scale)
+        if len(weight) > 1:
+            every = Heads(weight, weight.new_zeros(len(weight)))
+            heads.write(replace(every, mean=_over(samples, model, every.of).mean(0)), folder)
+        return scale
+
+    def audit(self) -> dict[str, Any]:
+        """Make the second reward model, in ``audit/``; returns its figures."""
+        self._stage.console.say(
+            f"{self._stage.name}: another model, from prompts that the first never saw, to audit it"
+        )
+        beside = self._stage.dir / f"{AUDIT}-training"
+        stage = replace(self._stage, dir=beside, metrics=Metrics(beside / self._stage.metrics.path.name))
+        taught = self.train(self._audits, stage, AUDIT)
+        kind = self._place.kind
+        measured = quality.held_out_accuracy(taught.model, self.heldout, self._tokenizer.pad, kind)
+        return {"comparisons": len(self._audits)} | measured | self.finish(taught, self._stage.dir / AUDIT)
+
+    def _encoded(self, chosen: Sequence[tuple[Preference, float]]) -> list[Ranking]:
+        """Comparisons in token ids; those of one prompt are in one fold, so that no head sees another's prompts."""
+        room, folds = self._sft.config.max_seq_len, self._settings.heads
+        return [
+            encode(preference, self._tokenizer, room, weight, int(place_of(preference.prompt, "fold") * folds))
+            for preference, weight in chosen
+        ]
+
+    def _sample(self) -> Sequences:
+        """Fresh samples of the SFT model for prompts of the rankings, as often as there are few."""
+        stage, settings, tokenizer, sft = self._stage, self._settings, self._tokenizer, self._sft
+        preferences = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
+        longest = sft.config.max_seq_len - settings.max_new_tokens
+        fitting = fitting_prompts(dict.fromkeys(p.prompt for p in preferences), tokenizer, longest)
+        prompts = list(islice(cycle(islice(fitting, settings.scale_prompts)), settings.scale_prompts))
+        if not prompts:
+            raise UserError(
+                f"{stage.name}: no ranked prompt has at most {longest} tokens; lower {stage.name}.max_new_tokens"
+            )
+        rollouts = Rollouts(
+            Generator(sft, tokenizer, self._place.compute_dtype), lambda sampled: torch.zeros(len(sampled.texts)),
+            settings.max_new_tokens, tokenizer.pad, self._place.kind,
+        )  # fmt: skip
+        return rollouts.collect(prompts, stage.seed, stage.name, "scale").sequences
 
 
 def _task(
@@ -129,6 +248,7 @@ def _task(
     near = [index for index, ranking in enumerate(train) if settings.near_misses and ranking.near_miss()]
     cursor = Cursor(len(train), seed, "reward", first=near[: settings.near_misses * settings.batch_size])
     size = settings.micro_batch or settings.batch_size
+    objective = Objective(settings.margin, settings.centring)
 
     def batches(step: int) -> list[RankedBatch]:
         chosen = [train[index] for index in cursor.batch(step, settings.batch_size)]
@@ -140,41 +260,24 @@ def _task(
             return {}
         batch = batch_of(heldout, padding, place)
         found = quality.scores(model, batch)
-        return {
-            "val_loss": float(losses.bradley_terry(found, batch.ranks).mean()),
-            "val_accuracy": float(accuracy(found, batch.ranks).mean()),
-        }
+        log_nu = getattr(model.score, "log_nu", None)
+        strict = comparisons.right_pairs(found, batch.ranks)[1].any(-1).any(-1)
+        right = {"val_accuracy": float(accuracy(found, batch.ranks)[strict].mean())} if strict.any() else {}
+        return {"val_loss": float(objective(found, batch.ranks, log_nu).mean())} | right
 
-    return Task(batches=batches, loss=ranking_loss, evaluate=evaluate)
-
-
-def _preferences(stage: Stage) -> tuple[list[Preference], int]:
-    """Simulated rankings and people's votes that say something, and how many votes there were."""
-    simulated = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
-    votes = read_preferences(stage.outside["votes"]) if "votes" in stage.outside else []
-    return [preference for preference in (*simulated, *votes) if preference.pairs()], len(votes)
+    return Task(batches=batches, loss=partial(ranking_loss, objective=objective), evaluate=evaluate)
 
 
-def _scale(
-    stage: Stage, settings: RewardSettings, model: Decoder, sft: Decoder, tokenizer: Tokenizer, place: device.Device
-) -> dict[str, float]:
-    """Mean and deviation of the rewards of fresh SFT samples for prompts of the rankings, as often as there are few."""
-    preferences = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
-    longest = sft.config.max_seq_len - settings.max_new_tokens
-    turns = dict.fromkeys(p.prompt for p in preferences)
-    fitting = fitting_prompts(turns, tokenizer, longest)
-    prompts = list(islice(cycle(islice(fitting, settings.scale_prompts)), settings.scale_prompts))
-    if not prompts:
-        raise UserError(f"{stage.name}: no ranked prompt has at most {longest} tokens; lower reward.max_new_tokens")
-    rollouts = Rollouts(
-        Generator(sft, tokenizer, place.compute_dtype),
-        lambda answers, _finished: _rewards(model, answers),
-        settings.max_new_tokens, tokenizer.pad, place.kind,
-    )  # fmt: skip
-    seen = rollouts.collect(prompts, stage.seed, stage.name, "scale")
-    return {"mean": float(seen.scores.mean()), "std": max(float(seen.scores.std()), 1e-3)}
+def _log_nu(train: Sequence[Ranking], settings: RewardSettings) -> float:
+    """Logarithm of Davidson's nu as set, or where learning begins: likeliest for equals, given how many pairs tie."""
+    if settings.nu:
+        return math.log(settings.nu)
+    tied = sum(r.ranks.count(rank) * (r.ranks.count(rank) - 1) // 2 for r in train for rank in set(r.ranks))
+    pairs = sum(math.comb(len(r.ranks), 2) for r in train)
+    share = min(max(tied / pairs, 0.01), 0.9)  # none and all have no finite logarithm
+    return math.log(2 * share / (1 - share))
 
 
-def _rewards(model: Decoder, answers: Sequences) -> Tensor:
-    """(N,) rewards, without gradient."""
-    return scoring.without_gradient(scoring.rewards, model, answers, scoring.parts_by_length(answers, _CHUNK))
+def _over(samples: Sequences, model: Decoder, score: scoring.Scoring) -> torch.Tensor:
+    """What ``score`` says of all samples, without gradient."""
+    return scoring.without_gradient(score, model, samples, scoring.parts_by_length(samples, _CHUNK))

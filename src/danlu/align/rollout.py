@@ -1,8 +1,8 @@
-"""The one rollout loop: draw prompts, sample answers, score them. PPO uses it, and anything like it can.
+"""The one rollout: draw prompts, sample answers, score them. Every stage of practice uses it.
 
 In:  prompts, a ``Sampler``, a function that scores finished answers, and an iteration number.
 Out: ``Experience``: right-padded sequences, whether each was finished, its score.
-Left out: log-probabilities, advantages and updates (``learner``).
+Left out: where scores come from (``rewards``); log-probabilities, advantages and updates (``learner``).
 
 Everything is addressed by (seed, iteration, row): a sample depends neither on its neighbours nor on what was sampled
 before, so a resumed run makes the same experience.
@@ -16,18 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from danlu.align import scoring
 from danlu.align.scoring import Sequences
 from danlu.infer.generate import Sampler
 from danlu.infer.sampler import Sampling
-from danlu.model.decoder import Decoder
 from danlu.records import Conversation, Message
 from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
-
-Score = Callable[[Sequences, Tensor], Tensor]  # answers, (B,) whether each ended by itself -> (B,) scores
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,12 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Experience:
-    """What an iteration learns from.
+class Sampled:
+    """Answers of a model, as somebody who scores them gets them.
 
     Attributes:
         sequences: prompts and sampled responses, stop token included.
         finished: (B,) bool, whether the model stopped by itself.
-        scores: (B,) fp32.
         prompts: the prompts, row by row.
         texts: the answers in words.
         drawn: (B, R) log-probabilities of the responses' tokens as the sampler tells them, 0 on padding.
@@ -92,10 +89,51 @@ class Experience:
 
     sequences: Sequences
     finished: Tensor
-    scores: Tensor
     prompts: tuple[Prompt, ...]
     texts: tuple[str, ...]
     drawn: Tensor
+
+
+Score = Callable[[Sampled], Tensor]  # (B,) fp32; not a number for an answer that could not be scored
+
+
+@dataclass(frozen=True)
+class Experience(Sampled):
+    """What an iteration learns from.
+
+    Attributes:
+        scores: (B,) fp32.
+    """
+
+    scores: Tensor
+
+    def rows(self, keep: Tensor) -> Experience:
+        """Those of its answers where ``keep`` (B,) is True; at least one is."""
+        index = keep.nonzero().squeeze(1)
+        return Experience(
+            sequences=self.sequences.rows(index),
+            finished=self.finished[index],
+            prompts=tuple(self.prompts[i] for i in index.tolist()),
+            texts=tuple(self.texts[i] for i in index.tolist()),
+            drawn=self.drawn[index],
+            scores=self.scores[index],
+        )
+
+
+def join(parts: Sequence[Experience], padding: int) -> Experience:
+    """Several experiences as one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    sequences = scoring.join([part.sequences for part in parts], padding)
+    longest = sequences.mask.shape[1]
+    return Experience(
+        sequences=sequences,
+        finished=torch.cat([part.finished for part in parts]),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        texts=tuple(text for part in parts for text in part.texts),
+        drawn=torch.cat([F.pad(part.drawn, (0, longest - part.drawn.shape[1])) for part in parts]),
+        scores=torch.cat([part.scores for part in parts]),
+    )
 
 
 @dataclass(frozen=True)
@@ -133,35 +171,5 @@ class Rollouts:
         texts = tuple(completion.text for completion in done)
         told = torch.tensor([logprob for completion in done for logprob in completion.logprobs], device=self.device)
         drawn = torch.zeros(sequences.mask.shape, device=self.device).masked_scatter(sequences.mask, told)
-        return Experience(sequences, finished, self.score(sequences, finished), tuple(prompts), texts, drawn)
-
-
-@dataclass(frozen=True)
-class RewardScore:
-    """The reward model's score in units of the SFT model's spread: ``clip((r - mean) / std)``, less if cut off.
-
-    With the starting reward at mean 0 and deviation 1, the same KL coefficient means the same for every reward model.
-    The clip is on the reward alone, before any KL (DeepSpeed-Chat, OpenRLHF). Without the penalty answers grow until
-    they are cut off (lm-human-preferences).
-
-    Attributes:
-        model: with a scalar head.
-        mean, std: of the rewards of the SFT model's own samples.
-        micro_batch: rows per forward.
-        missing_end_penalty: taken from an answer that did not end by itself.
-        clip: largest absolute score before that.
-    """
-
-    model: Decoder
-    mean: float
-    std: float
-    micro_batch: int
-    missing_end_penalty: float = 1.0
-    clip: float = 5.0
-
-    def __call__(self, sequences: Sequences, finished: Tensor) -> Tensor:
-        """(B,) normalised scores."""
-        parts = scoring.parts_by_length(sequences, self.micro_batch)
-        raw = scoring.without_gradient(scoring.rewards, self.model, sequences, parts)
-        score = ((raw - self.mean) / self.std).clamp(-self.clip, self.clip)
-        return score - self.missing_end_penalty * (~finished).to(score)
+        sampled = Sampled(sequences, finished, tuple(prompts), texts, drawn)
+        return Experience(**vars(sampled), scores=self.score(sampled))

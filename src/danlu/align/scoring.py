@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from danlu.model.decoder import Decoder
 from danlu.model.losses import linear_logprobs, linear_logprobs_entropy
 from danlu.records import Answer, Conversation, Message
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
+
+Scoring = Callable[[Decoder, "Sequences"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ def pad(
     )
 
 
+def join(parts: Sequence[Sequences], padding: int) -> Sequences:
+    """Several batches as one, in order, right-padded with the token ``padding``."""
+    width, longest = max(p.tokens.shape[1] for p in parts), max(p.mask.shape[1] for p in parts)
+    return Sequences(
+        tokens=torch.cat([F.pad(p.tokens, (0, width - p.tokens.shape[1]), value=padding) for p in parts]),
+        prompt_lengths=torch.cat([p.prompt_lengths for p in parts]),
+        mask=torch.cat([F.pad(p.mask, (0, longest - p.mask.shape[1]), value=False) for p in parts]),
+    )
+
+
 def answer_ids(
     tokenizer: Tokenizer, prompt: Sequence[Message], answer: Answer, room: int
 ) -> tuple[list[int], list[int]]:
@@ -121,8 +134,14 @@ def rewards(model: Decoder, sequences: Sequences) -> Tensor:
     return found
 
 
+def last_states(model: Decoder, sequences: Sequences) -> Tensor:
+    """(B, D) hidden states of the last real tokens, from which a head reads its reward."""
+    states = model.hidden(sequences.tokens).states
+    return states[torch.arange(len(sequences), device=states.device), sequences.lengths - 1]
+
+
 def without_gradient(
-    score: Callable[[Decoder, Sequences], Tensor],
+    score: Scoring,
     model: Decoder,
     sequences: Sequences,
     parts: Sequence[Tensor],

@@ -65,8 +65,25 @@ class AnswerRow(Base):
     seed: Mapped[str]  # 63 bits do not fit every database's integer, and nobody computes with it
 
 
+class ShowingRow(Base):
+    """A comparison shown once more, ``own`` to whoever judged it before; ``display_order`` as in ``ComparisonRow``."""
+
+    __tablename__ = "showings"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.id"))
+    conversation: Mapped[str | None] = mapped_column(ForeignKey("conversations.id"), index=True)
+    rater: Mapped[str]
+    display_order: Mapped[list[int]]
+    own: Mapped[bool]
+    time: Mapped[str]
+    __table_args__ = (Index("showings_by_comparison", "comparison", "rater"),)
+
+
 class VoteRow(Base):
-    """One judgement. A person who changes their mind adds a row; a double click does not."""
+    """One judgement. A person who changes their mind adds a row; a double click does not.
+
+    ``showing`` names the one that was judged, if it was not the first; ``split`` is the comparison's own if null.
+    """
 
     __tablename__ = "votes"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -74,6 +91,8 @@ class VoteRow(Base):
     ranks: Mapped[list[int]]
     rater: Mapped[str]
     time: Mapped[str]
+    showing: Mapped[str | None] = mapped_column(String(32))
+    split: Mapped[str | None]
     __table_args__ = (Index("votes_by_comparison", "comparison", "rater"),)
 
 
@@ -95,6 +114,7 @@ class ThumbRow(Base):
     reason: Mapped[str] = mapped_column(Words)
     rater: Mapped[str]
     time: Mapped[str]
+    split: Mapped[str | None]
     __table_args__ = (Index("thumbs_by_comparison", "comparison", "rater"),)
 
 
@@ -117,20 +137,37 @@ def comparison_row(
 ) -> ComparisonRow:
     """What was shown, as rows."""
     rows = [
-        AnswerRow(place=place, text=a.text, token_ids=list(a.token_ids), model=a.model, sampling=dict(a.sampling),
-                  seed=str(a.seed))
+        AnswerRow(comparison=identity, place=place, text=a.text, token_ids=list(a.token_ids), model=a.model,
+                  sampling=dict(a.sampling), seed=str(a.seed))
         for place, a in enumerate(answers)
     ]  # fmt: skip
     turns = [{"role": m.role, "content": m.content} for m in prompt]
     return ComparisonRow(id=identity, prompt=turns, display_order=order, split=split, time=made, answers=rows)
 
 
-def preference_of(vote: VoteRow, shown: ComparisonRow) -> Preference:
-    """A vote and what it was on, as a record."""
+def preference_of(vote: VoteRow, shown: ComparisonRow, showing: ShowingRow | None = None) -> Preference:
+    """A vote, what it was on, and which showing of it if it was not the first, as a record."""
     return Preference(
         id=vote.id, prompt=prompt_of(shown), answers=tuple(map(answer_of, shown.answers)),
-        ranks=tuple(vote.ranks), rater=vote.rater, time=vote.time, display_order=tuple(shown.display_order),
-        split=shown.split,
+        ranks=tuple(vote.ranks), rater=vote.rater, time=vote.time,
+        display_order=tuple((showing or shown).display_order), split=vote.split or shown.split,
+    )  # fmt: skip
+
+
+def rows_of(judged: Preference | Thumb, made: str) -> tuple[ComparisonRow, VoteRow | ThumbRow]:
+    """A judgement that was made elsewhere, as rows: what was shown, and the judgement; ``made`` if it has no time."""
+    answers = judged.answers if isinstance(judged, Preference) else (judged.answer,)
+    order = list(judged.display_order) if isinstance(judged, Preference) else []
+    moment = judged.time or made
+    shown = comparison_row(
+        new_id(), judged.prompt, answers, order or list(range(len(answers))), judged.split, moment
+    )  # fmt: skip
+    if isinstance(judged, Preference):
+        return shown, VoteRow(
+            id=judged.id, comparison=shown.id, ranks=list(judged.ranks), rater=judged.rater, time=moment
+        )  # fmt: skip
+    return shown, ThumbRow(
+        id=judged.id, comparison=shown.id, up=judged.up, reason=judged.reason, rater=judged.rater, time=moment
     )  # fmt: skip
 
 
@@ -138,7 +175,7 @@ def thumb_of(thumb: ThumbRow, shown: ComparisonRow) -> Thumb:
     """A thumb and what it was on, as a record."""
     return Thumb(
         id=thumb.id, prompt=prompt_of(shown), answer=answer_of(shown.answers[0]), up=thumb.up, reason=thumb.reason,
-        rater=thumb.rater, time=thumb.time, split=shown.split,
+        rater=thumb.rater, time=thumb.time, split=thumb.split or shown.split,
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from danlu.evals.intervals import wilson
 
@@ -34,6 +33,8 @@ def auc(scores: Sequence[float], unsafe: Sequence[bool]) -> float | None:
     n_bad, n_safe = int(bad.sum()), int((~bad).sum())
     if not n_bad or not n_safe:
         return None
+    from scipy.stats import rankdata  # a second or two, which only what draws this curve should take
+
     ranks = rankdata(np.asarray(scores, float))
     return round(float((ranks[bad].sum() - n_bad * (n_bad + 1) / 2) / (n_bad * n_safe)), 4)
 

@@ -65,7 +65,7 @@ def compress(stage: Stage) -> dict[str, Any]:
         UserError: ``keep`` names a form that this architecture does not have on disk.
     """
     settings = cast(CompressSettings, stage.settings)
-    source = stage.inputs["ppo"] / "model"
+    source = stage.inputs["aligned"] / "model"
     model, tokenizer = hub.load_pretrained(source)
     model.to(settings.machine().kind)
     refusal = _int8_refusal(model)

@@ -5,7 +5,7 @@ Out: judges (the hidden human of the rankings), copy and variety measures, bits 
 Left out: improving anything (``align``).
 """
 
-from danlu.evals.evaluate import LIVES, EvalSettings, evaluate
+from danlu.evals.evaluate import EvalSettings, evaluate
 from danlu.evals.exam import answer, heldout_prompts, judged, measure
 from danlu.evals.intervals import wilson
 from danlu.evals.judge import Judge, judge
@@ -13,7 +13,6 @@ from danlu.evals.perplexity import bits_per_byte, heldout_answers, heldout_text
 from danlu.evals.variety import CopyIndex, distinct_2
 
 __all__ = [
-    "LIVES",
     "CopyIndex",
     "EvalSettings",
     "Judge",

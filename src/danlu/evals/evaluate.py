@@ -31,9 +31,6 @@ from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.train.language import Text
 
-# Stage of life, as reports call it -> the stage of the run whose model that is.
-LIVES = {"base": "pretrain", "sft": "sft", "ppo": "ppo", "compress": "compress"}
-
 
 class EvalSettings(ComputeSettings):
     """The section ``eval``."""
@@ -86,18 +83,25 @@ def evaluate(stage: Stage) -> dict[str, Any]:
     """
     settings = cast(EvalSettings, stage.settings)
     exam = _prepare(stage, settings)
+    lives = _lives(stage)
     results: dict[str, dict[str, Any]] = {}
     shown: dict[str, list[str]] = {}
-    with atomic_write(stage.dir / "samples.jsonl") as samples, stage.console.task("eval", len(LIVES), "models") as task:
-        for life, name in LIVES.items():
-            results[life], rows, shown[life] = _examine(stage.inputs[name] / "model", exam, settings, stage.seed)
+    with atomic_write(stage.dir / "samples.jsonl") as samples, stage.console.task("eval", len(lives), "models") as task:
+        for life, folder in lives.items():
+            results[life], rows, shown[life] = _examine(folder / "model", exam, settings, stage.seed)
             samples.writelines(json.dumps({"life": life, **row}, ensure_ascii=False) + "\n" for row in rows)
             task.advance()
     figures = _by_metric(results) | {"judge": exam.judge.name, "prompts": len(exam.prompts)}
     write_json(stage.dir / "figures.json", figures)
     write_json(stage.dir / "answers.json", {"prompts": _side_by_side(settings.showcase, shown)})
-    rates = {f"{rate}_rate_{life}": results[life][f"{rate}_rate"] for rate in exam.judge.rates for life in LIVES}
+    rates = {f"{rate}_rate_{life}": results[life][f"{rate}_rate"] for rate in exam.judge.rates for life in lives}
     return {"prompts": len(exam.prompts), **rates}
+
+
+def _lives(stage: Stage) -> dict[str, Path]:
+    """Stage of life, as reports call it -> the directory of the stage whose model that is, in the order of a life."""
+    base, sft, aligned, small = (stage.inputs[name] for name in ("pretrain", "sft", "aligned", "compress"))
+    return {"base": base, "sft": sft, aligned.name: aligned, "compress": small}
 
 
 def _prepare(stage: Stage, settings: EvalSettings) -> Exam:

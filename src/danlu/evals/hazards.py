@@ -1,12 +1,12 @@
 """Rules about words: which categories of harm a text names, however it is dressed up.
 
 In:  a rules file (the bundled ``hazards.yaml``, and one of the user's), a text.
-Out: ``Rules``: ``scan`` gives a ``Match`` for every rule that the text meets; ``width``, the longest that one can be.
+Out: ``Rules``: ``scan`` gives a ``Match`` for every rule that a text meets; ``begun`` says where one may be under way.
 Left out: meaning. Rules see words and their neighbours; a trained guard (``align.guard``) sees the rest.
 
 Time is bounded by construction: phrases have a fixed length, what stands between two of them is limited, and a regular
 expression with an unlimited repeat, a repeat in a repeat or a reference to a group is refused. So is the length of
-whatever matches, which tells a server how much of an answer to hold back.
+whatever matches: that is the most of an answer that a server ever has to hold back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import regex
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
@@ -103,11 +104,15 @@ class Match:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A rule as programs, and the stems without one of each of which no program can match."""
+    """A rule as programs, twice: to find matches and, with an engine that knows of half ones, to see one begin.
+
+    No program can match without one of each of the stems.
+    """
 
     rule: Rule
     action: Action
     programs: tuple[re.Pattern[str], ...]
+    beginnings: tuple[regex.Pattern[str], ...]
     unless: re.Pattern[str] | None
     stems: tuple[tuple[str, ...], ...]
     width: int
@@ -139,15 +144,36 @@ class Rules:
         """
         return self.scan_views(plain.views(text), stage)
 
-    def scan_views(self, views: Sequence[plain.View], stage: Stage, after: int = 0) -> list[Match]:
-        """``scan`` for views that are at hand; only matches that end after place ``after`` of the text count."""
+    def scan_views(
+        self, views: Sequence[plain.View], stage: Stage, after: int = 0, unfinished: bool = False
+    ) -> list[Match]:
+        """``scan`` for views that are at hand.
+
+        Args:
+            views: of the text.
+            stage: ``"prompt"`` or ``"answer"``.
+            after: only matches that end after this place of the text count.
+            unfinished: more will come, so that what the last word is, is not known yet.
+        """
         found = []
         for one in self._rules:
             if one.rule.stage in (stage, "both"):
-                match = next(filter(None, (_first(one, view, after) for view in views)), None)
+                match = next(filter(None, (_first(one, view, after, unfinished) for view in views)), None)
                 if match is not None:
                     found.append(match)
         return found
+
+    def begun(self, views: Sequence[plain.View], stage: Stage) -> int:
+        """Where in an unfinished text the first match may begin that what follows could complete."""
+        return min(view.starts[self._begun(view.text[: view.settled()], stage)] for view in views)
+
+    def _begun(self, text: str, stage: Stage) -> int:
+        first = len(text)
+        for one in self._rules:
+            if one.rule.stage in (stage, "both"):
+                for program in one.beginnings:
+                    first = min(first, _touching(program, text, max(0, len(text) - one.width)))
+        return first
 
 
 def read_rules(path: Path | None = None) -> Rules:
@@ -222,7 +248,8 @@ def _compile(rule: Rule, action: Action) -> _Compiled:
     if width > _MAX_WIDTH:
         raise ValueError(f"it may match {width} characters; {_MAX_WIDTH} is the most, because answers wait for it")
     return _Compiled(
-        rule, action, tuple(map(re.compile, sources)), re.compile(_one_of(rule.unless)) if rule.unless else None,
+        rule, action, tuple(map(re.compile, sources)), tuple(map(regex.compile, sources)),
+        re.compile(_one_of(rule.unless)) if rule.unless else None,
         tuple(tuple(map(_stem, words)) for words in stems), width,
     )  # fmt: skip
 
@@ -253,8 +280,18 @@ def _letters(phrase: str) -> str:
     return letters
 
 
-def _first(one: _Compiled, view: plain.View, after: int) -> Match | None:
+def _touching(program: regex.Pattern[str], text: str, start: int) -> int:
+    """Where the first match begins that is half at the end of a text, or whole and might be longer; else its end."""
+    while (found := program.search(text, start, partial=True)) is not None:
+        if found.partial or found.end() == len(text):
+            return found.start()
+        start = found.start() + 1
+    return len(text)
+
+
+def _first(one: _Compiled, view: plain.View, after: int, unfinished: bool) -> Match | None:
     """The first match in a view that counts."""
+    settled = view.settled() if unfinished else len(view.text)
     if not all(any(stem in view.text for stem in stems) for stems in one.stems):
         return None
     for program in one.programs:
@@ -262,7 +299,7 @@ def _first(one: _Compiled, view: plain.View, after: int) -> Match | None:
             start, end = view.place(*found.span())
             if one.unless is not None and one.unless.search(found[0]):
                 continue
-            if end > after and _CHECKS[one.rule.check](found[0]):
+            if end > after and found.end() <= settled and _CHECKS[one.rule.check](found[0]):
                 return Match(one.rule.category, one.action, start, end)
     return None
 

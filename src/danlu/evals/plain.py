@@ -1,7 +1,7 @@
 """Text as a reader takes it, whatever it was dressed up as: what rules about words look at.
 
 In:  text as it came.
-Out: ``views`` of it in plain letters, each character knowing where in the text it stands.
+Out: ``views`` of it in plain letters, each character knowing where in the text it stands, and how much is settled.
 Left out: pinyin, synonyms, languages but Chinese and English, and meaning: that is the guard's (``align.guard``).
 
 Every character is plain by itself: compatibility forms (NFKD), marks, zero-width characters, letters of other scripts
@@ -43,6 +43,7 @@ _DEALT = re.compile(  # 制，造，炸，药: four characters and a stop betwee
 _SPELT = re.compile(rf"(?<![a-z0-9])[a-z0-9@$!](?:[{_SIGNS}{_STOPS}][a-z0-9@$!]){{2,60}}(?![a-z0-9])")
 _SPACE = re.compile(r"\s+")
 _MIXED = re.compile(r"(?<![a-z0-9@$!|])(?=[0-9@$!|]{0,20}[a-z])[a-z0-9@$!|]{2,39}[a-z0-9@$](?![a-z0-9@$])")
+_LAST_WORD = re.compile(r"[a-z0-9@$!|]{1,40}\Z")
 SLACK = 8  # characters at the end of a view that what follows may still change: spelling apart takes a few to show
 
 
@@ -62,6 +63,11 @@ class View:
         """Where in the original the characters from ``start`` to ``end`` of the view stand."""
         return self.starts[start], self.starts[end - 1] + 1
 
+    def settled(self) -> int:
+        """How much of the view will stay as it is when the text goes on: not its last characters, nor a word begun."""
+        last = _LAST_WORD.search(self.text)
+        return max(0, min(len(self.text) - SLACK, last.start() if last else len(self.text)))
+
     def without(self, gaps: list[tuple[int, int]]) -> View:
         """The view without some stretches of it, given in order."""
         if not gaps:
@@ -79,11 +85,6 @@ def views(text: str) -> list[View]:
     joined = _spaced(plain.without(_disjoint(stretches)))
     found = [_spaced(plain), joined, _articles_apart(plain, stretches), _unleet(joined)]
     return list({view.text: view for view in found}.values())
-
-
-def keep_back(found: list[View], width: int) -> int:
-    """Where in the original the last ``width`` plain characters begin, in the view where they reach furthest back."""
-    return min(view.starts[max(0, len(view.text) - width - SLACK)] for view in found)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -1,13 +1,14 @@
 """How much of what a model writes is its own: copying from the training text, and variety across answers.
 
 In:  training texts and answers.
-Out: the longest run an answer shares with any training text, whether it is a copy, distinct-2.
+Out: the longest run an answer shares with any training text, whether it is a copy, distinct-2; how much answers repeat
+themselves.
 Left out: fuzzy copying (one character changed breaks a run).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -84,6 +85,19 @@ def distinct_2(texts: Iterable[str]) -> float:
     """
     bigrams = [a + b for text in texts for a, b in pairwise(text) if a.isalnum() and b.isalnum()]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0
+
+
+def repeated_4(answers: Sequence[Sequence[int]]) -> float:
+    """Mean over answers, as token ids, of the share of their runs of four that they held before.
+
+    seq-rep-4 of Welleck et al. (arXiv 1908.04319, section 6.1): ``1 - different runs / runs``; 0 for an answer of fewer
+    than four tokens.
+    """
+    shares = []
+    for tokens in answers:
+        runs = [tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)]
+        shares.append(1.0 - len(set(runs)) / len(runs) if runs else 0.0)
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

@@ -115,10 +115,3 @@ class BlockManager:
                 self._idle[block] = None
             else:
                 self._free.append(block)
-
-    def forget(self) -> None:
-        """Nothing that is known is true any more: the weights have changed."""
-        self._free.extend(self._idle)
-        self._idle.clear()
-        self._name.clear()
-        self._place.clear()

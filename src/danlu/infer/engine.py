@@ -43,7 +43,17 @@ class Drafter(Protocol):
     """Guesses what comes next; a wrong guess costs time and nothing else."""
 
     def propose(self, answers: Sequence[Answer], most: int) -> list[list[int]]:
-        """At most so many tokens for every answer; none is fine."""
+        """At most so many tokens for every answer, which are those of the first rows; none is fine."""
+
+    def heard(self, start: int, answers: Sequence[Answer], states: Tensor, lengths: Sequence[int]) -> None:
+        """What the model makes of what is read, for those who guess from that.
+
+        Args:
+            start: the first answer's row.
+            answers: whose ``read`` tells where their states begin.
+            states: (R, T, D) after the last norm; good until the next step.
+            lengths: how many of each row are meant.
+        """
 
 
 class Engine:
@@ -283,7 +293,10 @@ class Engine:
         for answer, guesses in zip(answers, self._propose(answers), strict=True):
             answer.drafts = guesses
         rows = [[answer.tokens[-1], *answer.drafts] for answer in answers]
-        self._logits = self._forward.decode(self._storage, rows, [a.read for a in answers], [a.need for a in answers])
+        reads, needs = [answer.read for answer in answers], [answer.need for answer in answers]
+        states, self._logits = self._forward.decode(self._storage, rows, reads, needs)
+        if self._drafter is not None:
+            self._drafter.heard(0, answers, states, list(map(len, rows)))
         for answer in answers:
             answer.read += 1
 
@@ -309,6 +322,8 @@ class Engine:
         group = waiting[:count]
         rows = [list(a.request.prompt[a.read : a.read + width]) for a in group]
         states = self._forward.states(self._storage, self._n, rows, [a.read for a in group], [a.need for a in group])
+        if self._drafter is not None:
+            self._drafter.heard(self._n, group, states, list(map(len, rows)))
         for answer, row in zip(group, rows, strict=True):
             answer.read += len(row)
         self._finish_reading(group, states, [len(row) - 1 for row in rows])

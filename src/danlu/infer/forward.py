@@ -8,12 +8,25 @@ Left out: which rows and which tokens (``engine``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from danlu.infer.storage import Storage
 from danlu.model import Decoder
+
+
+class Decoded(NamedTuple):
+    """What a decoding step gives; good until the next one.
+
+    Attributes:
+        states: (R, T, D) after the last norm.
+        logits: (R, T, V) in fp32.
+    """
+
+    states: Tensor
+    logits: Tensor
 
 
 class Forward:
@@ -26,17 +39,23 @@ class Forward:
 
     Attributes:
         device: where the model is.
+        vocab_size: ids that may be drawn.
+        context: tokens that a row may have.
+        blank: (1, D) for the state of a token of which nothing is known.
     """
 
     def __init__(self, model: Decoder, output_weight: Tensor, native: Callable[[Tensor], Tensor] | None = None) -> None:
         self._model, self._output_weight, self._native = model, output_weight, native
-        self.device = output_weight.device
+        self.device, self.vocab_size = output_weight.device, len(output_weight)
+        self.context = model.config.max_seq_len
+        self.blank = torch.zeros(1, model.config.d_model, dtype=model.compute_dtype, device=self.device)
 
     def decode(
         self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
-    ) -> Tensor:
-        """Logits (R, T, V) behind every token of the first rows; otherwise as ``states``."""
-        return self.logits(self.states(storage, 0, rows, read, needs))
+    ) -> Decoded:
+        """States and logits behind every token of the first rows; otherwise as ``states``."""
+        states = self.states(storage, 0, rows, read, needs)
+        return Decoded(states, self.logits(states))
 
     def states(
         self, storage: Storage, start: int, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
@@ -56,6 +75,23 @@ class Forward:
         tokens, positions, reach = self.laid_out(rows, read, needs)
         cache = storage.view(start, start + len(rows), reach)
         return self._model.hidden(tokens, positions, cache=cache).states
+
+    def foresee(
+        self, storage: Storage, start: int, rows: Sequence[Sequence[int]], states: Tensor, read: Sequence[int],
+        needs: Sequence[int],
+    ) -> Tensor:  # fmt: skip
+        """States (R, T, D) that foresee what follows tokens, by the model's own layer for it; otherwise as ``states``.
+
+        Args:
+            storage: with ``foresight``.
+            start: the first row.
+            rows: tokens.
+            states: (R, T, D) behind the token before each.
+            read: places of the first state of each row.
+            needs: slots of each row.
+        """
+        tokens, positions, reach = self.laid_out(rows, read, needs)
+        return self._model.foresee_next(states, tokens, positions, storage.view(start, start + len(rows), reach))
 
     def laid_out(
         self, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]

@@ -11,31 +11,32 @@ another, so its neighbours in the batch change nothing but the last bit of a rou
 
 from __future__ import annotations
 
-import copy
 from collections import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from danlu.errors import UserError
 from danlu.infer import read
 from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.batching import answer_all
 from danlu.infer.engine import Drafter, Engine, follow
+from danlu.infer.foresight import ForesightDrafter
 from danlu.infer.forward import Forward
 from danlu.infer.graphs import GraphedForward
-from danlu.infer.kernels import NONE, Kernels, StepForward, Weights, settled, speed_up
+from danlu.infer.kernels import NONE, Kernels, StepForward
+from danlu.infer.prepare import native_head, prepare
 from danlu.infer.sampler import Sampling
-from danlu.infer.storage import Pages, Slots
-from danlu.model import Decoder, Linear, ModelConfig, QuantLinear
-from danlu.model.norm import LayerNorm, RMSNorm
+from danlu.infer.speculate import DraftModel
+from danlu.infer.storage import Pages, Slots, Storage
+from danlu.model import Decoder, ModelConfig
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 
 _MAX_ROWS = 256
-_CACHE_BYTES = 1 << 30
+_CACHE_BYTES, _DRAFT_BYTES = 1 << 30, 1 << 28
 _WHOLE_BUDGET = 8192  # tokens read at once where nobody waits for the first one
 
 
@@ -82,8 +83,7 @@ class Generator:
         self._source = model
         fits = self.dtype == torch.float32 and model.embed.weight.device.type == "cpu"
         self._kernels = kernels if kernels is not None and fits else NONE
-        self.model, self._copies = _prepare(model, self.dtype, self._kernels)
-        speed_up(self.model, self._kernels)
+        self.model, self._copies = prepare(model, self.dtype, self._kernels)
         self._take_head()
 
     def refresh(self) -> None:
@@ -135,15 +135,15 @@ class Generator:
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """One vector of length 1 per prompt, (N, D) (see ``read``)."""
-        return read.embed(self, prompts)
+        return torch.stack([read.ended(read.embed(self, prompt)) for prompt in prompts])
 
     def score(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
         """How likely the model finds every token of each prompt but the first (see ``read``)."""
-        return read.score(self, prompts, top)
+        return [read.ended(read.score(self, prompt, top)) for prompt in prompts]
 
     def engine(
         self, rows: int, *, budget: int, expected: int = 64, cache_bytes: int = _CACHE_BYTES, pool_bytes: int = 0,
-        drafter: Drafter | None = None,
+        drafter: Drafter | None = None, foresight: bool = False,
     ) -> Engine:  # fmt: skip
         """An engine of this model for requests that come and go; give it only what ``check`` accepts.
 
@@ -154,15 +154,30 @@ class Generator:
             cache_bytes: what the answers under way may take.
             pool_bytes: what may be kept of earlier answers, so that prompts that begin like them are read sooner.
             drafter: guesses what comes next.
+            foresight: whether the model guesses for itself, by its layer for the token after the next.
+
+        Raises:
+            UserError: there is no such layer.
         """
-        if self.output_weight.device.type == "cuda":
-            pages = Pages(self.model, self.dtype, cache_bytes + pool_bytes, kept=pool_bytes > 0)
-            graphed = GraphedForward(self.model, self.output_weight, pages, rows)
-            return Engine(self, graphed, pages, rows=rows, budget=budget, drafter=drafter)
-        per_token = self.model.new_cache(1, 1, self.dtype).bytes_per_token()
-        first = max(1, min(rows, cache_bytes // (per_token * expected)))
-        slots = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected))
-        return Engine(self, self._forward(), slots, rows=rows, budget=budget, drafter=drafter)
+        if foresight and not self.model.config.n_mtp:
+            raise UserError("the model has no layer that foresees the token after the next (n_mtp is 0)")
+        forward, storage = self._runs(rows, expected, cache_bytes, pool_bytes, foresight)
+        if foresight:
+            drafter = ForesightDrafter(forward, storage)
+        return Engine(self, forward, storage, rows=rows, budget=budget, drafter=drafter)
+
+    def drafter(self, vocab_size: int, *, rows: int = 4, cache_bytes: int = _DRAFT_BYTES) -> DraftModel:
+        """This model as one that guesses for a larger one.
+
+        Args:
+            vocab_size: of the larger one.
+            rows: answers at the same time for which there is room at once.
+            cache_bytes: what it may remember.
+
+        Raises:
+            UserError: the models do not have the same vocabulary.
+        """
+        return DraftModel(*self._runs(rows, 64, cache_bytes), vocab_size)
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, seed: int
@@ -193,6 +208,18 @@ class Generator:
         """
         return check(self.model.config, self.tokenizer, prompt, sampling)
 
+    def _runs(
+        self, rows: int, expected: int, cache_bytes: int, pool_bytes: int = 0, foresight: bool = False
+    ) -> tuple[Forward, Storage]:
+        """What runs the model, and where its keys and values lie; see ``engine``."""
+        if self.output_weight.device.type == "cuda":
+            pages = Pages(self.model, self.dtype, cache_bytes + pool_bytes, pool_bytes > 0, foresight)
+            return GraphedForward(self.model, self.output_weight, pages, rows), pages
+        per_token = self.model.new_cache(1, 1, self.dtype, foresight).bytes_per_token()
+        first = max(1, min(rows, cache_bytes // (per_token * expected)))
+        slots = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected), foresight)
+        return self._forward(), slots
+
     def _forward(self) -> Forward:
         if self._head is not None and StepForward.fits(self.model, self._kernels):
             return StepForward(self.model, self.output_weight, self._head, self._kernels)
@@ -200,9 +227,9 @@ class Generator:
 
     def _take_head(self) -> None:
         # Ids beyond the tokenizer's fill up the vocabulary: they have no spelling and must never be drawn.
-        own = self.model.output_weight if self._kernels.library is not None else self._source.output_weight
-        weight = own.detach()[: self.tokenizer.vocab_size]
-        self._head = self._kernels.product(Weights(weight))
+        ids = self.tokenizer.vocab_size
+        self._head = native_head(self._source, ids, self._kernels)
+        weight = self._source.output_weight.detach()[:ids]
         self.output_weight = weight if self._head else weight.to(self.dtype)
 
 
@@ -245,37 +272,3 @@ def stop_ids_of(tokenizer: Tokenizer) -> tuple[int, ...]:
         return chat.stop_ids(tokenizer)
     except UserError:
         return (tokenizer.eos,)
-
-
-def _prepare(model: Decoder, dtype: torch.dtype, kernels: Kernels) -> tuple[Decoder, list[tuple[Tensor, Tensor]]]:
-    """A model that shares everything with ``model`` but the weights that nothing computes with as they are.
-
-    Returns:
-        The model, and (our copy, original) of each weight that had to be cast, or to be moved for a kernel.
-    """
-    memo: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    read = [weight for weight in _matrices(model) if kernels.reads(Weights(weight))]
-    copies = list(zip(settled(read), read, strict=True))
-    moved = set(map(id, read))
-    for weight in _to_cast(model, dtype):
-        if id(weight) not in moved:
-            copies.append((weight.detach().to(dtype), weight))
-    for ours, theirs in copies:
-        memo[id(theirs)] = nn.Parameter(ours, requires_grad=False) if isinstance(theirs, nn.Parameter) else ours
-    return copy.deepcopy(model, memo).compute_in(dtype), copies
-
-
-def _matrices(model: Decoder) -> Iterator[Tensor]:
-    """What products of rows read, each once; in latent attention decoding multiplies with parts of a weight instead."""
-    if model.config.attention != "mla":
-        yield from (module.weight for module in model.blocks.modules() if isinstance(module, Linear | QuantLinear))
-    yield model.output_weight
-
-
-def _to_cast(model: Decoder, dtype: torch.dtype) -> Iterator[nn.Parameter]:
-    """Weights of products that are not in ``dtype``, weights of norms that are narrower."""
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            product, norm = hasattr(module, "compute_dtype"), isinstance(module, RMSNorm | LayerNorm)
-            if (product and weight.dtype != dtype) or (norm and weight.dtype.itemsize < dtype.itemsize):
-                yield weight

@@ -1,7 +1,7 @@
 """CUDA graphs of the decode step: hundreds of small kernels are launched by one call.
 
 In:  pages, one new token per row.
-Out: logits of the next tokens.
+Out: states and logits of the next tokens.
 Left out: prompts and guesses, whose shapes change with every step (``forward``); CPUs, which have no launches to save.
 
 A graph is recorded for every number of rows and of blocks per row that comes up, rounded up so that there are few; rows
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from danlu.infer.forward import Forward
+from danlu.infer.forward import Decoded, Forward
 from danlu.infer.storage import Pages, Storage, blocks_for
 from danlu.model import Decoder
 
@@ -32,14 +32,14 @@ class _Graph:
     Attributes:
         inputs: (2, R) tokens and positions.
         table: (R, n) blocks.
-        logits: (R, 1, V).
+        decoded: states (R, 1, D) and logits (R, 1, V).
         shown: the pages' table that ``table`` was copied from, and how many of its rows.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
     table: Tensor
-    logits: Tensor
+    decoded: Decoded
     shown: tuple[Tensor | None, int] = (None, 0)
 
     def show(self, pages: Pages, rows: int) -> None:
@@ -70,8 +70,8 @@ class GraphedForward(Forward):
 
     def decode(
         self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
-    ) -> Tensor:
-        """Logits (R, T, V) behind every token of the first rows."""
+    ) -> Decoded:
+        """States and logits behind every token of the first rows."""
         if len(rows) > self._most or max(map(len, rows)) > 1:
             return super().decode(storage, rows, read, needs)
         count, blocks = _rounded(len(rows)), _rounded_blocks(blocks_for(max(read) + 1))
@@ -80,15 +80,16 @@ class GraphedForward(Forward):
         idle = [0] * (count - len(rows))
         graph.inputs.copy_(torch.tensor([[row[0] for row in rows] + idle, [*read, *idle]]))
         graph.graph.replay()
-        return graph.logits[: len(rows)]
+        return Decoded(*(part[: len(rows)] for part in graph.decoded))
 
     def _record(self, count: int, blocks: int) -> _Graph:
         inputs = torch.zeros(2, count, dtype=torch.int64, device=self.device)
         table = torch.full((count, blocks), self._pages.padding, device=self.device)
 
-        def step() -> Tensor:
+        def step() -> Decoded:
             cache = self._pages.pool.paged(table)
-            return self.logits(self._model.hidden(inputs[0, :, None], inputs[1, :, None], cache=cache).states)
+            states = self._model.hidden(inputs[0, :, None], inputs[1, :, None], cache=cache).states
+            return Decoded(states, self.logits(states))
 
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
@@ -97,8 +98,8 @@ class GraphedForward(Forward):
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
-            logits = step()
-        self._graphs[count, blocks] = _Graph(graph, inputs, table, logits)
+            decoded = step()
+        self._graphs[count, blocks] = _Graph(graph, inputs, table, decoded)
         return self._graphs[count, blocks]
 
 

@@ -151,15 +151,15 @@ def draw(logits: Tensor, options: Options, uniform: Tensor) -> tuple[Tensor, Ten
     Returns:
         token ids (B,) int64, and log-probabilities (B,) fp32 (see the module's head).
     """
+    if options.greedy:  # nothing to scale, nothing to weigh: what everybody waits for is short
+        tokens = logits.argmax(dim=-1)
+        return tokens, logprobs_of(logits, options, tokens)
     scaled = _scaled(logits, options)
     top = scaled.amax(dim=-1, keepdim=True)
     weights = (scaled - top).exp_()  # B, V: unnormalised probabilities, the likeliest is 1
-    if options.greedy:
-        tokens = scaled.argmax(dim=-1)
-    else:
-        tokens = _draw_truncated(weights, options, uniform) if options.truncated else _invert(weights, uniform)
-        if options.some_greedy:
-            tokens = torch.where(options.temperature > 0, tokens, scaled.argmax(dim=-1))
+    tokens = _draw_truncated(weights, options, uniform) if options.truncated else _invert(weights, uniform)
+    if options.some_greedy:
+        tokens = torch.where(options.temperature > 0, tokens, scaled.argmax(dim=-1))
     chosen = (scaled.gather(1, tokens[:, None]) - top)[:, 0]
     return tokens, chosen - weights.sum(dim=-1).log()
 
@@ -181,6 +181,8 @@ def _log_softmax(logits: Tensor, options: Options) -> Tensor:
 
 def _scaled(logits: Tensor, options: Options) -> Tensor:
     """Logits at each row's temperature, a greedy row's at 1; fp32."""
+    if options.greedy:
+        return logits.float()
     temperature = torch.where(options.temperature > 0, options.temperature, 1.0)
     return logits.float() / temperature[:, None]
 

@@ -13,6 +13,7 @@ that has begun is ever thrown out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -63,20 +64,21 @@ class Slots:
         limit_bytes: what rows may take together; a single one may take more.
         pool_bytes: for what finished answers leave behind; 0 keeps nothing.
         expected: rows and tokens of each that the buffer has room for at first.
+        foresight: whether the layer that foresees the token after the next has its keys and values here too.
     """
 
     def __init__(
         self, model: Decoder, dtype: torch.dtype, limit_bytes: int, pool_bytes: int = 0,
-        expected: tuple[int, int] = (1, 64),
+        expected: tuple[int, int] = (1, 64), foresight: bool = False,
     ) -> None:  # fmt: skip
-        self._model, self._dtype = model, dtype
-        self._cache: SlotCache = model.new_cache(*expected, dtype)
-        per_token = model.new_cache(1, 1, dtype).bytes_per_token()
+        self._new = partial(model.new_cache, dtype=dtype, foresight=foresight)
+        self._cache: SlotCache = self._new(*expected)
+        per_token = self._new(1, 1).bytes_per_token()
         self._limit = limit_bytes // per_token
         self._needs: list[int] = []
         n_blocks = pool_bytes // (per_token * SIZE)
         self.blocks = BlockManager(n_blocks) if n_blocks else None
-        self._pool = model.new_cache(n_blocks, SIZE, dtype) if n_blocks else None
+        self._pool = self._new(n_blocks, SIZE) if n_blocks else None
 
     def fits(self, need: int) -> bool:
         """Rows are as long as the longest."""
@@ -139,7 +141,7 @@ class Slots:
         if rows <= have and length <= old.capacity:
             return
         wanted = have if rows <= have else rows * 3 // 2
-        self._cache = self._model.new_cache(max(rows, min(wanted, self._limit // length)), length, self._dtype)
+        self._cache = self._new(max(rows, min(wanted, self._limit // length)), length)
         kept, reach = min(rows - 1, have), min(old.capacity, length)
         for new, before in zip(self._cache.buffers, old.buffers, strict=True):
             new[:, :kept, ..., :reach, :] = before[:, :kept, ..., :reach, :]
@@ -162,17 +164,21 @@ class Pages:
         dtype: of keys and values.
         limit_bytes: of the whole pool, which is taken at once.
         kept: whether finished answers stay findable until their blocks are needed.
+        foresight: as of ``Slots``.
 
     Attributes:
         pool: its tensors.
         padding: a block that nobody reads.
     """
 
-    def __init__(self, model: Decoder, dtype: torch.dtype, limit_bytes: int, kept: bool = True) -> None:
-        per_token = model.new_cache(1, 1, dtype).bytes_per_token()
+    def __init__(
+        self, model: Decoder, dtype: torch.dtype, limit_bytes: int, kept: bool = True, foresight: bool = False
+    ) -> None:
+        new = partial(model.new_cache, dtype=dtype, foresight=foresight)
+        per_token = new(1, 1).bytes_per_token()
         whole = -(-model.config.max_seq_len // SIZE) + 1
         self.blocks = BlockManager(max(limit_bytes // (per_token * SIZE), whole))
-        self.pool: SlotCache = model.new_cache(self.blocks.n_blocks, SIZE, dtype)
+        self.pool: SlotCache = new(self.blocks.n_blocks, SIZE)
         self._kept, self._device = kept, model.embed.weight.device
         self.padding = self.blocks.take(1)[0]
         self._rows: list[list[int]] = []

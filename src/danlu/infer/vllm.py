@@ -22,7 +22,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -49,6 +49,7 @@ _RANGES = {
     "frequency_penalty": (-2.0, 2.0),
     "top_logprobs": (0, 20),
 }
+_UNREAD = {"embed": "gives no vectors of texts", "score": "tells no likelihoods of prompts"}
 _GREEDY = "temperature"  # greedy answers have none
 
 
@@ -142,23 +143,16 @@ class VLLM:
         """An engine for requests that come and go; give it only what ``check`` accepts. One at a time."""
         return Batch(self._engine, self.tokenizer, self.stop_ids, self._rows, self.config.vocab_size)
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def read(self, what: str) -> NoReturn:
         """Not here.
+
+        Args:
+            what: is asked of a prompt, "embed" or "score".
 
         Raises:
             UserError: always.
         """
-        raise UserError("vLLM is loaded to write, and gives no vectors of texts; serve the model with --engine danlu")
-
-    def score(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Token]]:
-        """Not here.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "vLLM is loaded to write, and tells no likelihoods of prompts; serve the model with --engine danlu"
-        )
+        raise UserError(f"vLLM is loaded to write, and {_UNREAD[what]}; serve the model with --engine danlu")
 
     def reload(self, path: Path) -> None:
         """Take over the weights of another directory of the same shape; what was cached of earlier prompts is dropped.

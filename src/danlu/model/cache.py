@@ -132,9 +132,11 @@ class KVCache:
         self.reach = keys.shape[3] if reach is None else reach
 
     @staticmethod
-    def new(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """An empty cache of ``batch`` rows of ``capacity`` slots."""
-        shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
+    def new(
+        config: ModelConfig, layers: int, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> KVCache:
+        """An empty cache of ``layers`` layers, ``batch`` rows of ``capacity`` slots each."""
+        shape = (layers, batch, config.n_kv_heads, capacity, config.head_dim)
         keys = torch.zeros(shape, dtype=dtype, device=device)
         return KVCache(keys, torch.zeros_like(keys))
 
@@ -179,9 +181,11 @@ class LatentCache:
         self.reach = entries.shape[2] if reach is None else reach
 
     @staticmethod
-    def new(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
-        """An empty cache of ``batch`` rows of ``capacity`` slots."""
-        shape = (config.n_layers, batch, capacity, config.kv_rank + config.rope_dim)
+    def new(
+        config: ModelConfig, layers: int, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> LatentCache:
+        """An empty cache of ``layers`` layers, ``batch`` rows of ``capacity`` slots each."""
+        shape = (layers, batch, capacity, config.kv_rank + config.rope_dim)
         return LatentCache(torch.zeros(shape, dtype=dtype, device=device))
 
     @property

@@ -89,10 +89,16 @@ class Decoder(nn.Module):
                 module.compute_dtype = dtype
         return self
 
-    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache | LatentCache:
-        """An empty cache of ``batch`` rows of ``capacity`` tokens; by default in the compute dtype."""
+    def new_cache(
+        self, batch: int, capacity: int, dtype: torch.dtype | None = None, foresight: bool = False
+    ) -> KVCache | LatentCache:
+        """An empty cache of ``batch`` rows of ``capacity`` tokens; by default in the compute dtype.
+
+        ``foresight``: with one more layer, of ``foresee_next``.
+        """
         kind = LatentCache if self.config.attention == "mla" else KVCache
-        return kind.new(self.config, batch, capacity, dtype or self.compute_dtype, self.embed.weight.device)
+        layers, device = self.config.n_layers + foresight, self.embed.weight.device
+        return kind.new(self.config, layers, batch, capacity, dtype or self.compute_dtype, device)
 
     def hidden(
         self,
@@ -169,6 +175,23 @@ class Decoder(nn.Module):
             states, counts = depth(self._embedded(tokens), states, context)
             found.append(Hidden(states, None if counts is None else counts.unsqueeze(0)))
         return found
+
+    def foresee_next(self, states: Tensor, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """The first depth of ``foresee``, with a cache.
+
+        Args:
+            states: (B, T, D) of ``hidden``.
+            tokens: (B, T) ids of what follows each of them.
+            positions: (B, T) places of the states, which are also the slots written.
+            cache: with ``foresight``.
+
+        Returns:
+            (B, T, D), whose logits are of the token that follows each of ``tokens``.
+        """
+        context = self._context(tokens, positions, None, cache)
+        depth, embeddings = self.mtp[0], self._embedded(tokens)
+        foreseen: Tensor = depth(embeddings, states, context, cache.layer(self.config.n_layers))[0]
+        return foreseen
 
     def _context(self, tokens: Tensor, positions: Tensor, documents: Tensor | None, cache: Cache | None) -> Context:
         """Mask and angles: the same in every layer, so built once."""

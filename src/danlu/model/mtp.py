@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from danlu.model.attention import Context
 from danlu.model.block import Block
+from danlu.model.cache import CacheLayer
 from danlu.model.config import ModelConfig
 from danlu.model.linear import Linear
 from danlu.model.norm import make_norm
@@ -35,8 +36,10 @@ class Foresight(nn.Module):
         self.block = Block(config, layer)
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
 
-    def forward(self, embeddings: Tensor, states: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, embeddings: Tensor, states: Tensor, context: Context, cache: CacheLayer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) of token i + k and (B, T, D) from depth k - 1 at i -> (B, T, D), and tokens per expert."""
         merged = self.merge(torch.cat([self.norm_embed(embeddings), self.norm_state(states)], dim=-1))
-        x, counts = self.block(merged, context)
+        x, counts = self.block(merged, context, cache)
         return self.norm(x), counts

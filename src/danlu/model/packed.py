@@ -17,11 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 WIDEST, STEP = 256, 8  # head widths that the flash kernels know: multiples of 8 up to 256
-_told = {"enable_gqa": True} if "enable_gqa" in (varlen_attn.__kwdefaults__ or {}) else {}  # torch 2.11 needs no word
-_kernel: Callable[..., Any] = functools.partial(varlen_attn, **_told)  # type: ignore[arg-type]
+_kernel: Callable[..., Any] | None = None
 
 
 def fits(device: torch.device, dtype: torch.dtype, width: int) -> bool:
@@ -38,6 +36,7 @@ def borders(documents: Tensor) -> Tensor:
     Returns:
         (S + 1,) int32 on the device of ``documents``.
     """
+    _load()
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     places = begins.flatten().nonzero().squeeze(1)
@@ -56,5 +55,18 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, scale: float, ends: Tensor) -
     """Causal attention inside documents: (B, H, T, D), twice (B, H / G, T, D) -> (B, H, T, D)."""
     batch, _, length, _ = q.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # B*T, H, D
+    assert _kernel is not None, "there are no borders without it"
     mixed: Tensor = _kernel(q, k, v, ends, ends, length, length, scale=scale, window_size=(-1, 0))
     return mixed.view(batch, length, *mixed.shape[1:]).transpose(1, 2)
+
+
+def _load() -> None:
+    """Find the kernel, outside anything that is compiled. Its module brings torch's compiler with it: seconds that no
+    verb should wait for that never meets a GPU.
+    """
+    global _kernel
+    if _kernel is None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        told = {"enable_gqa": True} if "enable_gqa" in (varlen_attn.__kwdefaults__ or {}) else {}  # torch 2.11 has none
+        _kernel = functools.partial(varlen_attn, **told)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from danlu.align import ALIGNED
 from danlu.errors import UserError
-from danlu.evals import LIVES
 from danlu.files import read_json
 from danlu.report.targets import targets
 from danlu.run import Run
@@ -38,15 +38,17 @@ def figures(run: Run) -> dict[str, Any]:
 
     Keys:
         recipe, directory: names.
+        aligned: the stage that learned from preferences, such as ppo; empty if there is none.
         minutes: stage -> minutes of work; minutes_total: their sum.
         documents: ``in`` (records read), ``kept``, ``duplicates`` (exact and near together).
         tokens: ``train`` and ``val`` in the shards, ``pretrain`` seen in training (padding excluded).
         parameters: ``total`` and ``active`` (per token).
-        bpb, form_rate, rhyme_rate, rhyme_by_chance, copy_rate, distinct_2, score: stage of life (base, sft, ppo,
-            compress) -> value. ``rhyme_rate`` counts answers of the right form whose lines 2 and 4 rhyme,
+        bpb, form_rate, rhyme_rate, rhyme_by_chance, copy_rate, distinct_2, score: stage of life (base, sft, the
+            aligned one, compress) -> value. ``rhyme_rate`` counts answers of the right form whose lines 2 and 4 rhyme,
             ``rhyme_by_chance`` those that would if last lines were dealt out anew; ``score`` is the judge's mean.
         prompts: held-out prompts that those rates were measured on.
-        reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name.
+        reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name,
+            ``calibration_error``.
         kl: nats per answer between the aligned policy and the chat model at the end.
         guard: ``precision``, ``recall``, ``false_positive_rate``, ``auc`` on texts it never saw; ``baselines``.
         compression: variant (dense, int8, magnitude, sparsegpt) -> bits per byte.
@@ -55,7 +57,9 @@ def figures(run: Run) -> dict[str, Any]:
     """
     done = run.stages()
     facts = {name: manifest["figures"] for name, manifest in done.items()}
-    result: dict[str, Any] = {"recipe": read_json(run.dir / "resolved.json")["recipe"], "directory": str(run.dir)}
+    resolved = read_json(run.dir / "resolved.json")
+    aligned = next((name for name in ALIGNED if name in resolved.get("stages", done)), "")
+    result: dict[str, Any] = {"recipe": resolved["recipe"], "directory": str(run.dir), "aligned": aligned}
     result["minutes"] = {name: round(manifest["seconds"] / 60, 2) for name, manifest in done.items()}
     result["minutes_total"] = round(sum(manifest["seconds"] for manifest in done.values()) / 60, 2)
     if "corpus" in facts:
@@ -76,8 +80,8 @@ def figures(run: Run) -> dict[str, Any]:
         result["reward"] = _reward(facts["reward"])
     if "guard" in facts:
         result["guard"] = {key: facts["guard"][key] for key in GUARD}
-    if "ppo" in facts:
-        result["kl"] = facts["ppo"]["after"]["kl"]
+    if "after" in facts.get(aligned, {}):
+        result["kl"] = facts[aligned]["after"]["kl"]
     if "compress" in facts:
         squeezed = facts["compress"]
         result["compression"] = {key[len("bpb_") :]: squeezed[key] for key in squeezed if key.startswith("bpb_")}
@@ -88,7 +92,8 @@ def figures(run: Run) -> dict[str, Any]:
 
 def _reward(facts: Mapping[str, Any]) -> dict[str, Any]:
     low, high = facts["accuracy_interval"]
-    return {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["baselines"]}
+    found = {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["baselines"]}
+    return found | ({"calibration_error": facts["calibration_error"]} if "calibration_error" in facts else {})
 
 
 def _model_bytes(run: Run) -> dict[str, int]:
@@ -109,7 +114,7 @@ def summary(result: Mapping[str, Any]) -> str:
     if "parameters" in result:
         p = result["parameters"]
         lines.append(f"parameters  {p['total']:,} ({p['active']:,} active per token)")
-    lives = [life for life in LIVES if life in result.get("bpb", {})]
+    lives = [*result.get("bpb", {})]
     if lives:
         lines.append(" " * 16 + "".join(f"{life:>10}" for life in lives))
         for key in BY_LIFE:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jinja2
 
-from danlu.evals import LIVES
 from danlu.files import atomic_write, read_json
 from danlu.report import pictures
 from danlu.report.figures import BY_LIFE, figures
@@ -23,6 +22,7 @@ TRAINED = {
     "pretrain": "nats per token",
     "sft": "nats per answer token",
     "reward": "nats per comparison",
+    "dpo": "per comparison",
     "guard": "nats per text",
 }
 _RATES = {
@@ -51,13 +51,13 @@ def write_report(run: Run) -> Path:
 def _content(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     result = figures(run)
-    monitor = _json(run, "ppo", "monitor.json") or {}
+    monitor = _json(run, result["aligned"], "monitor.json") or {}
     table = (_json(run, "compress", "table.json") or {}).get("rows", [])
     audit = _json(run, "corpus", "audit.json") or {}
     rates = {label: result[key] for key, label in _RATES.items() if result.get(key)}
     return {
         "figures": result,
-        "lives": [life for life in LIVES if life in result.get("bpb", {})],
+        "lives": [*result.get("bpb", {})],
         "by_life": {key: result[key] for key in BY_LIFE if result.get(key)},
         "funnel": pictures.funnel([(step["step"], step["documents"]) for step in audit.get("funnel", [])]),
         "reasons": audit.get("reasons", {}),

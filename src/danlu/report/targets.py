@@ -50,7 +50,7 @@ def targets(result: Mapping[str, Any]) -> list[Target]:
     found: list[Target] = []
     if result["recipe"] == "tang":
         found.append(Target("minutes, all stages", result["minutes_total"], "<=", 12))
-    if "form_rate" in result:  # of the judge of poems alone
+    if result.get("aligned") in result.get("form_rate", {}):  # of the judge of poems, and of the model chosen last
         found += _poems(result)
     if result.get("reward", {}).get("baselines"):
         lead = result["reward"]["accuracy"] - max(result["reward"]["baselines"].values())
@@ -66,13 +66,14 @@ def targets(result: Mapping[str, Any]) -> list[Target]:
 
 def _poems(result: Mapping[str, Any]) -> list[Target]:
     form, rhyme, variety, copies = (result[key] for key in ("form_rate", "rhyme_rate", "distinct_2", "copy_rate"))
+    after = result["aligned"]
     return [
-        Target("form rate after PPO", form["ppo"], ">=", 0.9),
-        Target("rhyme rate after PPO / SFT", _ratio(rhyme), ">=", 2),
-        Target("distinct-2 after PPO / SFT", _ratio(variety), ">=", 0.9),
-        Target("copy rate after PPO - SFT", copies["ppo"] - copies["sft"], "<=", 0),
+        Target(f"form rate after {after.upper()}", form[after], ">=", 0.9),
+        Target(f"rhyme rate after {after.upper()} / SFT", _ratio(rhyme, after), ">=", 2),
+        Target(f"distinct-2 after {after.upper()} / SFT", _ratio(variety, after), ">=", 0.9),
+        Target(f"copy rate after {after.upper()} - SFT", copies[after] - copies["sft"], "<=", 0),
     ]
 
 
-def _ratio(by_life: Mapping[str, float]) -> float:
-    return by_life["ppo"] / max(by_life["sft"], 1e-9)
+def _ratio(by_life: Mapping[str, float], after: str) -> float:
+    return by_life[after] / max(by_life["sft"], 1e-9)

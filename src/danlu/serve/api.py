@@ -7,8 +7,10 @@ Left out: what each route does (its own module), OpenAI's routes (``v1``).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from fastapi.routing import APIRoute
 from starlette.responses import PlainTextResponse, Response
 
 from danlu import __version__
+from danlu.align.champion import CHAMPION
 from danlu.align.preferences import PreferenceStore
 from danlu.serve import accounts, conversations, keys, moderation, operator, page, problems, v1
 from danlu.serve.accounts import PUBLIC, Accounts, caller_of, current_caller
+from danlu.serve.condense import Condenser
 from danlu.serve.conversations import Conversations
 from danlu.serve.desk import Desk
 from danlu.serve.engine import Engine
@@ -32,8 +36,10 @@ from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Metered
 from danlu.serve.reading import Reader
 from danlu.serve.runs import Runs
+from danlu.serve.second_look import SecondLooks
 from danlu.serve.shutdown import Leaving
 from danlu.serve.store import ServeStore
+from danlu.serve.succession import Succession, with_champion
 from danlu.serve.talk import Talk
 from danlu.serve.trace import Trace
 from danlu.serve.votes import RankRequest, VoteRequest
@@ -53,6 +59,7 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
         UserError: a model cannot be served.
     """
     options = options or Options()
+    places = with_champion(places, options.follow)
     models, engine = Models.load(places, options.shots), _engine(places, options)
     kept, metrics, leaving = ServeStore(store.database), Metrics(engine), Leaving(engine)
 
@@ -62,12 +69,14 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     safety = options.safety.telling(kept.note_moderation)
     safety.heard = metrics.note_finding
     desk = Desk(Metered(engine, meter), metrics, safety)
-    feedback, talk = Feedback(models, desk, store), Talk(models, desk, kept.dialogues)
-    talks = Conversations(kept, store)
+    looks = SecondLooks(store, options.second_look, options.repeats, options.starters)
+    feedback, talks = Feedback(models, desk, store, looks), Conversations(kept, store)
+    talk = Talk(models, desk, kept.dialogues, Condenser(desk, kept.notes), options.linger)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with _following(options, models, engine):
+            yield
         engine.close()
         await talk.settle()
 
@@ -81,24 +90,38 @@ def create_app(places: Mapping[str, Path], store: PreferenceStore, options: Opti
     app.add_middleware(Accounts, store=kept, rates=options.rates, public=public, closed=options.reach.elsewhere)
     app.add_middleware(Door, reach=options.reach)
     app.add_middleware(Trace, metrics=metrics)  # the last one is around all others
-    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting))
-    moderation.add_openai_route(app, safety)
+    app.include_router(v1.routes(models, desk, Reader(engine, meter), engine.running + engine.waiting, meter))
+    moderation.add_openai_route(app, safety, meter)
     moderation.add_queue_routes(app, kept, safety)
     _add_own(app, models, feedback, talks, options)
     _add_operation(app, metrics, leaving)
     app.include_router(conversations.routes(talks, talk))
     app.include_router(accounts.routes(kept))
     app.include_router(keys.routes(kept))
-    app.include_router(operator.routes(models, store, Runs(options.runs)))
+    app.include_router(operator.routes(models, store, Runs(options.runs), options.follow))
     app.include_router(files)
     return app
 
 
+@asynccontextmanager
+async def _following(options: Options, models: Models, engine: Engine) -> AsyncIterator[None]:
+    """Follow a run's champion, if there is a run."""
+    if options.follow is None:
+        yield
+        return
+    following = asyncio.create_task(Succession(options.follow, models, engine, options.shots).follow())
+    try:
+        yield
+    finally:
+        following.cancel()
+
+
 def _engine(places: Mapping[str, Path], options: Options) -> Engine:
+    setup = replace(options.setup, spare=int(CHAMPION in places))  # its successor comes before it leaves
     if options.own_process:
-        return Engine.in_process(places, options.setup, options.waiting)
-    writers = {name: load(place, options.setup, len(places)) for name, place in places.items()}
-    return Engine.in_thread(writers, options.setup, options.waiting)
+        return Engine.in_process(places, setup, options.waiting)
+    writers = {name: load(place, setup, len(places)) for name, place in places.items()}
+    return Engine.in_thread(writers, setup, options.waiting)
 
 
 def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversations, options: Options) -> None:
@@ -108,6 +131,7 @@ def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversati
             "version": __version__,
             "models": [served.facts() for served in models.all()],
             "starters": list(options.starters),
+            "summarise": options.summarise,
         }
 
     @app.post("/api/compare")

@@ -97,10 +97,15 @@ def tokens_of(completion: Completion, tokenizer: Tokenizer) -> Iterator[Token]:
         yield token
 
 
-def usage_of(jobs: Iterable[Job], finished: Iterable[Finished]) -> dict[str, int]:
-    """A prompt counts once, however many answers it gets."""
-    prompts = {id(job.prompt): job.prompt for job in jobs}
-    return replies.usage(sum(map(len, prompts.values())), sum(len(event.completion.tokens) for event in finished))
+def usage_of(jobs: Sequence[Job], finished: Sequence[Finished]) -> dict[str, Any]:
+    """A prompt counts once, however many answers it gets, and so does what was cached of it before the first."""
+    prompts = {id(job.prompt): len(job.prompt) for job in jobs}
+    cached = dict(prompts)
+    for event in finished:
+        prompt = id(jobs[event.index].prompt)
+        cached[prompt] = min(cached[prompt], event.completion.cached)
+    written = sum(len(event.completion.tokens) for event in finished)
+    return replies.usage(sum(prompts.values()), written, sum(cached.values()))
 
 
 class Telling:

@@ -53,7 +53,7 @@ async def complete(
     served = models.get(asked.model)
     prompts = await run_sync(encode_prompts, served.tokenizer, asked.prompt, "prompt")
     jobs = _jobs(most, served, asked, prompts)
-    telling = _Telling(asked, served, await _echoes(reader, served, asked, prompts))
+    telling = _Telling(asked, served, await _echoes(reader, served, asked, prompts, receive))
     if not jobs:
         return JSONResponse(telling.unanswered(sum(map(len, prompts))))
     texts = [Message("user", served.tokenizer.decode(prompt)) for prompt in prompts]
@@ -74,11 +74,15 @@ def _jobs(most: int, served: Served, asked: CompletionRequest, prompts: Sequence
     if not wanted:
         return []
     seeds = seeds_of(asked.first_seed(), n)
-    return [Job(served.name, ids, asked.sampling(wanted), seed) for ids in map(tuple, prompts) for seed in seeds]
+    return [
+        Job(served.name, ids, asked.sampling(wanted), seed, weights=served.weights)
+        for ids in map(tuple, prompts)
+        for seed in seeds
+    ]
 
 
 async def _echoes(
-    reader: Reader, served: Served, asked: CompletionRequest, prompts: Sequence[list[int]]
+    reader: Reader, served: Served, asked: CompletionRequest, prompts: Sequence[list[int]], receive: Receive
 ) -> list[_Echo]:
     """One for every answer."""
     n = asked.n or 1
@@ -86,7 +90,7 @@ async def _echoes(
         return [_Echo()] * (len(prompts) * n)
     scored: list[list[Token]] = [[] for _ in prompts]
     if asked.logprobs is not None:
-        found = await reader.read(served.name, prompts, "score", asked.logprobs or 0)
+        found = await reader.read(served, prompts, "score", receive, asked.logprobs or 0)
         scored = [list(map(Token, one.completion.tokens, one.completion.logprobs, one.completion.top)) for one in found]
     echoes = []
     for given, prompt, tokens in zip(asked.prompt, prompts, scored, strict=True):
@@ -109,7 +113,7 @@ class _Telling:
             self._choice(i, echo.text, echo.tokens, 0, {"finish_reason": "length"})
             for i, echo in enumerate(self._echoes)
         ]
-        return self._reply.whole(choices, replies.usage(n_prompt, 0))
+        return self._reply.whole(choices, replies.usage(n_prompt, 0, cached=0))
 
     def whole(self, jobs: Sequence[Job], finished: Sequence[Finished]) -> dict[str, Any]:
         """All continuations, in order."""

@@ -24,6 +24,7 @@ from danlu.serve.dialogues import Generation, title_of
 from danlu.serve.sse import EventStream
 from danlu.serve.store import ServeStore
 from danlu.serve.talk import SayRequest, Talk
+from danlu.serve.thumbs import NewThumb, Thumbs
 from danlu.serve.votes import RankRequest, VoteRequest
 from danlu.serve.wire import CompareRequest
 
@@ -69,6 +70,7 @@ class Conversations:
 
     def __init__(self, store: ServeStore, preferences: PreferenceStore) -> None:
         self.store, self._dialogues, self._preferences = store, store.dialogues, preferences
+        self._thumbs = Thumbs(store.dialogues, preferences)
 
     async def inside(
         self, owner: str, asked: _Contest, show: Callable[[_Contest], Awaitable[EventStream]]
@@ -89,6 +91,23 @@ class Conversations:
             if asked.conversation is None:
                 await run_sync(self.forget, owner, conversation)
             raise
+
+    def whole(self, owner: str, conversation: str) -> dict[str, Any]:
+        """A conversation with its tree of messages, and what was said of its answers.
+
+        Raises:
+            UserError: there is no such conversation.
+        """
+        read = self._dialogues.read(owner, conversation)
+        return {**read, "messages": self._thumbs.on(read["messages"])}
+
+    def judge(self, owner: str, conversation: str, message: str, thumb: NewThumb) -> dict[str, Any]:
+        """Give an answer a thumb.
+
+        Raises:
+            UserError: there is no such answer.
+        """
+        return self._thumbs.give(owner, conversation, message, thumb)
 
     async def ballot(self, owner: str, vote: VoteRequest) -> VoteRequest:
         """Let people vote on what was shown to them, by their own name.
@@ -136,10 +155,7 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
     """Everything below ``/api`` that has to do with conversations."""
     router = APIRouter()
     dialogues = conversations.store.dialogues
-
-    @router.post("/api/chat")
-    async def say(asked: SayRequest, request: Request) -> Response:
-        return await talk.say(caller_of(request).owner, asked)
+    _add_chat(router, talk)
 
     @router.get("/api/conversations")
     async def listing(
@@ -155,17 +171,20 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
     async def start(asked: NewConversation, request: Request) -> dict[str, Any]:
         owner = caller_of(request).owner
         conversation = await run_sync(dialogues.start, owner, asked.title or "", asked.system or "")
-        return await run_sync(dialogues.read, owner, conversation)
+        return await run_sync(conversations.whole, owner, conversation)
 
     @router.get("/api/conversations/{conversation}")
     async def read(conversation: str, request: Request) -> dict[str, Any]:
-        return await run_sync(dialogues.read, caller_of(request).owner, conversation)
+        owner = caller_of(request).owner
+        # Before the store is read: what ends in between is told twice, and nothing not at all.
+        under_way = talk.under_way(owner, conversation)
+        return {**await run_sync(conversations.whole, owner, conversation), "writing": under_way}
 
     @router.patch("/api/conversations/{conversation}")
     async def change(conversation: str, asked: NewConversation, request: Request) -> dict[str, Any]:
         owner = caller_of(request).owner
         await run_sync(dialogues.change, owner, conversation, asked.title, asked.system)
-        return await run_sync(dialogues.read, owner, conversation)
+        return await run_sync(conversations.whole, owner, conversation)
 
     @router.delete("/api/conversations/{conversation}", status_code=204)
     async def forget(conversation: str, request: Request) -> None:
@@ -178,4 +197,22 @@ def routes(conversations: Conversations, talk: Talk) -> APIRouter:
         told = asked.generation()
         return {"id": await run_sync(dialogues.append, owner, conversation, asked.parent, said, told)}
 
+    @router.put("/api/conversations/{conversation}/messages/{message}/thumb")
+    async def judge(conversation: str, message: str, asked: NewThumb, request: Request) -> dict[str, Any]:
+        return await run_sync(conversations.judge, caller_of(request).owner, conversation, message, asked)
+
     return router
+
+
+def _add_chat(router: APIRouter, talk: Talk) -> None:
+    @router.post("/api/chat")
+    async def say(asked: SayRequest, request: Request) -> Response:
+        return await talk.say(caller_of(request).owner, asked)
+
+    @router.get("/api/chat/{answer}")
+    async def follow(answer: str, request: Request) -> Response:
+        return await talk.follow(caller_of(request).owner, answer)
+
+    @router.post("/api/chat/{answer}/stop", status_code=204)
+    async def stop(answer: str, request: Request) -> None:
+        talk.stop(caller_of(request).owner, answer)

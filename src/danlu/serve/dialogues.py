@@ -10,16 +10,17 @@ What belongs to somebody else does not exist: both are refused with the same sen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session, joinedload
 
 from danlu.align.storage import Database
 from danlu.errors import UserError
 from danlu.records import Message
-from danlu.serve.tables import DialogueRow, GenerationRow, MessageRow, ModerationRow, new_id, now
+from danlu.serve.notes import Note, note_of
+from danlu.serve.tables import DialogueRow, GenerationRow, MessageRow, ModerationRow, NoteRow, new_id, now
 
 TITLE_CHARS = 60
 
@@ -33,6 +34,10 @@ class Generation:
         model_hash: hash of its weights.
         sampling: every parameter of the drawing, as used.
         seconds: from the first token's being wanted to the last one.
+        tokens: ids of what was written, if they are known.
+        system: the instructions that it followed; None for those of the conversation.
+        left_out: messages, the oldest, that the model neither read nor had a note on.
+        note: the last message of those that it had a note on instead.
     """
 
     model: str
@@ -43,6 +48,38 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    tokens: tuple[int, ...] | None = None
+    system: str | None = None
+    left_out: int = 0
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """The way from a conversation's first message to another: its instructions, then ids and turns side by side."""
+
+    system: str
+    ids: tuple[str, ...] = ()
+    turns: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer, and all that is known of how it came about.
+
+    Attributes:
+        way: the messages that it follows.
+        text: what it says.
+        comparison: where thumbs on it are, "" if there are none.
+        generation: how it was written, if that is known.
+        note: what its model read in place of the first messages, if it did.
+    """
+
+    way: Way
+    text: str
+    comparison: str
+    generation: Generation | None
+    note: Note | None
 
 
 class Dialogues:
@@ -106,56 +143,83 @@ class Dialogues:
 
     def read(self, owner: str, conversation: str) -> dict[str, Any]:
         """A conversation with every message of its tree, oldest first."""
-        query = (
-            select(MessageRow).where(MessageRow.dialogue == conversation)
-            .order_by(MessageRow.number).options(joinedload(MessageRow.generation))
-        )  # fmt: skip
+        query = select(MessageRow).where(MessageRow.dialogue == conversation).order_by(MessageRow.number)
         with self._session() as session:
             row = _own(session, owner, conversation)
-            messages = [_message(message) for message in session.scalars(query)]
+            messages = _told(session, query)
         return {
             "id": row.id, "title": row.title, "system": row.system, "created": row.created, "updated": row.updated,
             "messages": messages,
         }  # fmt: skip
 
-    def path(self, owner: str, conversation: str, message: str | None) -> tuple[str, list[Message]]:
-        """The instructions and the turns from the first message to ``message``; no turns if it is None."""
+    def message(self, owner: str, message: str) -> tuple[str, dict[str, Any]]:
+        """The conversation of a message, and the message as ``read`` tells it."""
+        with self._session() as session:
+            row = session.scalars(select(MessageRow).where(MessageRow.id == message)).first()
+            if row is None or session.get_one(DialogueRow, row.dialogue).owner != owner:
+                raise _missing("message", message)
+            return row.dialogue, _told(session, select(MessageRow).where(MessageRow.id == message))[0]
+
+    def path(self, owner: str, conversation: str, message: str | None) -> Way:
+        """The way to ``message``; without any turns if it is None."""
         query = select(MessageRow).where(MessageRow.dialogue == conversation)
         with self._session() as session:
             system = _own(session, owner, conversation).system
             nodes = {node.id: node for node in session.scalars(query)} if message is not None else {}
-        turns: list[Message] = []
+        way: list[MessageRow] = []
         while message is not None:
             if message not in nodes:
                 raise _missing("message", message)
-            turns.append(Message(nodes[message].role, nodes[message].content))
+            way.insert(0, nodes[message])
             message = nodes[message].parent
-        return system, turns[::-1]
+        return Way(system, tuple(node.id for node in way), tuple(Message(node.role, node.content) for node in way))
+
+    def answer(self, owner: str, conversation: str, message: str) -> Written:
+        """An answer of a conversation, for judging it."""
+        with self._session() as session:
+            _own(session, owner, conversation)
+            row = _message_of(session, conversation, message)
+            how = row.generation
+            note = _note(session, how) if how else None
+        if row.role != "assistant" or row.parent is None:
+            raise UserError(f"message '{message[:64]}' is no answer; a thumb is for what a model said")
+        way = self.path(owner, conversation, row.parent)
+        return Written(way, row.content, row.comparison or "", _generation(how) if how else None, note)
 
     def append(
         self, owner: str, conversation: str, parent: str | None, message: Message,
-        generation: Generation | None = None,
+        generation: Generation | None = None, identity: str = "",
     ) -> str:  # fmt: skip
-        """Put a message below ``parent``, the first place if None; returns its id."""
+        """Put a message below ``parent``, the first place if None; returns its id: ``identity``, or a new one."""
         row = MessageRow(
-            id=new_id(), dialogue=conversation, parent=parent, role=message.role, content=message.content, created=now()
-        )
+            id=identity or new_id(), dialogue=conversation, parent=parent, role=message.role, content=message.content,
+            created=now(),
+        )  # fmt: skip
         if generation is not None:
             row.generation = GenerationRow(**vars(generation) | {"seed": str(generation.seed)})
         with self._session(writing=True) as session:
             dialogue = _own(session, owner, conversation, locked=True)
             if parent is not None:
-                _check_parent(session, conversation, parent)
+                _message_of(session, conversation, parent)
             dialogue.updated = row.created
             session.add(row)
             return row.id
+
+    def link(self, owner: str, conversation: str, message: str, comparison: str) -> str:
+        """Note where the thumbs on an answer are; returns where: the first who links it decides."""
+        with self._session(writing=True) as session:
+            _own(session, owner, conversation, locked=True)
+            row = _message_of(session, conversation, message)
+            row.comparison = row.comparison or comparison
+            return row.comparison
 
     def delete(self, owner: str, conversation: str) -> None:
         """Forget a conversation and every word of it, also what moderation noted of it."""
         messages = select(MessageRow.id).where(MessageRow.dialogue == conversation)
         with self._session(writing=True) as session:
             row = _own(session, owner, conversation, locked=True)
-            session.execute(delete(GenerationRow).where(GenerationRow.message.in_(messages)))
+            for table in (GenerationRow, NoteRow):
+                session.execute(delete(table).where(table.message.in_(messages)))
             session.execute(delete(MessageRow).where(MessageRow.dialogue == conversation))
             noted = ModerationRow.conversation == conversation
             session.execute(update(ModerationRow).where(noted).values(text=""))
@@ -186,10 +250,11 @@ def _own(session: Session, owner: str, conversation: str, locked: bool = False) 
     return row
 
 
-def _check_parent(session: Session, conversation: str, parent: str) -> None:
-    found = session.scalars(select(MessageRow).where(MessageRow.id == parent)).first()
-    if found is None or found.dialogue != conversation:
-        raise _missing("message", parent)
+def _message_of(session: Session, conversation: str, message: str) -> MessageRow:
+    row = session.scalars(select(MessageRow).where(MessageRow.id == message)).first()
+    if row is None or row.dialogue != conversation:
+        raise _missing("message", message)
+    return row
 
 
 def _missing(kind: str, identity: str) -> UserError:
@@ -200,17 +265,39 @@ def _summary(row: DialogueRow, messages: int) -> dict[str, Any]:
     return {"id": row.id, "title": row.title, "created": row.created, "updated": row.updated, "messages": messages}
 
 
+def _told(session: Session, query: Select[MessageRow]) -> list[dict[str, Any]]:
+    """Messages as clients learn of them, each with how it was written and the note that its model read."""
+    rows = session.scalars(query.options(joinedload(MessageRow.generation))).all()
+    return [_message(row) | (_how(session, row.generation) if row.generation else {}) for row in rows]
+
+
 def _message(row: MessageRow) -> dict[str, Any]:
     told = {"id": row.id, "parent": row.parent, "role": row.role, "content": row.content, "created": row.created}
-    return told | (_generation(row.generation) if row.generation is not None else {})
+    return told | ({"comparison": row.comparison} if row.comparison else {})
 
 
-def _generation(row: GenerationRow) -> dict[str, Any]:
+def _how(session: Session, row: GenerationRow) -> dict[str, Any]:
+    note = _note(session, row)
+    return facts(row) | ({"note": note.told()} if note else {})
+
+
+def _note(session: Session, row: GenerationRow) -> Note | None:
+    kept = session.get(NoteRow, (row.note, row.model_hash)) if row.note else None
+    return note_of(kept) if kept else None
+
+
+def _generation(row: GenerationRow) -> Generation:
+    values = {field.name: getattr(row, field.name) for field in fields(Generation)}
+    tokens = None if row.tokens is None else tuple(row.tokens)
+    return Generation(**values | {"seed": int(row.seed), "tokens": tokens})
+
+
+def facts(written: Generation | GenerationRow) -> dict[str, Any]:
+    """How an answer was written, as clients learn of it."""
+    read, wrote = written.prompt_tokens, written.completion_tokens
     return {
-        "model": row.model, "model_hash": row.model_hash, "finish_reason": row.finish_reason,
-        "sampling": row.sampling, "seed": int(row.seed), "seconds": row.seconds,
-        "usage": {
-            "prompt_tokens": row.prompt_tokens, "completion_tokens": row.completion_tokens,
-            "total_tokens": row.prompt_tokens + row.completion_tokens,
-        },
+        "model": written.model, "model_hash": written.model_hash, "finish_reason": written.finish_reason,
+        "sampling": written.sampling, "seed": int(written.seed), "seconds": written.seconds,
+        "left_out": written.left_out,
+        "usage": {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote},
     }  # fmt: skip

@@ -19,13 +19,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
 from danlu.errors import UserError
 from danlu.serve import jobs
-from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
+from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 from danlu.serve.problems import Refusal
 from danlu.serve.worker import Setup, Tell, Worker, Writer
 
@@ -82,6 +83,12 @@ class Line(Protocol):
     def cancel(self, number: int) -> None:
         """Drop an answer."""
 
+    def load(self, number: int, key: str, place: str) -> None:
+        """Hold one more model."""
+
+    def drop(self, key: str) -> None:
+        """Let go of a model when its answers are written."""
+
     def close(self) -> None:
         """End the worker and wait for its end."""
 
@@ -92,6 +99,7 @@ class ThreadLine:
     def __init__(self, writers: Mapping[str, Writer], setup: Setup, tell: Tell) -> None:
         self._worker = Worker(writers, setup, tell)
         self.submit, self.cancel = self._worker.submit, self._worker.cancel
+        self.load, self.drop = self._worker.load, self._worker.drop
         self._thread = threading.Thread(target=self._worker.run, name="danlu-worker", daemon=True)
         self._thread.start()
 
@@ -116,7 +124,7 @@ class ProcessLine:
     """
 
     def __init__(self, places: Mapping[str, Path], setup: Setup, tell: Tell, lost: Lost) -> None:
-        self._first = {"places": {name: str(place) for name, place in places.items()}, "setup": asdict(setup)}
+        self._places, self._setup = {name: str(place) for name, place in places.items()}, asdict(setup)
         self._tell, self._lost = tell, lost
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._process = self._start()
@@ -135,6 +143,16 @@ class ProcessLine:
     def cancel(self, number: int) -> None:
         """Drop an answer."""
         self._send({"cancel": number})
+
+    def load(self, number: int, key: str, place: str) -> None:
+        """Hold one more model; a worker that takes this one's place will hold it too."""
+        self._send({"load": number, "key": key, "place": place})
+
+    def drop(self, key: str) -> None:
+        """Let go of a model when its answers are written."""
+        with self._lock:
+            self._places.pop(key, None)
+        self._send({"drop": key})
 
     def close(self) -> None:
         """End the worker at the next token, or by force."""
@@ -161,7 +179,9 @@ class ProcessLine:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(self._first).encode() + b"\n")
+        with self._lock:
+            first = json.dumps({"places": self._places, "setup": self._setup})
+        process.stdin.write(first.encode() + b"\n")
         said = json.loads(process.stdout.readline() or b"{}")
         if "refused" in said:
             process.wait()
@@ -183,8 +203,12 @@ class ProcessLine:
             for line in self._process.stdout:
                 if not line.endswith(b"\n"):  # killed in the middle of a word
                     break
-                number, _, event = line.partition(b" ")
-                self._tell(int(number), jobs.read_event(event))
+                number, _, said = line.partition(b" ")
+                event = jobs.read_event(said)
+                if isinstance(event, Loaded):
+                    with self._lock:
+                        self._places[event.key] = event.place
+                self._tell(int(number), event)
             if self._closing.is_set():
                 return
             _LOG.error("the worker has ended (exit code %s); starting another", self._process.wait())
@@ -216,6 +240,7 @@ class Engine:
         self.running, self.waiting = running, waiting
         self._numbers = itertools.count(1)
         self._under: dict[int, tuple[Answers, int]] = {}  # by number: whose, and which of them
+        self._loading: dict[int, Future[None]] = {}
         self._changed = threading.Condition()
         self._leaving, self._closing, self._last = False, False, Stats()
         self._out_of_order = ""  # why nothing can be taken
@@ -257,6 +282,22 @@ class Engine:
             self._line.submit(number, job)
         return answers
 
+    def load(self, key: str, place: Path) -> Future[None]:
+        """Have the worker hold one more model, called ``key`` in jobs (``Job.weights``).
+
+        Returns:
+            Done when it can be asked; raises UserError if it cannot be loaded, or the worker died meanwhile.
+        """
+        number, loaded = next(self._numbers), Future[None]()
+        with self._changed:
+            self._loading[number] = loaded
+        self._line.load(number, key, str(place))
+        return loaded
+
+    def drop(self, key: str) -> None:
+        """Have the worker let go of a model when what was asked of it is written; nothing may be asked any more."""
+        self._line.drop(key)
+
     def idle(self) -> bool:
         """Whether nothing is being written or waits."""
         with self._changed:
@@ -290,15 +331,18 @@ class Engine:
             self._last = event
             return
         with self._changed:
+            loading = self._loading.pop(number, None)
             whose = self._under.get(number)
             if whose is not None and not isinstance(event, Piece):
                 del self._under[number]
+        if loading is not None:
+            _settle(loading, event)
         if whose is None:  # nobody waits for it any more
             return
         answers, index = whose
         if isinstance(event, Fault):
             answers.tell(_fault(event))
-        else:
+        elif not isinstance(event, Loaded):
             answers.tell(replace(event, index=index))
 
     def _lost(self, why: str | None) -> None:
@@ -307,12 +351,24 @@ class Engine:
             self._out_of_order = "the worker is being started again; try again in a moment" if why is None else why
         if why is None:
             self._end_all(_fault(Fault(0, 500, "the worker that wrote this answer has died; ask again")))
+            with self._changed:
+                loading, self._loading = self._loading, {}
+            for one in loading.values():
+                _settle(one, Fault(0, 500, "the worker has died while it read the model"))
 
     def _end_all(self, refusal: Refusal) -> None:
         with self._changed:
             left, self._under = list(self._under.values()), {}
         for answers in {answers for answers, _ in left}:
             answers.tell(refusal)
+
+
+def _settle(loading: Future[None], event: jobs.Event) -> None:
+    """A model is there, or it is not."""
+    if isinstance(event, Fault):
+        loading.set_exception(UserError(event.message))
+    else:
+        loading.set_result(None)
 
 
 def _fault(fault: Fault) -> Refusal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -19,10 +19,12 @@ from danlu.align.preferences import PreferenceStore
 from danlu.infer import Completion
 from danlu.records import Answer, Message
 from danlu.serve.desk import Desk
+from danlu.serve.engine import Answers
 from danlu.serve.jobs import Finished, Job, Piece
 from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.safety import FILTERED
+from danlu.serve.second_look import Replay, SecondLooks
 from danlu.serve.sse import EventStream
 from danlu.serve.votes import RankRequest, VoteRequest
 from danlu.serve.wire import CompareRequest
@@ -42,21 +44,36 @@ class _Contest:
     jobs: tuple[Job, ...]
 
     def answer(self, place: int, completion: Completion) -> Answer:
-        """What was shown in a place; with the tokenizer's hash, so that its very tokens can be trained on."""
-        job, served = self.jobs[place], self.served[place]
-        sampling = {**asdict(job.sampling), "tokenizer": served.tokenizer.hash}
-        return Answer(completion.text, completion.tokens, served.hash, sampling, job.seed)
+        """What was shown in a place."""
+        return replace(self.blanks()[place], text=completion.text, token_ids=completion.tokens)
+
+    def blanks(self) -> list[Answer]:
+        """The answers yet to be written; with the tokenizer's hash, so that their very tokens can be trained on."""
+        return [
+            Answer("", (), served.hash, {**asdict(job.sampling), "tokenizer": served.tokenizer.hash}, job.seed)
+            for job, served in zip(self.jobs, self.served, strict=True)
+        ]
+
+    def start(self) -> dict[str, Any]:
+        """The first event."""
+        said = self.asked.turns()
+        return {
+            "type": "start",
+            "conversation": self.asked.conversation or "",
+            **self.asked.left_out(said, self.turns),
+        }
 
 
 class Feedback:
     """Comparisons and votes, kept in a preference store.
 
     Answers are stored in the order in which they stand on the screen: which model stands where was drawn by lot before,
-    and each answer carries its model's hash, so nothing is lost by it.
+    and each answer carries its model's hash, so nothing is lost by it. What is shown a second time keeps the order in
+    which it was stored, and the store knows how it stood this time.
     """
 
-    def __init__(self, models: Models, desk: Desk, store: PreferenceStore) -> None:
-        self._models, self._desk, self._store = models, desk, store
+    def __init__(self, models: Models, desk: Desk, store: PreferenceStore, looks: SecondLooks) -> None:
+        self._models, self._desk, self._store, self._looks = models, desk, store, looks
 
     async def compare(self, asked: CompareRequest) -> EventStream:
         """Show two answers; the last event carries the id to vote on.
@@ -95,6 +112,8 @@ class Feedback:
     ) -> EventStream:
         """One answer of each model named, in an order drawn by lot, as a stream."""
         contestants = [self._models.get(name) for name in names]
+        if len(names) == 2 and names[0] == names[1]:
+            contestants[1] = self._models.opposite(contestants[0], secrets.SystemRandom().random())
         if len(set(names)) < len(names) and asked.temperature == 0:
             raise Refusal(
                 400, "at temperature 0 a model always gives the same answer; raise it or choose more models",
@@ -107,6 +126,11 @@ class Feedback:
             turns = await one.fit(asked, turns)
         jobs = [await one.job(asked, turns, seed + i) for i, one in enumerate(contestants)]
         contest = _Contest(asked, marks, turns, tuple(contestants), tuple(jobs))
+        if asked.seed is None:  # whoever names a seed wants that very answer
+            replay = await run_sync(self._looks.draw, asked.rater, turns, contest.blanks())
+            if replay is not None:
+                nobody = Answers(())
+                return EventStream(nobody, self._again(contest, replay, nobody))
         answers, events, _ = await self._desk.write(jobs, asked.turns(), asked.conversation or "")
         return EventStream(answers, self._events(contest, events))
 
@@ -114,11 +138,7 @@ class Feedback:
         self, contest: _Contest, events: AsyncIterator[Piece | Finished]
     ) -> AsyncIterator[dict[str, Any]]:
         conversation = contest.asked.conversation or ""
-        yield {
-            "type": "start",
-            "conversation": conversation,
-            **contest.asked.left_out(contest.asked.turns(), contest.turns),
-        }
+        yield contest.start()
         finished: dict[int, Completion] = {}
         async for event in events:
             mark = contest.marks[event.index]
@@ -130,6 +150,18 @@ class Feedback:
         filtered = any(completion.finish_reason == FILTERED for completion in finished.values())
         if len(finished) == len(contest.jobs) and not filtered:  # what was cut off by a gate cannot be judged
             yield {"type": "end", "comparison": await self._record(contest, conversation, finished)}
+
+    async def _again(self, contest: _Contest, replay: Replay, writing: Answers) -> AsyncIterator[dict[str, Any]]:
+        """The events of an earlier comparison, which nobody has to write."""
+        asked = contest.asked
+        yield contest.start()
+        async for place, text in replay.pieces():
+            yield {"type": "delta", **contest.marks[place], "text": text}
+        for mark, reason in zip(contest.marks, replay.finish_reasons(), strict=True):
+            yield {"type": "finish", **mark, "finish_reason": reason}
+        if not writing.cancelled:  # somebody is still there
+            noted = await run_sync(self._looks.note, replay, asked.rater, asked.conversation or "")
+            yield {"type": "end", "comparison": noted}
 
     async def _record(self, contest: _Contest, conversation: str, completions: Mapping[int, Completion]) -> str:
         shown = [contest.answer(place, completions[place]) for place in range(len(contest.jobs))]

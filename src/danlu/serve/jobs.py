@@ -25,6 +25,8 @@ class Job:
         sampling: how to draw.
         seed: of the draws.
         salt: whoever has another one shares nothing of what is cached of this prompt.
+        weights: which of the worker's models writes it, if that is not the one called ``model``: a name may pass from
+            one model to the next while both are held.
         read: write nothing, but tell of the prompt its vector (``"embed"``) or how likely each of its tokens is, with
             ``sampling.top_logprobs`` others in its place (``"score"``); empty to write.
     """
@@ -35,6 +37,12 @@ class Job:
     seed: int
     salt: str = ""
     read: str = ""
+    weights: str = ""
+
+    @property
+    def writer(self) -> str:
+        """What the worker calls the model that writes it."""
+        return self.weights or self.model
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,21 @@ class Stats:
     prefix_hits: int = 0
 
 
-Event = Piece | Finished | Fault | Stats
-_EVENTS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Piece, Finished, Fault, Stats)}
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was asked for is there.
+
+    Attributes:
+        key: what the worker calls it.
+        place: its directory.
+    """
+
+    key: str
+    place: str
+
+
+Event = Piece | Finished | Fault | Stats | Loaded
+_EVENTS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Piece, Finished, Fault, Stats, Loaded)}
 
 
 def write_job(job: Job) -> dict[str, Any]:
@@ -107,7 +128,8 @@ def read_job(value: dict[str, Any]) -> Job:
     sampling = value["sampling"]
     bias = tuple((int(id), float(weight)) for id, weight in sampling["logit_bias"])
     read = Sampling(**{**sampling, "stop": tuple(sampling["stop"]), "logit_bias": bias})
-    return Job(value["model"], tuple(value["prompt"]), read, value["seed"], value["salt"], value["read"])
+    rest = {key: value[key] for key in ("seed", "salt", "read", "weights")}
+    return Job(value["model"], tuple(value["prompt"]), read, **rest)
 
 
 def write_event(event: Event) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from danlu import hub
+from danlu.align.champion import CHAMPION
 from danlu.errors import UserError, nearest
 from danlu.infer import reserve, with_shots
 from danlu.model import parameters
@@ -36,6 +37,7 @@ class Served:
         hash: identity of its weights, stored with every answer that is judged.
         context: prompt and answer together, in tokens.
         shots: turns of examples that stand before every dialogue as far as there is room.
+        weights: what the worker calls the model, if not by ``name``.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Served:
     loaded: int
     tokenizer: Tokenizer
     shots: tuple[Message, ...] = ()
+    weights: str = ""
 
     def facts(self) -> dict[str, Any]:
         """What the page shows."""
@@ -53,6 +56,11 @@ class Served:
     def listing(self) -> dict[str, Any]:
         """OpenAI's model object."""
         return {"id": self.name, "object": "model", "created": self.loaded, "owned_by": "danlu"}
+
+    def instructions(self, turns: Sequence[Message]) -> str:
+        """What the system says in a dialogue: its own words, or else those of the examples before it."""
+        first = [one for one in (*turns[:1], *self.shots[:1]) if one.role == "system"]
+        return first[0].content if first else ""
 
     async def fit(self, asked: Asking, turns: Sequence[Message]) -> Sequence[Message]:
         """The turns to answer: all of them, or, if the client allows it, the newest that leave room for an answer."""
@@ -80,7 +88,7 @@ class Served:
             wanted = limit = asked.limit() or max(room, 1)
         if wanted > room:
             raise self.too_long(len(prompt), wanted, asked.may_leave_out())
-        return Job(self.name, tuple(prompt), asked.sampling(limit), seed)
+        return Job(self.name, tuple(prompt), asked.sampling(limit), seed, weights=self.weights)
 
     def check_bias(self, logit_bias: Mapping[str, float] | None) -> None:
         """Refuse a bias on a token that does not exist."""
@@ -105,10 +113,15 @@ class Served:
 
 
 class Models:
-    """The models by name, in the order given; the first one is the page's own choice."""
+    """The models by name, in the order given; the first one is the page's own choice.
+
+    A candidate is here too while there is one, but nobody can ask for it: people meet it in comparisons, blind.
+    """
 
     def __init__(self, served: Sequence[Served]) -> None:
         self._served = {one.name: one for one in served}
+        self._candidate: Served | None = None
+        self._share = 0.0
 
     @staticmethod
     def load(places: Mapping[str, Path], shots: Sequence[Message] = ()) -> Models:
@@ -123,7 +136,7 @@ class Models:
         """
         if not places:
             raise UserError("nothing to serve: name at least one model directory")
-        return Models([_load(name, place, tuple(shots)) for name, place in places.items()])
+        return Models([read_served(name, place, tuple(shots)) for name, place in places.items()])
 
     def get(self, name: str) -> Served:
         """The model called ``name``.
@@ -138,14 +151,31 @@ class Models:
 
     def name_of(self, hash: str) -> str:
         """What a model is called; one that is no longer served is called by its hash."""
-        return next((served.name for served in self._served.values() if served.hash == hash), hash[:12])
+        known = [*self._served.values(), *([self._candidate] if self._candidate else [])]
+        return next((served.name for served in known if served.hash == hash), hash[:12])
+
+    def reign(self, champion: Served, candidate: Served | None, share: float) -> None:
+        """From now on ``champion`` answers under its name, and ``candidate`` instead of it in ``share`` of the seats
+        opposite to it."""
+        self._served = {champion.name: champion} | self._served | {champion.name: champion}
+        self._candidate, self._share = candidate, share
+
+    def opposite(self, served: Served, lot: float) -> Served:
+        """Who answers beside ``served`` in a comparison of one model with itself; ``lot`` is drawn from 0 to 1."""
+        tried = self._candidate if served.name == CHAMPION and lot < self._share else None
+        return tried or served
 
     def all(self) -> list[Served]:
         """Every model."""
         return list(self._served.values())
 
 
-def _load(name: str, place: Path, shots: tuple[Message, ...]) -> Served:
+def read_served(name: str, place: Path, shots: tuple[Message, ...]) -> Served:
+    """What has to be known of a model directory to serve it.
+
+    Raises:
+        UserError: it cannot be loaded, gives scores instead of words or cannot chat.
+    """
     config, head = hub.read_config(place)
     if head != "lm":
         raise UserError(f"{place} is a reward model: it gives scores, not words; serve the policy it was made for")

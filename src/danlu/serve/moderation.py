@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from danlu.align.labelled import SAFE
 from danlu.serve.accounts import OPERATOR, caller_of, require
 from danlu.serve.problems import Refusal
+from danlu.serve.rates import Meter
 from danlu.serve.reviews import ModerationStore, labelled_examples
 from danlu.serve.safety import Safety, reports
 
@@ -63,14 +65,22 @@ class _ModerationRequest(BaseModel):
         return texts
 
 
-def add_openai_route(app: FastAPI, safety: Safety) -> None:
-    """``POST /v1/moderations``, in OpenAI's form; our own categories stand beside theirs."""
+def add_openai_route(app: FastAPI, safety: Safety, meter: Callable[[], Meter]) -> None:
+    """``POST /v1/moderations``, in OpenAI's form; our own categories stand beside theirs.
+
+    Args:
+        app: gets the route.
+        safety: the gates.
+        meter: of whoever is asking now; every text is a request.
+    """
 
     @app.post("/v1/moderations")
     async def moderations(asked: _ModerationRequest) -> dict[str, Any]:
         if not safety.scanners:
             raise Refusal(404, "this server looks at nothing: it was started with --safety off", "not_found")
-        results = [reports.result(await run_sync(safety.look, text), safety.categories) for text in asked.texts()]
+        texts = asked.texts()
+        meter().pay(len(texts))
+        results = [reports.result(await run_sync(safety.look, text), safety.categories) for text in texts]
         return {"id": f"modr-{uuid.uuid4().hex}", "model": reports.MODEL, "results": results}
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import StreamingResponse
 
 from danlu.align import ballots
-from danlu.align.agreement import agree
 from danlu.align.ballots import Ballot
 from danlu.align.preferences import PreferenceStore
-from danlu.align.ratings import ENOUGH, Table, left_share, rate
-from danlu.records import Preference
+from danlu.align.tally import tally
+from danlu.serve import succession
 from danlu.serve.accounts import OPERATOR, caller_of, require
 from danlu.serve.models import Models
 from danlu.serve.runs import Runs
@@ -32,7 +32,7 @@ _Cursor = Annotated[str, Query(max_length=100)]
 _After = Annotated[str, Query(pattern=r"^([0-9]{1,20}-[0-9]{1,18})?$")]
 
 
-def routes(models: Models, store: PreferenceStore, runs: Runs) -> APIRouter:
+def routes(models: Models, store: PreferenceStore, runs: Runs, followed: Path | None = None) -> APIRouter:
     """GET for runs, votes and ratings; all read files or a database, so all run beside the event loop."""
     router = APIRouter(dependencies=[Depends(_operators_only)])
 
@@ -67,7 +67,12 @@ def routes(models: Models, store: PreferenceStore, runs: Runs) -> APIRouter:
 
     @router.get("/api/operator/ratings")
     def ratings() -> dict[str, Any]:
-        return _ratings(store.all(), models)
+        # Against the model that is youngest in its life of those served, which is the last.
+        return tally(store, models.name_of, anchor=models.all()[-1].hash)
+
+    @router.get("/api/operator/champion")
+    def champion() -> dict[str, Any]:
+        return succession.show(followed)
 
     return router
 
@@ -88,27 +93,3 @@ def _vote(ballot: Ballot, models: Models) -> dict[str, Any]:
         "thumb": {None: None, True: "up", False: "down"}[ballot.up],
         "reason": ballot.reason,
     }  # fmt: skip
-
-
-def _length(table: Table) -> dict[str, float]:
-    low, high = table.length_interval
-    return {"worth": round(table.length, 3), "low": round(low, 3), "high": round(high, 3)}
-
-
-def _ratings(preferences: Sequence[Preference], models: Models) -> dict[str, Any]:
-    """Ratings against the model that is youngest in its life of those served, which is the last."""
-    table = rate(preferences, anchor=models.all()[-1].hash)
-    times, n, low, high = left_share(preferences)
-    agreement = agree(preferences)
-    return {
-        "votes": len(preferences),
-        "enough": ENOUGH,
-        "anchor": models.name_of(table.anchor) if table else None,
-        "length": _length(table) if table else None,
-        "models": [
-            {**asdict(rating), "model": models.name_of(rating.model), "model_hash": rating.model}
-            for rating in (table.ratings if table else ())
-        ],
-        "left": {"times": times, "of": n, "low": round(low, 4), "high": round(high, 4)},
-        "agreement": asdict(agreement) if agreement else None,
-    }

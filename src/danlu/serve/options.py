@@ -16,6 +16,7 @@ from danlu.serve.limits import Reach
 from danlu.serve.rates import Rates
 from danlu.serve.safety import Safety
 from danlu.serve.worker import Setup
+from danlu.serve.writing import LINGER_SECONDS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,14 @@ class Options:
         runs: the folder of the runs that the page shows.
         reach: from where the server can be reached; from this machine only if not given.
         rates: how much a key may ask.
+        second_look: share of comparisons in whose place one is shown that somebody else was shown, on one of the
+            starters, if there is one.
+        repeats: share in whose place one is shown that the same rater judged before, with sides exchanged.
+        heldout_raters: share of raters of whose judgements nothing is learned.
         safety: the gates before and after the models; none if not given.
+        follow: the run whose champion is served, from one to the next, once it has one.
+        summarise: whether the page asks for notes on turns that no longer fit, where nobody chose.
+        linger: seconds that an answer in a conversation goes on when its reader is gone.
     """
 
     setup: Setup = field(default_factory=Setup)
@@ -42,4 +50,10 @@ class Options:
     runs: Path | None = None
     reach: Reach = field(default_factory=Reach)
     rates: Rates = field(default_factory=Rates)
+    second_look: float = 0.0
+    repeats: float = 0.0
+    heldout_raters: float = 0.0
     safety: Safety = field(default_factory=lambda: Safety(mode="off"))
+    follow: Path | None = None
+    summarise: bool = False
+    linger: float = LINGER_SECONDS

@@ -4,9 +4,9 @@ In:  callers, jobs that are about to be written, tokens as they are written, a c
 Out: ``Metered``, an engine that counts; 429 with ``Retry-After``; ``x-ratelimit-*`` headers.
 Left out: the queue that all share (``engine``), who is asking (``accounts``).
 
-Every answer counts as a request: ``n`` of them count n times. Of tokens the prompt's are paid when it is asked and an
-answer's as it is written, whatever was allowed for it. So the bucket may go below nothing: an answer that has begun is
-finished, and the next one waits until the debt is paid.
+Every answer counts as a request: ``n`` of them count n times. So does every text that is looked at, embedded or scored.
+Of tokens the prompt's are paid when it is asked and an answer's as it is written, whatever was allowed for it. So the
+bucket may go below nothing: an answer that has begun is finished, and the next one waits until the debt is paid.
 """
 
 from __future__ import annotations
@@ -85,8 +85,17 @@ class Meter:
                 message = f"this key may have {bucket.size:,} {what} a minute; try again in {seconds} s"
                 raise Refusal(429, message, "rate_limit_exceeded", headers={"retry-after": str(seconds)})
 
+    def pay(self, requests: int, tokens: int = 0) -> None:
+        """Take what is asked now.
+
+        Raises:
+            Refusal: as ``admit``.
+        """
+        self.admit(requests, tokens)
+        self.spend(requests, tokens)
+
     def spend(self, requests: int = 0, tokens: int = 0) -> None:
-        """Take what was asked or written."""
+        """Take what was written, whether or not it is there; less than nothing is given back."""
         if self.requests is not None:
             self.requests.take(requests)
         if self.tokens is not None:
@@ -142,24 +151,31 @@ class Metered:
     def __init__(self, engine: Writes, meter: Callable[[], Meter]) -> None:
         self._engine, self._meter = engine, meter
 
-    def submit(self, jobs: Sequence[Job]) -> Answers:
-        """Queue jobs, all or none.
-
-        Raises:
-            Refusal: too much for this minute (429), or the engine's own (503), which costs nothing.
-        """
-        self.admit(jobs)
-        answers, meter = self._engine.submit(jobs), self._meter()
-        meter.spend(len(jobs), sum(len(job.prompt) for job in jobs))
-        return _Counted(answers, meter)
-
     def admit(self, jobs: Sequence[Job]) -> None:
-        """See whether jobs may be asked for now; nothing is taken yet.
+        """Take what it costs to ask for jobs, before anybody looks at them: a prompt that a gate blocks is paid too.
 
         Raises:
-            Refusal: not now (429).
+            Refusal: too much for this minute (429).
         """
-        self._meter().admit(len(jobs), sum(len(job.prompt) for job in jobs))
+        self._meter().pay(*_price(jobs))
+
+    def submit(self, jobs: Sequence[Job]) -> Answers:
+        """Queue jobs that were admitted, all or none.
+
+        Raises:
+            Refusal: the engine's own (503), which costs nothing.
+        """
+        meter, (requests, tokens) = self._meter(), _price(jobs)
+        try:
+            return _Counted(self._engine.submit(jobs), meter)
+        except Refusal:
+            meter.spend(-requests, -tokens)
+            raise
+
+
+def _price(jobs: Sequence[Job]) -> tuple[int, int]:
+    """Requests and tokens that jobs cost when they are asked for."""
+    return len(jobs), sum(len(job.prompt) for job in jobs)
 
 
 class _Counted(Answers):

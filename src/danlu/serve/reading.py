@@ -18,12 +18,14 @@ import numpy as np
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from pydantic import BaseModel
+from starlette.types import Receive
 
 from danlu.infer import Sampling
 from danlu.serve.jobs import Finished, Job
-from danlu.serve.models import Models
+from danlu.serve.models import Models, Served
 from danlu.serve.problems import Refusal
 from danlu.serve.rates import Meter, Writes
+from danlu.serve.sse import cancelled_when_gone
 from danlu.serve.wire import dialogue
 from danlu.serve.wire_text import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from danlu.tokens import chat
@@ -78,17 +80,20 @@ class Reader:
     def __init__(self, engine: Writes, meter: Callable[[], Meter]) -> None:
         self._engine, self._meter, self._turn = engine, meter, CapacityLimiter(1)
 
-    async def read(self, model: str, prompts: Sequence[Sequence[int]], what: str, top: int = 0) -> list[Finished]:
+    async def read(
+        self, served: Served, prompts: Sequence[Sequence[int]], what: str, receive: Receive, top: int = 0
+    ) -> list[Finished]:
         """Read ``prompts``, when it is their turn, a few at a time.
 
         Args:
-            model: its name.
+            served: the model that reads.
             prompts: token ids.
             what: ``"embed"`` or ``"score"``.
+            receive: tells of the client's leaving, after which nothing more is read.
             top: how many other tokens to tell with each.
 
         Raises:
-            Refusal: too much to read, or too many wait.
+            Refusal: too much to read, too many wait, or nobody does any more.
         """
         total = sum(map(len, prompts))
         if total > MAX_READ_TOKENS:
@@ -98,22 +103,23 @@ class Reader:
             raise Refusal(400, message, "invalid_value", "input")
         if self._turn.statistics().tasks_waiting >= MAX_WAITING:
             raise Refusal(503, "the server is busy and its queue is full; try again in a moment", "overloaded")
-        meter = self._meter()
-        meter.admit(len(prompts), total)  # once for all of it: a part would be of no use
-        meter.spend(len(prompts), total)
-        jobs = [Job(model, tuple(ids), Sampling(top_logprobs=top), 0, read=what) for ids in prompts]
+        self._meter().pay(len(prompts), total)  # once for all of it: a part would be of no use
+        jobs = [
+            Job(served.name, tuple(ids), Sampling(top_logprobs=top), 0, read=what, weights=served.weights)
+            for ids in prompts
+        ]
         found: list[Finished] = []
         async with self._turn:
             for start in range(0, len(jobs), _AT_ONCE):
-                found += await self._read_few(jobs[start : start + _AT_ONCE])
+                found += await self._read_few(jobs[start : start + _AT_ONCE], receive)
         return found
 
-    async def _read_few(self, jobs: Sequence[Job]) -> list[Finished]:
+    async def _read_few(self, jobs: Sequence[Job], receive: Receive) -> list[Finished]:
         answers = self._engine.submit(jobs)
-        try:
+        async with cancelled_when_gone(receive, answers):
             found = [event async for event in answers if isinstance(event, Finished)]
-        finally:
-            answers.cancel()
+        if len(found) < len(jobs):
+            raise Refusal(499, "the client left before everything was read", "client_left")
         return sorted(found, key=lambda event: event.index)
 
 
@@ -129,11 +135,11 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]], par
     return [[tokenizer.bos, *tokenizer.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
 
 
-async def embed(models: Models, reader: Reader, asked: EmbeddingRequest) -> dict[str, Any]:
+async def embed(models: Models, reader: Reader, asked: EmbeddingRequest, receive: Receive) -> dict[str, Any]:
     """POST /v1/embeddings.
 
     Raises:
-        Refusal: unknown model, an empty text, one longer than the context, another number of dimensions.
+        Refusal: unknown model, an empty text, one longer than the context, another number of dimensions; nobody waits.
     """
     served = models.get(asked.model)
     if any(isinstance(text, str) and not text.strip() for text in asked.input):
@@ -142,7 +148,7 @@ async def embed(models: Models, reader: Reader, asked: EmbeddingRequest) -> dict
     longest = max(map(len, prompts))
     if longest > served.context:
         raise served.too_long(longest, 0)
-    vectors = [one.vector for one in await reader.read(served.name, prompts, "embed")]
+    vectors = [one.vector for one in await reader.read(served, prompts, "embed", receive)]
     if asked.dimensions not in (None, len(vectors[0])):
         message = f"this model's vectors have {len(vectors[0])} dimensions and cannot be shortened"
         raise Refusal(400, f"{message}; leave the field out", "invalid_value", "dimensions")

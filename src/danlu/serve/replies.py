@@ -38,12 +38,19 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class PromptDetails(BaseModel):
+    """Tokens of the prompt that an earlier one had in common with it, so that they were not read again."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens, special ones included."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class AssistantMessage(BaseModel):
@@ -120,7 +127,7 @@ class Reply:
         """A piece of a stream."""
         return self._frame(self.kind[1], choices) | usage
 
-    def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         return self._frame(self.kind[0], choices) | {"usage": usage}
 
@@ -209,7 +216,8 @@ def _spelling(tokenizer: Tokenizer, id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Token counts, special tokens included."""
+def usage(prompt_tokens: int, completion_tokens: int, cached: int | None = None) -> dict[str, Any]:
+    """Token counts, special tokens included; of the prompt's, if known, how many were read for somebody before."""
     total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+    told = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+    return told if cached is None else told | {"prompt_tokens_details": {"cached_tokens": cached}}

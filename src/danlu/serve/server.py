@@ -21,6 +21,7 @@ from danlu.serve.api import create_app
 from danlu.serve.options import Options
 from danlu.serve.shutdown import GRACE_SECONDS, PatientServer
 from danlu.serve.store import ServeStore
+from danlu.serve.succession import with_champion
 
 ADDRESS = "127.0.0.1"
 PORT = 8000
@@ -47,7 +48,7 @@ def run_server(
     console, options = console or Console(), options or Options(own_process=True)
     reach = options.reach
     listening = listen(port, reach.address)  # before the models are loaded, so that a taken port is known at once
-    preferences = PreferenceStore(store)
+    preferences = PreferenceStore(store, options.heldout_raters)
     try:
         if reach.elsewhere and not ServeStore(preferences.database).people.any():
             raise UserError(
@@ -59,7 +60,8 @@ def run_server(
             console.say("the chat page is not built: run 'python hatch_build.py'; the API works without it")
         shown = f"[{reach.address}]" if ":" in reach.address else reach.address
         address = f"http://{shown}:{listening.getsockname()[1]}"
-        console.say(f"serving {', '.join(models)} at {address}, votes go to {preferences.place} (Ctrl-C stops)")
+        names = ", ".join(with_champion(models, options.follow))
+        console.say(f"serving {names} at {address}, votes go to {preferences.place} (Ctrl-C stops)")
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         PatientServer(config, app.state.leaving, grace).run(sockets=[listening])
     finally:

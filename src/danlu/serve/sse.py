@@ -2,7 +2,7 @@
 
 In:  answers under way and an async iterator of JSON values.
 Out: ``data: <json>`` and a blank line each, ``data: [DONE]`` at the end of a chat stream.
-Left out: retry and event ids: a broken stream is asked for again, not resumed.
+Left out: retry and event ids: a broken stream is asked for again from its beginning (``writing``), not resumed.
 """
 
 from __future__ import annotations
@@ -11,29 +11,42 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from danlu.serve.engine import Answers
 from danlu.serve.problems import envelope
 
 DONE = "[DONE]"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+class Cancels(Protocol):
+    """What somebody has to be told who leaves."""
+
+    def cancel(self) -> None:
+        """Nobody listens any more; harmless when all is said."""
+
+
+class Nobody:
+    """For a stream of which all is written already."""
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
+
+
 class EventStream(Response):
     """A response that sends each event as it comes.
 
     Args:
-        answers: what is cancelled when the client leaves.
+        answers: what is cancelled when the client leaves, or all is sent.
         events: JSON values, or ``DONE``.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, answers: Answers, events: AsyncIterator[Any]) -> None:
+    def __init__(self, answers: Cancels, events: AsyncIterator[Any]) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self.answers, self.events = answers, events
@@ -55,7 +68,7 @@ class EventStream(Response):
 
 
 @asynccontextmanager
-async def cancelled_when_gone(receive: Receive, answers: Answers) -> AsyncIterator[None]:
+async def cancelled_when_gone(receive: Receive, answers: Cancels) -> AsyncIterator[None]:
     """While the block runs, watch for the client's leaving; afterwards nothing is written any more."""
 
     async def watch() -> None:

@@ -1,24 +1,26 @@
 """The server's store: people, conversations, moderation, audit, in the database that also keeps the votes.
 
 In:  a place, or the database that the preference store has open.
-Out: ``ServeStore``: ``dialogues`` and ``people``, events of moderation, who did what.
+Out: ``ServeStore``: ``dialogues``, ``notes`` and ``people``, events of moderation, who did what.
 Left out: comparisons and votes (``danlu.align.preferences``): the next model is made of those without any of this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import or_, select, update
 
 from danlu.align.storage import Database
 from danlu.errors import UserError, unknown
 from danlu.serve.dialogues import Dialogues
+from danlu.serve.notes import Notes
 from danlu.serve.people import People
 from danlu.serve.reviews import ModerationEvent
-from danlu.serve.tables import AuditRow, ModerationRow, new_id, now
+from danlu.serve.tables import AuditRow, DialogueRow, ModerationRow, new_id, now
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _STATUS = {"approve": "approved", "redact": "redacted", "label": "labelled"}
@@ -43,6 +45,7 @@ class ServeStore:
         self.database.upgrade(_MIGRATIONS, "serve_version")
         self._session = self.database.session
         self.dialogues, self.people = Dialogues(self.database), People(self.database)
+        self.notes = Notes(self.database)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -86,6 +89,24 @@ class ServeStore:
             session.add(AuditRow(time=now(), actor=operator, action=f"moderation.{decision}", target=id))
         if decision == "redact":
             self.database.erase()
+
+    def forget(self, owner: str, conversations: Collection[str] = ()) -> int:
+        """Erase an owner's conversations, others that are named, and what moderation noted of the owner.
+
+        The owner's account, if there is one, and the audit stay.
+
+        Returns:
+            How many conversations there were.
+        """
+        theirs = or_(DialogueRow.owner == owner, DialogueRow.id.in_(conversations))
+        with self._session() as session:
+            doomed = session.execute(select(DialogueRow.owner, DialogueRow.id).where(theirs)).all()
+        for whose, conversation in doomed:
+            self.dialogues.delete(whose, conversation)
+        with self._session(writing=True) as session:
+            session.execute(update(ModerationRow).where(ModerationRow.owner == owner).values(text="", owner=""))
+        self.database.erase()
+        return len(doomed)
 
     def audit(self, actor: str, action: str, target: str) -> None:
         """Note who did what to what."""

@@ -22,7 +22,7 @@ from danlu.align.storage import Words
 class Base(DeclarativeBase):
     """Tables of the server."""
 
-    type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012
+    type_annotation_map = {dict[str, Any]: JSON, list[int]: JSON}  # noqa: RUF012
 
 
 class UserRow(Base):
@@ -75,7 +75,10 @@ class DialogueRow(Base):
 
 
 class MessageRow(Base):
-    """One message; two with the same parent are versions of one another."""
+    """One message; two with the same parent are versions of one another.
+
+    ``comparison`` is the preference store's, of this answer by itself: what thumbs are on, once somebody gave one.
+    """
 
     __tablename__ = "messages"
     number: Mapped[int] = mapped_column(primary_key=True)  # in the order in which they came, whatever the clock says
@@ -85,11 +88,17 @@ class MessageRow(Base):
     role: Mapped[str]
     content: Mapped[str] = mapped_column(Words)
     created: Mapped[str]
+    comparison: Mapped[str | None] = mapped_column(String(32))
     generation: Mapped[GenerationRow | None] = relationship()
 
 
 class GenerationRow(Base):
-    """How a message was written: all that is needed to write it again, and what it cost."""
+    """How a message was written: all that is needed to write it again, and what it cost.
+
+    The model read ``system`` (null: the conversation's own), the note that ends at the message ``note``, if there is
+    one, and the messages that are neither told of there nor among the ``left_out`` oldest. ``tokens`` are null where
+    nobody knows them.
+    """
 
     __tablename__ = "generations"
     message: Mapped[str] = mapped_column(ForeignKey("messages.id"), primary_key=True)
@@ -101,6 +110,22 @@ class GenerationRow(Base):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     seconds: Mapped[float] = mapped_column(Double)
+    tokens: Mapped[list[int] | None]
+    system: Mapped[str | None] = mapped_column(Words)
+    left_out: Mapped[int]
+    note: Mapped[str | None] = mapped_column(String(32))
+
+
+class NoteRow(Base):
+    """A model's own summary of a conversation up to a message, without the ``left_out`` oldest before it."""
+
+    __tablename__ = "notes"
+    message: Mapped[str] = mapped_column(ForeignKey("messages.id"), primary_key=True)
+    model_hash: Mapped[str] = mapped_column(String(128), primary_key=True)
+    words: Mapped[str] = mapped_column(Words)
+    messages: Mapped[int]
+    left_out: Mapped[int]
+    created: Mapped[str]
 
 
 class ModerationRow(Base):

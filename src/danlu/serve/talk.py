@@ -1,35 +1,31 @@
 """POST /api/chat: something said in a stored conversation, and the answer, kept whether or not anybody waits for it.
 
 In:  a checked ``SayRequest`` and whose it is.
-Out: server-sent events; the user's message stored before the first token, the answer when it ends.
-Left out: conversations as a list and a tree (``conversations``), the OpenAI form of an answer (``chat``).
-
-The answer is gathered by a task of its own: it is stored also when the page was closed, and then says "stopped".
+Out: server-sent events; the user's message stored before the first token; answers that are followed again, or stopped.
+Left out: how an answer is gathered and kept (``writing``), what of a long dialogue the model reads (``condense``),
+    conversations as a list and a tree (``conversations``), the OpenAI form of an answer (``chat``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 from anyio.to_thread import run_sync
 from pydantic import Field, model_validator
 
-from danlu.infer import Completion
+from danlu.errors import UserError
 from danlu.records import Message, check_messages
+from danlu.serve.condense import Condenser
 from danlu.serve.desk import Desk
-from danlu.serve.dialogues import Dialogues, Generation, title_of
-from danlu.serve.jobs import Finished, Job, Piece
-from danlu.serve.models import Models, Served
+from danlu.serve.dialogues import Dialogues, Way, title_of
+from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
-from danlu.serve.replies import usage
-from danlu.serve.sse import EventStream
+from danlu.serve.sse import EventStream, Nobody
 from danlu.serve.wire import Asking, WireMessage
+from danlu.serve.writing import LINGER_SECONDS, Place, Writing, replayed
 
-STOPPED, FAILED = "stopped", "failed"
 _Id = Annotated[str, Field(min_length=1, max_length=32)]
 
 
@@ -43,6 +39,8 @@ class SayRequest(Asking):
     parent: _Id | None = None
     content: Annotated[str, Field(min_length=1)] | None = None
     system: str | None = None
+    summarise: bool = False
+    """Whether the model writes a note on turns that would be left out, with ``"truncation": "auto"``."""
 
     @model_validator(mode="after")
     def _something_to_answer(self) -> SayRequest:
@@ -54,38 +52,28 @@ class SayRequest(Asking):
             )
         if self.conversation is None and self.parent is not None:
             raise ValueError("'parent' is a message of a conversation; name the 'conversation' too")
+        if self.summarise and not self.may_leave_out():
+            raise ValueError("'summarise' is about turns that are left out; set 'truncation' to 'auto' too")
         return self
 
 
-@dataclass
-class _Reply:
-    """An answer that is being written, and where it belongs."""
-
-    owner: str
-    conversation: str
-    user: str
-    served: Served
-    job: Job
-    events: AsyncIterator[Piece | Finished]
-    left_out: dict[str, int]
-    began: float = field(default_factory=time.monotonic)
-    text: str = ""
-    tokens: int = 0
-
-    def generation(self, reason: str, written: int) -> Generation:
-        return Generation(
-            model=self.served.name, model_hash=self.served.hash, sampling=asdict(self.job.sampling),
-            seed=self.job.seed, finish_reason=reason, prompt_tokens=len(self.job.prompt), completion_tokens=written,
-            seconds=round(time.monotonic() - self.began, 3),
-        )  # fmt: skip
-
-
 class Talk:
-    """Answers in stored conversations."""
+    """Answers in stored conversations.
 
-    def __init__(self, models: Models, desk: Desk, dialogues: Dialogues) -> None:
+    Args:
+        models: what is served.
+        desk: takes what is to be written.
+        dialogues: where conversations are kept.
+        condenser: makes long ones fit.
+        linger: seconds that an answer goes on without a reader.
+    """
+
+    def __init__(
+        self, models: Models, desk: Desk, dialogues: Dialogues, condenser: Condenser, linger: float = LINGER_SECONDS
+    ) -> None:
         self._models, self._desk, self._dialogues = models, desk, dialogues
-        self._writing: set[asyncio.Task[None]] = set()
+        self._condenser, self._linger = condenser, linger
+        self._writing: dict[asyncio.Task[None], Writing] = {}
 
     async def say(self, owner: str, asked: SayRequest) -> EventStream:
         """Store what was said and answer it.
@@ -95,36 +83,66 @@ class Talk:
             UserError: there is no such conversation or message.
         """
         served = self._models.get(asked.model)
-        turns = await self._turns(owner, asked)
-        fitting = await served.fit(asked, turns)
-        job = await served.job(asked, fitting, asked.first_seed())
-        answers, written, _ = await self._desk.write([job], turns, asked.conversation or "", repair=True)
+        way, turns = await self._turns(owner, asked)
+        read = await self._condenser.read(served, asked, way, turns, asked.summarise)
+        job = await served.job(asked, read.turns, asked.first_seed())
+        answers, events, _ = await self._desk.write([job], turns, asked.conversation or "", repair=True)
         try:
             conversation, user = await run_sync(self._keep, owner, asked)
         except BaseException:
             answers.cancel()
             raise
-        reply = _Reply(owner, conversation, user, served, job, written, asked.left_out(turns, fitting))
-        events: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
-        task = asyncio.create_task(self._write(reply, events))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-        return EventStream(answers, _events(reply, asked, events))
+        place = Place(owner, conversation, user, asked.content is not None, way.system)
+        writing = Writing(place, served, read, answers, events, self._dialogues, self._linger)
+        task = asyncio.create_task(writing.write())
+        self._writing[task] = writing
+        task.add_done_callback(self._writing.pop)
+        return writing.follow()
+
+    async def follow(self, owner: str, answer: str) -> EventStream:
+        """An answer from its first word on, whether it is still written or whole by now.
+
+        Raises:
+            UserError: there is no such answer for this owner.
+        """
+        if (writing := self._find(owner, answer)) is not None:
+            return writing.follow()
+        conversation, message = await run_sync(self._dialogues.message, owner, answer)
+        return EventStream(Nobody(), replayed(conversation, message))
+
+    def stop(self, owner: str, answer: str) -> None:
+        """Write an answer no further.
+
+        Raises:
+            UserError: no such answer is being written for this owner.
+        """
+        writing = self._find(owner, answer)
+        if writing is None:
+            raise UserError(f"answer '{answer}' is not being written, or not any more")
+        writing.stop()
+
+    def under_way(self, owner: str, conversation: str) -> list[dict[str, str]]:
+        """The answers that are being written in a conversation, each with the message it answers."""
+        here = [one for one in self._writing.values() if one.place.conversation == conversation]
+        return [{"answer": one.id, "parent": one.place.asked} for one in here if one.place.owner == owner]
 
     async def settle(self) -> None:
         """Wait until every answer under way is stored; call after the engine has stopped."""
         await asyncio.gather(*self._writing, return_exceptions=True)
 
-    async def _turns(self, owner: str, asked: SayRequest) -> Sequence[Message]:
-        """Everything that is answered: instructions, the stored way to ``parent``, what is said now."""
-        system, turns = asked.system or "", list[Message]()
+    def _find(self, owner: str, answer: str) -> Writing | None:
+        return next((one for one in self._writing.values() if (one.id, one.place.owner) == (answer, owner)), None)
+
+    async def _turns(self, owner: str, asked: SayRequest) -> tuple[Way, Sequence[Message]]:
+        """The stored way to ``parent``, with the instructions that hold, and everything that is answered."""
+        way = Way("")
         if asked.conversation is not None:
-            stored, turns = await run_sync(self._dialogues.path, owner, asked.conversation, asked.parent)
-            system = stored if asked.system is None else asked.system
-        if asked.content is not None:
-            turns.append(Message("user", asked.content))
+            way = await run_sync(self._dialogues.path, owner, asked.conversation, asked.parent)
+        way = way if asked.system is None else Way(asked.system, way.ids, way.turns)
+        instructions = [Message("system", way.system)] * bool(way.system.strip())
+        new = [Message("user", asked.content)] if asked.content is not None else []
         try:
-            return check_messages([Message("system", system)] * bool(system.strip()) + turns, answered=False)
+            return way, check_messages([*instructions, *way.turns, *new], answered=False)
         except ValueError as error:
             raise Refusal(400, f"parent: {error}", "invalid_value", "parent") from None
 
@@ -136,57 +154,3 @@ class Talk:
         if words is None:
             return conversation, asked.parent or ""
         return conversation, self._dialogues.append(owner, conversation, asked.parent, Message("user", words))
-
-    async def _write(self, reply: _Reply, events: asyncio.Queue[dict[str, Any] | Exception]) -> None:
-        """Gather the answer and store it, whole or as far as it came."""
-        finished: Completion | None = None
-        failure: Exception | None = None
-        try:
-            async for event in reply.events:
-                if isinstance(event, Finished):
-                    finished = event.completion
-                else:
-                    reply.text += event.text
-                    reply.tokens += len(event.tokens)
-                    events.put_nowait({"type": "delta", "text": event.text})
-            if finished is not None:
-                reply.text = finished.text
-                generation = reply.generation(finished.finish_reason, len(finished.tokens))
-            else:
-                generation = reply.generation(STOPPED, reply.tokens)
-        except Exception as error:  # what was written until then is kept, and the client is told
-            failure, generation = error, reply.generation(FAILED, reply.tokens)
-        try:
-            message = await self._store(reply, generation, whole=finished is not None)
-            events.put_nowait(failure or _finish(message, generation))
-        except Exception as error:
-            events.put_nowait(failure or error)
-
-    async def _store(self, reply: _Reply, generation: Generation, whole: bool) -> str | None:
-        """Returns the message's id; None for nothing, which was not even meant to be the answer."""
-        if not reply.text and not whole:
-            return None
-        said = Message("assistant", reply.text)
-        return await run_sync(self._dialogues.append, reply.owner, reply.conversation, reply.user, said, generation)
-
-
-async def _events(
-    reply: _Reply, asked: SayRequest, events: asyncio.Queue[dict[str, Any] | Exception]
-) -> AsyncIterator[dict[str, Any]]:
-    user = reply.user if asked.content is not None else None
-    yield {"type": "start", "conversation": reply.conversation, "user": user, **reply.left_out}
-    while True:
-        event = await events.get()
-        if isinstance(event, Exception):
-            raise event
-        yield event
-        if event["type"] == "finish":
-            return
-
-
-def _finish(message: str | None, generation: Generation) -> dict[str, Any]:
-    return {
-        "type": "finish", "message": message, "finish_reason": generation.finish_reason,
-        "usage": usage(generation.prompt_tokens, generation.completion_tokens),
-        "model": generation.model, "seed": generation.seed,
-    }  # fmt: skip

@@ -18,6 +18,7 @@ import queue
 import sys
 import threading
 import time
+from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,23 +26,25 @@ from typing import Any
 
 from danlu import device, hub
 from danlu.errors import UserError, unknown
-from danlu.infer import Completion, Event, Generator, Request, Token
+from danlu.infer import Completion, Event, Generator, Request, Token, read
 from danlu.infer.answer import Answer
 from danlu.infer.batching import Batching
 from danlu.infer.engine import Drafter
 from danlu.infer.kernels import kernels_for
-from danlu.infer.speculate import DraftModel, PromptLookup
+from danlu.infer.speculate import PromptLookup
 from danlu.infer.vllm import VLLM
 from danlu.serve import jobs
-from danlu.serve.jobs import Fault, Finished, Job, Piece, Stats
+from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 
 _LOG = logging.getLogger("danlu.serve")
 _FAILED = "the model failed while it wrote this answer; the server's log has the details"
+_REPLACED = "the model that was to write this answer has been replaced by another; ask again"
 _STATS_SECONDS = 0.5
 _READ_TOKENS = {"cpu": 128, "cuda": 4096}  # of prompts per step: what everybody else's next token waits for
 _SHARE = 0.9  # of a GPU's memory, for all models together
 ENGINES = ("danlu", "vllm")
 Tell = Callable[[int, jobs.Event], None]
+Reading = abc.Generator[None, None, Finished]
 Writer = Generator | VLLM
 """A model made ready for inference, in our engine or in another."""
 
@@ -54,10 +57,11 @@ class Setup:
         rows: answers under way at most, per model.
         cache_bytes: what their keys and values may take, per model.
         pool_bytes: what may be kept of earlier prompts, per model.
-        guess: how to guess what comes next (``infer.speculate``): ``"lookup"``, the directory of a smaller model with
-            the same vocabulary, or empty for not at all.
+        guess: how to guess what comes next (``infer.speculate``): ``"lookup"``, ``"mtp"`` for the model's own layer
+            that foresees it, the directory of a smaller model with the same vocabulary, or empty for not at all.
         engine: which one writes the answers, one of ``ENGINES``.
         parallel: GPUs that share each layer's matrices; for vLLM.
+        spare: models that may come beside the others, for which vLLM leaves room on a GPU.
     """
 
     rows: int = 16
@@ -66,6 +70,7 @@ class Setup:
     guess: str = ""
     engine: str = "danlu"
     parallel: int = 1
+    spare: int = 0
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -82,17 +87,17 @@ def load(place: Path, setup: Setup, models: int = 1) -> Writer:
     Raises:
         UserError: it cannot be served.
     """
-    machine = device.choose()
     if setup.engine == "danlu":
-        return _load_own(place, machine)
+        return _load_own(place)
+    machine = device.choose()
     # A GPU is the models' own and is shared out; on a CPU they take what ours would.
     cache = None if machine.kind == "cuda" else setup.cache_bytes + setup.pool_bytes
-    return VLLM(
-        place, machine.compute_dtype, rows=setup.rows, cache_bytes=cache, share=_SHARE / models, parallel=setup.parallel
-    )
+    share = _SHARE / (models + setup.spare)
+    return VLLM(place, machine.compute_dtype, rows=setup.rows, cache_bytes=cache, share=share, parallel=setup.parallel)
 
 
-def _load_own(place: Path, machine: device.Device) -> Generator:
+def _load_own(place: Path) -> Generator:
+    machine = device.choose()
     native = kernels_for(machine)
     _LOG.info("products of few rows: %s", native.describe())
     model, tokenizer = hub.load_pretrained(place, dtype=None)
@@ -118,12 +123,13 @@ class Worker:
     """
 
     def __init__(self, writers: Mapping[str, Writer], setup: Setup, tell: Tell) -> None:
-        self._writers, self._tell = dict(writers), tell
+        self._writers, self._setup, self._tell = dict(writers), setup, tell
         self._engines = {name: _engine(writer, setup) for name, writer in self._writers.items()}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._under: dict[Answer, _Under] = {}
-        self._readings: dict[int, Job] = {}  # by number, the oldest first
+        self._readings: dict[int, tuple[str, Reading]] = {}  # by number, the oldest first, and who reads
         self._told = (Stats(), 0.0)
+        self._leaving: set[str] = set()
 
     # From any thread.
 
@@ -134,6 +140,18 @@ class Worker:
     def cancel(self, number: int) -> None:
         """Drop an answer; harmless if it has ended."""
         self._commands.put(lambda: self._drop(number))
+
+    def load(self, number: int, key: str, place: str) -> None:
+        """Hold one more model, beside the others, whose answers are written on while ours reads it."""
+        if self._setup.engine == "vllm":  # its models share what a process has once, so none may run meanwhile
+            self._commands.put(lambda: self._load(number, key, place))
+            return
+        threading.Thread(target=self._load, args=(number, key, place), name="danlu-load", daemon=True).start()
+
+    def drop(self, key: str) -> None:
+        """Let go of a model as soon as all that it was asked for is written."""
+        self._commands.put(lambda: self._leaving.add(key))
+        self._commands.put(self._let_go)
 
     def close(self) -> None:
         """Stop at the next token."""
@@ -148,7 +166,38 @@ class Worker:
                 if engine.running or engine.waiting:
                     self._step(engine)
             self._read_one()
+            self._let_go()
             self._tell_stats()
+
+    def _load(self, number: int, key: str, place: str) -> None:
+        """Up to where the worker's own thread takes the model over; in any thread."""
+        try:
+            writer = load(Path(place), self._setup, max(1, len(self._writers)))  # one that leaves makes room
+            engine = _engine(writer, self._setup)
+        except UserError as error:
+            failure = Fault(0, 400, str(error))
+            self._commands.put(lambda: self._tell(number, failure))
+        except Exception:
+            _LOG.exception("fault while loading %s", place)
+            self._commands.put(lambda: self._tell(number, Fault(0, 500, f"{place} cannot be loaded; the log says why")))
+        else:
+            self._commands.put(lambda: self._take(number, key, place, writer, engine))
+
+    def _take(self, number: int, key: str, place: str, writer: Writer, engine: Batching) -> None:
+        self._leaving.discard(key)
+        self._writers[key], self._engines[key] = writer, engine
+        self._tell(number, Loaded(key, place))
+
+    def _let_go(self) -> None:
+        """Of models that are to leave and have nothing more to say."""
+        reading = {writer for writer, _ in self._readings.values()}
+        for key in [*self._leaving]:
+            engine = self._engines.get(key)
+            if engine is None or not (engine.running or engine.waiting or key in reading):
+                self._leaving.discard(key)
+                self._engines.pop(key, None)
+                if isinstance(writer := self._writers.pop(key, None), VLLM):
+                    writer.close()
 
     def _obey(self) -> bool:
         """Do what was asked for; waits if there is nothing else to do. Returns False when it is time to end."""
@@ -166,12 +215,15 @@ class Worker:
             command()
 
     def _begin(self, number: int, job: Job) -> None:
+        if job.writer not in self._engines:
+            self._tell(number, Fault(0, 500, _REPLACED))
+            return
         if job.read:
-            self._readings[number] = job
+            self._readings[number] = job.writer, _read(self._writers[job.writer], job)
             return
         try:
-            self._writers[job.model].check(job.prompt, job.sampling)
-            answer = self._engines[job.model].add(Request(job.prompt, job.sampling, job.seed, job.salt))
+            self._writers[job.writer].check(job.prompt, job.sampling)
+            answer = self._engines[job.writer].add(Request(job.prompt, job.sampling, job.seed, job.salt))
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
             return
@@ -179,21 +231,26 @@ class Worker:
             _LOG.exception("fault while beginning an answer")
             self._tell(number, Fault(0, 500, _FAILED))
             return
-        self._under[answer] = _Under(number, self._engines[job.model])
+        self._under[answer] = _Under(number, self._engines[job.writer])
 
     def _read_one(self) -> None:
-        """Read a prompt, between two steps: whoever is being answered waits for one at most."""
+        """Read some of a prompt, between two steps: whoever is being answered waits for a chunk of it at most."""
         if not self._readings:
             return
-        number = next(iter(self._readings))
-        job = self._readings.pop(number)
+        number, (_, reading) = next(iter(self._readings.items()))
+        event: jobs.Event
         try:
-            self._tell(number, _read(self._writers[job.model], job))
+            next(reading)
+            return
+        except StopIteration as end:
+            event = end.value
         except UserError as error:
-            self._tell(number, Fault(0, 400, str(error)))
+            event = Fault(0, 400, str(error))
         except Exception:
             _LOG.exception("fault while reading a prompt")
-            self._tell(number, Fault(0, 500, _FAILED))
+            event = Fault(0, 500, _FAILED)
+        del self._readings[number]
+        self._tell(number, event)
 
     def _drop(self, number: int) -> None:
         self._readings.pop(number, None)
@@ -246,10 +303,13 @@ class Worker:
         )
 
 
-def _read(writer: Writer, job: Job) -> Finished:
+def _read(writer: Writer, job: Job) -> Reading:
+    if isinstance(writer, VLLM):
+        writer.read(job.read)
     if job.read == "embed":
-        return Finished(0, Completion((), "", (), "read"), tuple(writer.embed([job.prompt])[0].tolist()))
-    tokens = writer.score([job.prompt], job.sampling.top_logprobs)[0]
+        vector = yield from read.embed(writer, job.prompt)
+        return Finished(0, Completion((), "", (), "read"), tuple(vector.tolist()))
+    tokens = yield from read.score(writer, job.prompt, job.sampling.top_logprobs)
     ids, logprobs, top = (tuple(column) for column in zip(*tokens, strict=True)) if tokens else ((), (), ())
     return Finished(0, Completion(ids, "", logprobs, "read", top))
 
@@ -263,16 +323,17 @@ def _engine(writer: Writer, setup: Setup) -> Batching:
         cache_bytes=setup.cache_bytes,
         pool_bytes=setup.pool_bytes,
         drafter=_drafter(writer, setup.guess),
+        foresight=setup.guess == "mtp",
     )
 
 
 def _drafter(generator: Generator, guess: str) -> Drafter | None:
-    if guess in ("", "lookup"):
-        return PromptLookup() if guess else None
-    small = _load_own(Path(guess), device.choose())
+    if guess in ("", "lookup", "mtp"):
+        return PromptLookup() if guess == "lookup" else None
+    small = _load_own(Path(guess))
     if small.tokenizer.hash != generator.tokenizer.hash:
         raise UserError(f"the draft model {guess} has another tokenizer than the model that is served")
-    return DraftModel(small.model, small.output_weight, small.dtype, generator.tokenizer.vocab_size)
+    return small.drafter(generator.tokenizer.vocab_size)
 
 
 def main() -> None:
@@ -290,8 +351,7 @@ def main() -> None:
         say(b"%d " % number + jobs.write_event(event))
 
     try:
-        setup = Setup(**first["setup"])
-        places = first["places"]
+        setup, places = Setup(**first["setup"]), first["places"]
         worker = Worker({name: load(Path(places[name]), setup, len(places)) for name in places}, setup, tell)
     except UserError as error:
         say(json.dumps({"refused": str(error)}).encode() + b"\n")
@@ -306,6 +366,10 @@ def _listen(worker: Worker) -> None:
         command: dict[str, Any] = json.loads(line)
         if "submit" in command:
             worker.submit(command["submit"], jobs.read_job(command["job"]))
+        elif "load" in command:
+            worker.load(command["load"], command["key"], command["place"])
+        elif "drop" in command:
+            worker.drop(command["drop"])
         else:
             worker.cancel(command["cancel"])
     worker.close()

@@ -103,6 +103,17 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return [*ids, *form.opening["assistant"]]
 
 
+def encode_opening(tokenizer: Tokenizer, role: str) -> list[int]:
+    """Ids of a dialogue in which nothing has been said yet and it is the turn of ``role``.
+
+    Raises:
+        UserError: the tokenizer has no chat template that is known here.
+    """
+    form = _format(tokenizer)
+    said = [] if form.system is None else _encode_turns(tokenizer, form, [Message("system", form.system)])[0]
+    return [*(said or form.start), *form.opening[role]]
+
+
 def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> tuple[list[int], list[int]]:
     """Ids of a whole dialogue and its loss mask.
 

@@ -75,6 +75,33 @@ export interface Ratings {
     alpha: number | null;
     alpha_interval: [number, number] | null;
   } | null;
+  again: { comparisons: number; same: number; same_place: number } | null;
+  conduct: { raters: number; duplicates: number; contradictions: number; most: Rater[] };
+}
+
+export interface Rater {
+  rater: string;
+  judgements: number;
+  share: number;
+  busiest: number;
+  flooding: boolean;
+}
+
+export interface Condition {
+  what: string;
+  value: number | null;
+  needed: string;
+  met: boolean;
+  note: string;
+}
+
+/** Who serves; the rest is there only with a standing. */
+export interface Champion {
+  standing: { champion: string; since: string; candidate: string; share: number } | null;
+  round?: number;
+  state?: string;
+  votes_needed?: number | null;
+  conditions?: Condition[];
 }
 
 export interface Vote {
@@ -153,6 +180,7 @@ export async function vote(comparison: string, ranks: number[], reason: string, 
 }
 
 export const ratings = (): Promise<Ratings> => get("/api/operator/ratings");
+export const champion = (): Promise<Champion> => get("/api/operator/champion");
 export const votes = (before: string): Promise<Votes> =>
   get(`/api/operator/votes?${new URLSearchParams({ limit: "20", before })}`);
 export const SHEET = "/api/operator/votes.csv";

@@ -2,6 +2,7 @@
 // keys. A part that this server does not have says so.
 
 import { t } from "../i18n";
+import { ChampionView } from "./champion";
 import { Keys } from "./keys";
 import { Queue } from "./queue";
 import { RatingsView } from "./ratings";
@@ -13,6 +14,10 @@ export default function Operator() {
   return (
     <main class="ops" tabIndex={-1}>
       <h1>{t("operator")}</h1>
+      <section aria-labelledby="champion">
+        <h2 id="champion">{w("whoServes")}</h2>
+        <ChampionView />
+      </section>
       <section aria-labelledby="ratings">
         <h2 id="ratings">{w("ratings")}</h2>
         <RatingsView />

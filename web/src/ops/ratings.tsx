@@ -86,8 +86,9 @@ function verdict(rating: Rating, anchor: string): string {
   return w(rating.decided ? (rating.points > 0 ? "better" : "worse") : "undecided");
 }
 
-function Agreement({ got: { agreement, left } }: { got: Ratings }) {
+function Agreement({ got: { agreement, left, again, conduct } }: { got: Ratings }) {
   const placeDecides = left.low > 0.5 || left.high < 0.5;
+  const floods = conduct.most.filter((one) => one.flooding);
   return (
     <>
       <h3>{w("agreement")}</h3>
@@ -111,6 +112,11 @@ function Agreement({ got: { agreement, left } }: { got: Ratings }) {
           {placeDecides && w("placeYes")}
         </p>
       )}
+      {again && <p>{w("shownAgain", { of: again.comparisons, same: again.same, place: again.same_place })}</p>}
+      <p>{w("conduct", { raters: conduct.raters, twice: conduct.duplicates, against: conduct.contradictions })}</p>
+      {floods.map((one) => (
+        <p key={one.rater}>{w("floods", { rater: one.rater, busiest: one.busiest, share: percent(one.share) })}</p>
+      ))}
     </>
   );
 }

@@ -53,7 +53,7 @@ function One({ vote }: { vote: Vote }) {
           {vote.answers.map((answer, place) => (
             <figure key={place}>
               <figcaption class="note">
-                {answer.rank === null ? "" : `${answer.rank + 1}. `}{answer.model}
+                {answer.rank === null ? "" : `${answer.rank + 1}. `}{answer.model || "?"}
               </figcaption>
               <blockquote>{answer.text}</blockquote>
             </figure>
@@ -70,6 +70,6 @@ function verdict({ kind, thumb, answers }: Vote): string {
   if (answers.every(({ rank }) => rank === null)) return w("allBadVote");
   const order = answers.toSorted((a, b) => a.rank! - b.rank!);
   return order
-    .map(({ model, rank }, index) => (index === 0 ? "" : rank === order[index - 1]!.rank ? " = " : " > ") + model)
+    .map(({ model, rank }, index) => (index === 0 ? "" : rank === order[index - 1]!.rank ? " = " : " > ") + (model || "?"))
     .join("");
 }

@@ -83,6 +83,30 @@ const en = {
   seed: "seed",
   again: "Next question",
   // operator
+  whoServes: "Champion",
+  noChampion: "No champion yet: danlu flywheel makes one, and this server follows it.",
+  champion: "{hash} serves since {since}.",
+  candidate: "{hash} is tried in {share} of the comparisons.",
+  round: "Round {round}: {state}",
+  votesNeeded: "; about {n} votes more",
+  condition: "Condition",
+  found: "Found",
+  needed: "Needed",
+  met: "met",
+  notMet: "not met",
+  collect: "collecting votes",
+  freeze: "freezing the votes",
+  reward_gate: "looking at the reward model",
+  policy: "training the candidate",
+  policy_gate: "looking at the candidate",
+  canary: "people compare it, blind",
+  "blind win rate, lower bound": "Blind win rate, lower bound",
+  "win rate at equal length": "Win rate at equal length",
+  "audit reward gain, lower bound": "Gain of audit reward, lower bound",
+  "KL from the SFT model, nats per answer": "KL from the chat model, nats per answer",
+  "bits per byte above the SFT model's, as a share": "Bits per byte above the chat model's, as a share",
+  "red lines crossed": "Red lines crossed",
+  "held-out accuracy of the reward model, lower bound": "Held-out accuracy of the reward model, lower bound",
   ratings: "Ratings",
   ratingsMore: "Bradley–Terry on Elo's scale, 0 being {anchor}; bars are 95 % intervals.",
   noVotes: "No votes between two models yet. They come from Compare and Rank.",
@@ -109,8 +133,11 @@ const en = {
   noAgreement: "No comparison has been judged by two people yet.",
   place: "Does the place decide? The left answer won {times} of {of} ({low} to {high}).",
   placeYes: "An interval without one half says that it does.",
+  shownAgain: "{of} comparisons were shown to the same person again with sides exchanged: {same} verdicts were the same, {place} went to the same side.",
+  conduct: "Of the votes of {raters} raters, {twice} repeat an earlier one and {against} contradict one.",
+  floods: "{rater} cast {busiest} votes within a minute, more than anybody can read: {share} of all votes.",
   votes: "Votes",
-  votesTotal: "{n} votes",
+  votesTotal: "Votes: {n}",
   sheet: "All of them as CSV",
   rater: "By",
   more: "Older ones",
@@ -220,6 +247,30 @@ const zh: Record<Word, string> = {
   temperature: "温度",
   seed: "种子",
   again: "下一个问题",
+  whoServes: "当值模型",
+  noChampion: "还没有当值模型：danlu flywheel 会选出一个，此服务随之更换。",
+  champion: "{hash} 自 {since} 起当值。",
+  candidate: "{hash} 在 {share} 的对比中受试。",
+  round: "第 {round} 轮：{state}",
+  votesNeeded: "；约还需 {n} 票",
+  condition: "条件",
+  found: "所得",
+  needed: "所需",
+  met: "满足",
+  notMet: "未满足",
+  collect: "收集投票",
+  freeze: "冻结投票",
+  reward_gate: "检查奖励模型",
+  policy: "训练候选模型",
+  policy_gate: "检查候选模型",
+  canary: "众人盲评",
+  "blind win rate, lower bound": "盲评胜率下界",
+  "win rate at equal length": "同等长度下的胜率",
+  "audit reward gain, lower bound": "审计奖励增益下界",
+  "KL from the SFT model, nats per answer": "与对话模型的 KL（奈特／回答）",
+  "bits per byte above the SFT model's, as a share": "每字节比特数高出对话模型的比例",
+  "red lines crossed": "越过的红线",
+  "held-out accuracy of the reward model, lower bound": "奖励模型留出准确率下界",
   ratings: "评分",
   ratingsMore: "Bradley–Terry 模型，Elo 刻度，以 {anchor} 为 0；横线是 95 % 区间。",
   noVotes: "还没有两个模型之间的投票。投票来自“对比”和“排序”。",
@@ -246,6 +297,9 @@ const zh: Record<Word, string> = {
   noAgreement: "还没有哪次对比被两个人评过。",
   place: "位置有影响吗？左边的回答在 {of} 次里赢了 {times} 次（{low} 到 {high}）。",
   placeYes: "区间不含一半，说明有影响。",
+  shownAgain: "有 {of} 次对比左右互换后又给同一个人看过：{same} 次结论相同，{place} 次选了同一边。",
+  conduct: "{raters} 位评分者的投票中，{twice} 次重复了先前的投票，{against} 次与之相反。",
+  floods: "{rater} 一分钟内投了 {busiest} 票，谁也读不了这么快；占全部投票的 {share}。",
   votes: "投票",
   votesTotal: "{n} 票",
   sheet: "全部下载为 CSV",
@@ -297,9 +351,11 @@ export function percent(share: number): string {
 
 /** Seconds as people say them: 8 s, 2 min 24 s, 1 h 5 min. */
 export function duration(seconds: number): string {
-  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.round(seconds % 60)];
-  if (h) return `${h} h ${m} min`;
-  return m ? `${m} min ${s} s` : `${s} s`;
+  const whole = Math.round(seconds);
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const [hour, minute, second] = language.value === "zh" ? ["小时", "分", "秒"] : ["h", "min", "s"];
+  if (h) return `${h} ${hour} ${m} ${minute}`;
+  return m ? `${m} ${minute} ${s} ${second}` : `${s} ${second}`;
 }
 
 /** An ISO time as this place writes it. */

@@ -1,8 +1,9 @@
-"""Formulas of learning from samples: KL, token rewards, advantages, PPO's two losses, the KL controller.
+"""Formulas of learning from samples: KL, token rewards, advantages with a critic, PPO's two losses, the KL controller.
 
 In:  tensors of shape (B, R): B sequences, R response tokens, right-padded; ``mask`` is True on real tokens.
 Out: sums (never means) for what is trained on, so that splitting a batch into micro-batches changes nothing.
-Left out: models, sampling and the order of steps (``ppo``). The KL controller is here, being one formula.
+Left out: advantages without a critic (``group``), models, sampling and the order of steps (``learner``). The KL
+controller is here, being one formula.
 """
 
 from __future__ import annotations
@@ -131,19 +132,29 @@ class PolicyLoss(NamedTuple):
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float, dual_clip: float
-) -> PolicyLoss:
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float, dual_clip: float | None,
+    clip_high: float | None = None,
+) -> PolicyLoss:  # fmt: skip
     """PPO's clipped surrogate, summed over tokens (Schulman et al., arXiv 1707.06347, eq. 7), with a dual clip.
 
-    With ``rho = exp(new - old)`` the loss is ``max(-A rho, -A clip(rho, 1-clip, 1+clip))``; for A < 0 it is capped at
-    ``-dual_clip A`` (Ye et al., arXiv 1912.09729, eq. 5), so that one unlikely token cannot dominate the gradient.
+    With ``rho = exp(new - old)`` the loss is ``max(-A rho, -A clip(rho, 1-clip, 1+clip_high))``; for A < 0 it is capped
+    at ``-dual_clip A`` (Ye et al., arXiv 1912.09729, eq. 5), so that one unlikely token cannot dominate the gradient.
+
+    Args:
+        logprobs, old_logprobs: (B, R) now, and of the policy that sampled.
+        advantages: (B, R); the loss is linear in their size, so a weight of an answer goes in with them.
+        mask: (B, R).
+        clip: how far a ratio may fall below 1 and still earn.
+        dual_clip: None for no cap.
+        clip_high: how far it may rise, if not as far as it may fall (DAPO's clip-higher, arXiv 2503.14476, 3.1).
     """
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    worst = torch.maximum(plain, clipped)
-    losses = torch.where(advantages < 0, torch.minimum(worst, -dual_clip * advantages), worst)
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    losses = torch.maximum(plain, clipped)
+    if dual_clip is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
     return PolicyLoss(
         loss=losses.masked_fill(~mask, 0.0).sum(),
         clipped=((clipped > plain) & mask).sum(),
@@ -179,7 +190,7 @@ class AdaptiveKL:
 
     def update(self, kl: float, n_sequences: int) -> AdaptiveKL:
         """The controller after ``n_sequences`` with mean KL ``kl`` (nats per sequence); the error is clipped to 0.2."""
-        if not self.horizon:
+        if not self.horizon or not self.beta:  # a coefficient of 0 is no leash, and stays none
             return self
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         beta = self.beta * (1.0 + error * n_sequences / self.horizon)

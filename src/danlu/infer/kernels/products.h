@@ -15,7 +15,8 @@ namespace {
 
 constexpr long LINE = 64;   // bytes that are read from memory together
 constexpr long STRIP = 12;  // rows of weights that stay in the first cache while rows of x go by; each tile's divide it
-constexpr long PIECE = 192;  // and that one thread takes at a time: few enough that a slow one holds nobody up
+constexpr long PIECE = 192;  // and that one thread takes at a time, at most: a slow one must not hold anybody up
+constexpr long LEAST = 24;   // and at least: whole tiles of every kind
 constexpr long ROWS = 32;   // rows of x that stay in the second cache
 
 
@@ -242,18 +243,26 @@ struct Task {
   }
 };
 
+// Outputs of a piece: some eight pieces a thread, so that nobody waits for the last of three.
+inline long piece_of(const Product* products, long count, int threads) {
+  long outputs = 0;
+  for (long i = 0; i < count; ++i) outputs += products[i].outputs;
+  return std::clamp(outputs / (8 * threads) / LEAST * LEAST, LEAST, PIECE);
+}
+
 // Share the outputs of all products among threads.
 template <class Kind>
 void multiply(const float* x, long rows, long depth, const Product* products, long count, int threads) {
   const Task<Kind> task(x, rows, depth);
+  const long size = piece_of(products, count, threads);
   long pieces = 0;
-  for (long i = 0; i < count; ++i) pieces += (products[i].outputs + PIECE - 1) / PIECE;
+  for (long i = 0; i < count; ++i) pieces += (products[i].outputs + size - 1) / size;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (long piece = 0; piece < pieces; ++piece) {
     const Product* p = products;
     long at = piece;
-    for (long here; at >= (here = (p->outputs + PIECE - 1) / PIECE); ++p) at -= here;
-    task.run(*p, at * PIECE, std::min((at + 1) * PIECE, p->outputs));
+    for (long here; at >= (here = (p->outputs + size - 1) / size); ++p) at -= here;
+    task.run(*p, at * size, std::min((at + 1) * size, p->outputs));
   }
 }
 

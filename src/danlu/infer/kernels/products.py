@@ -123,13 +123,16 @@ class Product:
     Args:
         library: the compiled kernels.
         weights: kept, and read at every call: change them in place only.
+
+    Attributes:
+        described: the same for native code; copy it to say where results go.
     """
 
     def __init__(self, library: ctypes.CDLL, weights: Weights) -> None:
         self._multiply = library.danlu_linear
         kept = (None if x is None else x.detach() for x in weights[1:])
         self._weights = Weights(weights.matrix.detach(), *kept)
-        self._described = CProduct.of(self._weights)
+        self.described = CProduct.of(self._weights)
         self._outputs, self._depth = weights.matrix.shape
         self._most = FEW if weights.matrix.dtype == torch.float32 else None
 
@@ -144,7 +147,7 @@ class Product:
             return F.linear(x, self._weights.matrix, self._weights.bias)
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], self._outputs))
-        product = CProduct.from_buffer_copy(self._described)  # another thread may be here at the same time
+        product = CProduct.from_buffer_copy(self.described)  # another thread may be here at the same time
         product.out = out.data_ptr()
         threads = torch.get_num_threads()
         if self._multiply(x.data_ptr(), rows, self._depth, ctypes.byref(product), 1, threads):

@@ -1,7 +1,7 @@
 // One step of a dense decoder: some tokens, each of a row of a cache, through all blocks to logits.
 //
 // In:  embedded tokens, their rows and places, rotary angles, a cache of keys and values, weights by layer.
-// Out: logits; keys and values written into the cache.
+// Out: states and logits; keys and values written into the cache.
 // Left out: mixtures, latent attention, soft-caps, norms after a block: ``model`` computes those, and is what this is
 //     tested against.
 #pragma once
@@ -39,10 +39,10 @@ struct Cache {
 };
 
 struct Step {
-  long tokens;
-  float* x;                         // (tokens, width), overwritten
-  const int64_t *rows, *positions;  // (tokens,)
-  const float *cos, *sin;           // (tokens, head_dim / 2), or null
+  long tokens, width;               // of all rows, and of each
+  float* x;                         // (tokens, width): embeddings, then states after the last norm
+  const int64_t* positions;         // (tokens,)
+  const float *cos, *sin;           // by position (head_dim / 2,) each, or null
   Cache cache;
   long threads;
 };
@@ -117,6 +117,7 @@ class Decoder {
   void logits(const Norm& last, Product head) {
     norm(last);
     for (float& y : normed) y *= shape.logit_scale;
+    std::copy(normed.begin(), normed.end(), step.x);
     product(normed, {head}, {head.out});
   }
 
@@ -160,7 +161,7 @@ class Decoder {
     for (long head = 0; head < shape.kv_heads; ++head) {
       long from = (t * shape.kv_heads + head) * dim;
       finish(&k[from], layer.k_norm, t);
-      long to = step.rows[t] * cache.row + head * cache.head + step.positions[t] * cache.slot;
+      long to = t / step.width * cache.row + head * cache.head + step.positions[t] * cache.slot;
       std::copy_n(&k[from], dim, cache.keys + to);
       std::copy_n(&v[from], dim, cache.values + to);
     }
@@ -169,14 +170,15 @@ class Decoder {
   void finish(float* x, const float* weight, long t) {
     long dim = shape.head_dim, half = dim / 2;
     if (weight) normalise(x, dim, {weight, nullptr}, shape.eps, x);
-    if (shape.rotation != NONE) rotate(x, dim, step.cos + t * half, step.sin + t * half, shape.rotation);
+    long at = step.positions[t] * half;
+    if (shape.rotation != NONE) rotate(x, dim, step.cos + at, step.sin + at, shape.rotation);
   }
 
   void look(const Layer& layer, long t, long head) {
     static thread_local std::vector<float> scores;
     long groups = shape.heads / shape.kv_heads, last = step.positions[t];
     long first = layer.window ? std::max(0L, last + 1 - layer.window) : 0;
-    long from = step.rows[t] * cache.row + head * cache.head + first * cache.slot;
+    long from = t / step.width * cache.row + head * cache.head + first * cache.slot;
     long place = (t * shape.heads + head * groups) * shape.head_dim;
     attend(&q[place], groups, shape.head_dim, cache.keys + from, cache.values + from, cache.slot, last + 1 - first,
            scores, &mixed[place]);

@@ -1,7 +1,7 @@
 """A decoding step in one native call: no operator is launched, dispatched or waited for between embedding and logits.
 
 In:  a dense decoder in fp32 on a CPU, the last tokens of some rows, their cache.
-Out: logits; keys and values in the cache.
+Out: states and logits; keys and values in the cache.
 Left out: models that the kernels do not know (``StepForward.fits``) and prompts, which take the forward of ``forward``.
 
 By torch a step of SmolLM2-135M launches more than a thousand operators, which takes longer than reading its weights.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from danlu.infer.forward import Forward
+from danlu.infer.forward import Decoded, Forward
 from danlu.infer.kernels.products import CProduct, Kernels, Product, Weights
 from danlu.infer.storage import Storage
 from danlu.model import Decoder, KVCache
@@ -56,7 +56,7 @@ class _Cache(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        ("tokens", _L), ("x", _P), ("rows", _P), ("positions", _P), ("cos", _P), ("sin", _P), ("cache", _Cache),
+        ("tokens", _L), ("width", _L), ("x", _P), ("positions", _P), ("cos", _P), ("sin", _P), ("cache", _Cache),
         ("threads", _L),
     )  # fmt: skip
 
@@ -79,7 +79,8 @@ class StepForward(Forward):
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self._shape, self._layers = _shape(model), (_Layer * len(blocks))(*map(_layer, blocks))
         self._last = _norm(model.norm)
-        self._head = CProduct.of(Weights(output_weight))
+        self._head = native.described
+        self._angles: Rope | None = None  # of all positions up to some, (1, 1, S, D/2)
 
     @staticmethod
     def fits(model: Decoder, kernels: Kernels) -> bool:
@@ -94,24 +95,31 @@ class StepForward(Forward):
 
     def decode(
         self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
-    ) -> Tensor:
-        """Logits (R, T, V) behind every token of the first rows."""
+    ) -> Decoded:
+        """States and logits behind every token of the first rows."""
         tokens, positions, reach = self.laid_out(rows, read, needs)
         cache = storage.view(0, len(rows), reach)
         assert isinstance(cache, KVCache), "grouped-query attention in slots"
         x = self._model.embedded(tokens, positions).contiguous()  # R, T, D
-        places = torch.arange(len(rows))[:, None].expand_as(tokens).contiguous()
-        rope = _rope(self._model, positions)
-        logits = x.new_empty((*tokens.shape, len(self._output_weight)))
-        angles = (None, None) if rope is None else (rope.cos.data_ptr(), rope.sin.data_ptr())
+        logits = x.new_empty((*tokens.shape, self.vocab_size))
         head = CProduct.from_buffer_copy(self._head)
         head.out = logits.data_ptr()
         step = _Step(
-            tokens.numel(), x.data_ptr(), places.data_ptr(), positions.data_ptr(), *angles, _cache(cache),
+            tokens.numel(), tokens.shape[1], x.data_ptr(), positions.data_ptr(), *self._turns(reach), _cache(cache),
             torch.get_num_threads(),
         )  # fmt: skip
         self._run(*map(ctypes.byref, (self._shape, self._layers, self._last, head, step)))
-        return logits
+        return Decoded(x, logits)
+
+    def _turns(self, reach: int) -> tuple[int | None, int | None]:
+        """Where the angles of all positions are; computed anew only when they reach twice as far."""
+        config = self._model.config
+        if config.positions != "rope":
+            return None, None
+        if self._angles is None or self._angles.cos.shape[2] < reach:
+            places = torch.arange(2 * reach)[None]
+            self._angles = rope_table(places, config.head_dim, config.rope_theta, torch.float32, config.rope_scaling)
+        return self._angles.cos.data_ptr(), self._angles.sin.data_ptr()
 
 
 def _shape(model: Decoder) -> _Shape:
@@ -147,13 +155,6 @@ def _layer(block: Block) -> _Layer:
 def _norm(norm: nn.Module) -> _Norm:
     assert isinstance(norm, RMSNorm | LayerNorm)
     return _Norm(norm.weight.data_ptr(), norm.bias.data_ptr() if isinstance(norm, LayerNorm) else None)
-
-
-def _rope(model: Decoder, positions: Tensor) -> Rope | None:
-    config = model.config
-    if config.positions != "rope":
-        return None
-    return rope_table(positions, config.head_dim, config.rope_theta, torch.float32, config.rope_scaling)
 
 
 def _cache(cache: KVCache) -> _Cache:

@@ -50,7 +50,8 @@ class Held:
         new: list[Finding] = []
         for i, scanner in enumerate(self._scanners):
             grown = len(self.text) - self._looked[i]
-            if grown and (self._end is not None or grown >= scanner.stride):
+            due = grown >= scanner.stride if self._end is None else self._content[i] < len(self.text)
+            if due and self.text:
                 new += [found for found in self._look(i, scanner) if found not in self._known]
         self._known.update(new)
         return new
@@ -76,7 +77,7 @@ class Held:
 
     def _look(self, i: int, scanner: Scanner) -> list[Finding]:
         start = self._word_start(self._length - scanner.reach)
-        found, content = scanner.look(self.text[start:], "answer", self._length - start)
+        found, content = scanner.look(self.text[start:], "answer", self._length - start, self._end is None)
         self._content[i], self._looked[i] = start + content, len(self.text)
         return found
 

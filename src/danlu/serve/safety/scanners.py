@@ -48,34 +48,34 @@ class Scanner(Protocol):
     stride: int
     reach: int
 
-    def look(self, text: str, stage: Stage, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: Stage, fresh: int = 0, unfinished: bool = False) -> tuple[list[Finding], int]:
         """What is found in a text, and how much of it may be told if that is nothing.
 
         Args:
             text: a prompt, or the end of an answer.
             stage: ``"prompt"`` or ``"answer"``.
             fresh: where in ``text`` the part begins that nobody has seen yet.
+            unfinished: more will come.
         """
 
 
 class RuleScanner:
     """Words that are known to mean harm.
 
-    What may yet become a match is not told: the last ``width`` plain characters, however many signs and spaces stand
-    between them. So much waits anyway that a look every few characters is enough.
+    What may yet become a match is not told: mostly the last word or two, and more from where a phrase has begun.
     """
 
-    stride = 12
+    stride = 0
 
     def __init__(self, rules: Rules, overlap: int = 32) -> None:
         """``overlap``: characters of what was told that are looked at again, so that words are whole."""
         self.rules, self.reach = rules, overlap
 
-    def look(self, text: str, stage: Stage, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: Stage, fresh: int = 0, unfinished: bool = False) -> tuple[list[Finding], int]:
         """See ``Scanner``."""
         views = plain.views(text)
-        found = self.rules.scan_views(views, stage, fresh)
-        told = plain.keep_back(views, self.rules.width)
+        found = self.rules.scan_views(views, stage, fresh, unfinished)
+        told = self.rules.begun(views, stage) if unfinished else len(text)
         return [Finding(match.action, match.category, "rules", 1.0) for match in found], told
 
 
@@ -93,7 +93,7 @@ class GuardScanner:
     def __init__(self, guard: Guard, action: Action, stride: int = 160) -> None:
         self.guard, self.action, self.stride = guard, action, stride
 
-    def look(self, text: str, stage: Stage, fresh: int = 0) -> tuple[list[Finding], int]:
+    def look(self, text: str, stage: Stage, fresh: int = 0, unfinished: bool = False) -> tuple[list[Finding], int]:
         """See ``Scanner``; what was looked at and found safe may be told to its end."""
         score = self.guard.score(text) if text.strip() else -math.inf
         if score < self.guard.threshold:

@@ -1,0 +1,299 @@
+"""Whether a candidate may take the champion's place: statistics alone, every condition a row.
+
+In:  votes on the two of them, paired scores of their answers, figures and budgets.
+Out: ``Condition``s, each with its value, what is needed and whether it is met; ``compare``, the sequential test.
+Left out: where the figures come from (``trial``), who decides and when (``danlu.flywheel``).
+
+People vote one after another and somebody looks at every vote, so an interval for a fixed number of votes would be
+wrong far more often than it says. The test is by betting (Waudby-Smith and Ramdas, "Estimating means of bounded random
+variables by betting", arXiv 2010.09686): against the claim "the win rate is at most m" one stakes a share of one's
+wealth on every vote. If the claim is true the wealth is a non-negative supermartingale, and by Ville's inequality it
+ever reaches 1 / alpha with probability alpha at most, however often one looks and whenever one stops. Not knowing the
+best stake, one plays several at once and takes the mean of what they won: that is fair as well, and it has a closed
+form in the numbers of wins, ties and losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from danlu.align.ratings import POINTS, rate
+from danlu.recipe import Settings
+from danlu.records import Preference
+
+_STAKES = tuple((k + 0.5) / 20 for k in range(20))
+_FAR = 1 << 20  # votes; whoever needs more will not get them
+_Z = 1.645  # one-sided, 95 %
+
+
+class GateSettings(Settings):
+    """What a candidate has to show."""
+
+    error: float = Field(0.05, gt=0, lt=0.5)
+    """How often a candidate that is no better may be promoted, at most, however often one looks."""
+    futility: float = Field(0.2, gt=0, lt=0.5)
+    """How often a candidate that is as good as ``worthwhile`` may be given up, at most."""
+    bar: float = Field(0.5, gt=0, lt=1)
+    """Blind win rate against the champion, ties half, which the lower bound has to exceed."""
+    worthwhile: float = Field(0.6, gt=0, lt=1)
+    """Win rate that one would not like to miss: a candidate that is clearly below it is given up early."""
+    max_votes: int = Field(1000, ge=1)
+    """Votes on the two after which an undecided candidate is given up."""
+    votes_per_rater: int = Field(50, ge=1)
+    """Of one rater only so many votes count, the first ones: nobody decides alone."""
+    length_bar: float = Field(0.5, ge=0, lt=1)
+    """Win rate at equal length that has to be exceeded."""
+    audit: bool = True
+    """Whether the reward model that was kept apart (reward.audit_share) has to find the answers better."""
+    audit_gain: float = 0.0
+    """Audit reward that a candidate has to gain on the champion; the lower 95 % bound has to exceed it."""
+    kl_budget: float = Field(10.0, gt=0)
+    """Nats per answer that a candidate may be away from the SFT model."""
+    bpb_budget: float = Field(0.1, ge=0)
+    """Bits per byte of held-out text that it may need more than the SFT model, as a share. The SFT model never moves,
+    so that small losses do not add up over the rounds."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> GateSettings:
+        if self.worthwhile <= self.bar:
+            raise ValueError(f"worthwhile ({self.worthwhile:g}) must be above bar ({self.bar:g})")
+        return self
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that has to be so before a candidate is promoted.
+
+    Attributes:
+        what: in words.
+        value: what was found; None if there is nothing to tell it from.
+        needed: what it has to be, in words.
+        met: whether it is.
+        note: what a reader should know besides.
+    """
+
+    what: str
+    value: float | None
+    needed: str
+    met: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Votes on candidate against champion, from the candidate's side; a share of a vote is for projections."""
+
+    wins: float = 0
+    ties: float = 0
+    losses: float = 0
+
+    @property
+    def votes(self) -> float:
+        """How many there are."""
+        return self.wins + self.ties + self.losses
+
+    def reversed(self) -> Tally:
+        """As the champion sees it."""
+        return Tally(self.losses, self.ties, self.wins)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the votes say so far.
+
+    Attributes:
+        tally: the votes that count.
+        conditions: on the win rate, and on the win rate at equal length.
+        met: whether all of them are met.
+        hopeless: whether the candidate should be given up.
+        votes_needed: about so many votes more if they go on as they went; None if it is far.
+    """
+
+    tally: Tally
+    conditions: tuple[Condition, ...]
+    met: bool
+    hopeless: bool
+    votes_needed: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found = {name: int(count) for name, count in vars(self.tally).items()}
+        return {**found, "votes_needed": self.votes_needed, "hopeless": self.hopeless}
+
+
+def compare(preferences: Sequence[Preference], champion: str, candidate: str, settings: GateSettings) -> Comparison:
+    """Candidate against champion by people's blind votes.
+
+    Args:
+        preferences: votes, in the order of their time; those on other pairs of models are passed over.
+        champion, candidate: hashes of the models.
+        settings: what is needed.
+    """
+    duels = duels_of(preferences, champion, candidate, settings.votes_per_rater)
+    tally = tally_of(duels, candidate)
+    lower = lower_bound(tally, settings.error)
+    equal = equal_length_rate(duels, champion, candidate)
+    conditions = (
+        Condition(
+            "blind win rate, lower bound", round(lower, 4), f"> {settings.bar:g}",
+            _log_wealth(tally, settings.bar) >= -math.log(settings.error),
+            f"{tally.wins:g} wins, {tally.ties:g} ties, {tally.losses:g} losses; at most {settings.error:.0%} of "
+            "candidates that are no better get past it",
+        ),
+        Condition(
+            "win rate at equal length", None if equal is None else round(equal, 4), f"> {settings.length_bar:g}",
+            equal is not None and equal > settings.length_bar,
+        ),
+    )  # fmt: skip
+    met = all(condition.met for condition in conditions)
+    spent = tally.votes >= settings.max_votes
+    hopeless = not met and (spent or _log_futility(tally, settings) >= -math.log(settings.futility))
+    return Comparison(tally, conditions, met, hopeless, 0 if met or hopeless else votes_needed(tally, settings))
+
+
+def duels_of(preferences: Sequence[Preference], champion: str, candidate: str, per_rater: int) -> list[Preference]:
+    """The votes on these two models side by side, of every rater the first ``per_rater``.
+
+    Who is shown the same two answers a second time says nothing new with it, whatever they say: the first look counts.
+    """
+    counted: Counter[str] = Counter()
+    looked: set[Hashable] = set()
+    duels = []
+    for preference in preferences:
+        answers = frozenset((answer.model, answer.seed, answer.text) for answer in preference.answers)
+        look = (preference.rater, preference.prompt, answers)
+        two = sorted(answer.model for answer in preference.answers) == sorted((champion, candidate))
+        if two and look not in looked:
+            looked.add(look)
+            counted[preference.rater] += 1
+            if counted[preference.rater] <= per_rater:
+                duels.append(preference)
+    return duels
+
+
+def tally_of(duels: Sequence[Preference], candidate: str) -> Tally:
+    """Wins, ties and losses; where both answers are bad, neither is better."""
+    found: Counter[int] = Counter()
+    for duel in duels:
+        own, other = duel.ranks or (0, 0)
+        if duel.answers[0].model != candidate:
+            own, other = other, own
+        found[(own < other) - (own > other)] += 1
+    return Tally(found[1], found[0], found[-1])
+
+
+def lower_bound(tally: Tally, error: float) -> float:
+    """The largest m such that "the win rate is at most m" is refuted: a lower bound that holds at all times at once.
+
+    Args:
+        tally: votes so far.
+        error: probability that the bound is ever above the true rate, at most.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(40):  # wealth falls with m, because a vote is worth less the more was expected
+        middle = (low + high) / 2
+        if _log_wealth(tally, middle) >= -math.log(error):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def votes_needed(tally: Tally, settings: GateSettings) -> int | None:
+    """How many votes more decide it, one way or the other, if they fall as those so far (and one win, one loss) did."""
+    smooth = Tally(tally.wins + 1, tally.ties, tally.losses + 1)
+    shares = Tally(*(count / smooth.votes for count in (smooth.wins, smooth.ties, smooth.losses)))
+
+    def decided(more: int) -> bool:
+        ahead = Tally(
+            tally.wins + more * shares.wins, tally.ties + more * shares.ties, tally.losses + more * shares.losses
+        )
+        return (
+            ahead.votes >= settings.max_votes
+            or _log_wealth(ahead, settings.bar) >= -math.log(settings.error)
+            or _log_futility(ahead, settings) >= -math.log(settings.futility)
+        )
+
+    return _first(decided)
+
+
+def equal_length_rate(duels: Sequence[Preference], champion: str, candidate: str) -> float | None:
+    """Win rate that the candidate would have if both answers were equally long; None without votes.
+
+    A logistic regression on the difference of lengths, whose part is then left out, as length-controlled AlpacaEval
+    does it (arXiv 2404.04475, section 3; without its term for the difficulty of a prompt, which two models share).
+    """
+    table = rate(duels, anchor=champion, rounds=1)  # its intervals are not asked for
+    points = next((r.at_equal_length for r in table.ratings if r.model == candidate), None) if table else None
+    return None if points is None else 1 / (1 + math.exp(-points / POINTS))
+
+
+def paired_gain(what: str, candidate: Sequence[float], champion: Sequence[float], needed: float) -> Condition:
+    """Whether scores of answers to the same prompts have risen: the lower 95 % bound of the mean difference.
+
+    Args:
+        what: in words.
+        candidate, champion: (N,) scores, prompt by prompt.
+        needed: what the bound has to exceed.
+    """
+    differences = [ours - theirs for ours, theirs in zip(candidate, champion, strict=True)]
+    if len(differences) < 2:
+        return Condition(what, None, f"> {needed:g}", False, "fewer than two prompts")
+    mean = fmean(differences)
+    bound = mean - _Z * stdev(differences) / math.sqrt(len(differences))
+    return Condition(
+        f"{what}, lower bound", round(bound, 4), f"> {needed:g}", bound > needed,
+        f"{mean:+.4f} on average over {len(differences)} prompts",
+    )  # fmt: skip
+
+
+def within(what: str, value: float, budget: float, note: str = "") -> Condition:
+    """Whether a figure keeps to its budget; one that is no number does not."""
+    return Condition(what, round(value, 4) if math.isfinite(value) else None, f"<= {budget:g}", value <= budget, note)
+
+
+def as_rows(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+    """Conditions as plain data."""
+    return [asdict(condition) for condition in conditions]
+
+
+def _log_wealth(tally: Tally, rate: float) -> float:
+    """Log of what betting against "the win rate is at most ``rate``" has won.
+
+    A stake c on a vote x (1, a half or 0) multiplies the wealth by 1 + c (x / rate - 1), whose mean is at most 1 if the
+    claim is true, and which is never negative.
+    """
+    won = [
+        tally.wins * math.log1p(c * (1 / rate - 1))
+        + tally.ties * math.log1p(c * (0.5 / rate - 1))
+        + tally.losses * math.log1p(-c)
+        for c in _STAKES
+    ]
+    return float(np.logaddexp.reduce(won)) - math.log(len(won))
+
+
+def _log_futility(tally: Tally, settings: GateSettings) -> float:
+    """Log of what betting against "the candidate is worthwhile" has won."""
+    return _log_wealth(tally.reversed(), 1 - settings.worthwhile)
+
+
+def _first(holds: Callable[[int], bool]) -> int | None:
+    """The least number from which on something holds; None if it is beyond ``_FAR``."""
+    high = 1
+    while not holds(high):
+        high *= 2
+        if high > _FAR:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -1,0 +1,205 @@
+"""Rewards by a rule: a Python function of the user's, asked in a process of its own.
+
+In:  where the function is, ``package.module:function``; sampled answers.
+Out: their scores; "not a number" for answers of a batch in which the function failed.
+Left out: the process itself (``rule_worker``), sums of rewards (``rewards``).
+
+The function is called as ``function(prompts, answers)``: prompts are lists of messages ``{"role", "content"}``,
+answers are texts, and it gives one number for each. It should always give the same for the same, or a resumed run is
+another. A function that raises, says nothing in time, dies or gives something else than numbers costs a batch; three
+such batches one after another end the run, which goes on from its last checkpoint once the function is mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danlu.align.rollout import Sampled
+from danlu.errors import UserError, unknown
+
+_START_SECONDS = 120.0  # to import what the user's module imports
+_FAILURES = 3  # in a row
+_WORKER = Path(__file__).with_name("rule_worker.py")
+# By its path and not as a module of danlu, whose package would be imported with it.
+_COMMAND = (sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')")
+
+
+class RuleError(Exception):
+    """What a function did instead of giving scores."""
+
+
+class RuleScore:
+    """Scores by a user's function.
+
+    Args:
+        source: ``package.module:function``, found from the working directory or among what is installed.
+        timeout: seconds for a batch.
+        told: takes a sentence about a batch that failed.
+
+    Raises:
+        UserError: there is no such module or function, naming the nearest; the module cannot be imported.
+    """
+
+    def __init__(self, source: str, timeout: float, told: Callable[[str], None]) -> None:
+        self.source, self._timeout, self._told = source, timeout, told
+        self._failures = 0
+        self._worker = _Worker(source)
+
+    def __call__(self, sampled: Sampled) -> Tensor:
+        """(B,) fp32 scores.
+
+        Raises:
+            UserError: the function failed for the third batch in a row.
+        """
+        prompts = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in sampled.prompts]
+        try:
+            scores = self._ask(prompts, sampled.texts)
+            self._failures = 0
+        except RuleError as error:
+            scores = [math.nan] * len(sampled.texts)
+            self._failures += 1
+            if self._failures == _FAILURES:
+                raise UserError(
+                    f"the reward '{self.source}' failed {_FAILURES} times in a row, the last time because it {error}; "
+                    "mend the function, or take it out of rewards"
+                ) from None
+            self._told(f"the reward '{self.source}' {error}; {len(scores)} answers are left out")
+        return torch.tensor(scores, dtype=torch.float32, device=sampled.finished.device)
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+    def _ask(self, prompts: list[list[dict[str, str]]], answers: tuple[str, ...]) -> list[float]:
+        """One number per answer, NaN where it is not finite.
+
+        Raises:
+            RuleError: they are not there.
+        """
+        if not self._worker.lives():
+            self._worker = _Worker(self.source)
+        reply = self._worker.exchange({"prompts": prompts, "answers": list(answers)}, self._timeout)
+        if "error" in reply:
+            raise RuleError(f"raised {reply['error']}")
+        scores = [math.nan if score is None else float(score) for score in reply["scores"]]
+        if len(scores) != len(answers):
+            raise RuleError(f"gave {len(scores)} numbers for {len(answers)} answers")
+        if all(map(math.isnan, scores)):
+            raise RuleError("gave no finite number")
+        return scores
+
+
+def module_file(source: str) -> Path | None:
+    """The file that holds a function, so that a stage runs again when it changes; None if it is in no plain file.
+
+    Nothing is imported.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    parts = source.partition(":")[0].split(".")
+    places = [os.getcwd(), *sys.path]
+    if importlib.machinery.PathFinder.find_spec(parts[0], places) is None:
+        raise UserError(f"the reward '{source}': there is no module '{parts[0]}' here or among what is installed")
+    for place in places:
+        whole = Path(place, *parts)
+        for file in (whole.with_name(f"{whole.name}.py"), whole / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+class _Worker:
+    """A process that holds the function.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+
+    def __init__(self, source: str) -> None:
+        # A session of its own: Ctrl-C is for the run, and whatever the function starts ends with it.
+        self._process = subprocess.Popen(
+            [*_COMMAND, str(_WORKER), source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self.close = weakref.finalize(self, _end, self._process)
+        try:
+            said = self._read(_START_SECONDS)
+        except RuleError as error:
+            raise UserError(f"the reward '{source}' {error} while its module was imported") from None
+        module, _, name = source.partition(":")
+        if "missing" in said:
+            self.close()
+            raise unknown("function", name, said["valid"], f"module {module}")
+        if "error" in said:
+            self.close()
+            raise UserError(f"the reward '{source}' cannot be imported: {said['error']}")
+
+    def lives(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def exchange(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Ask once.
+
+        Raises:
+            RuleError: it died, or said nothing in time; it is gone then.
+        """
+        return self._read(timeout, json.dumps(request).encode() + b"\n")
+
+    def _read(self, timeout: float, request: bytes = b"") -> dict[str, Any]:
+        """Write a request and read a line; at the end of patience the process is killed, which ends the reading."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            _kill(self._process)
+
+        patience = threading.Timer(timeout, give_up)
+        patience.start()
+        try:
+            with contextlib.suppress(OSError):  # it has died: nothing will be read
+                self._process.stdin.write(request)
+                self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        finally:
+            patience.cancel()
+        if late.is_set() or not line.endswith(b"\n"):
+            self.close()
+        if line.endswith(b"\n"):
+            said: dict[str, Any] = json.loads(line)
+            return said
+        if late.is_set():
+            raise RuleError(f"said nothing within {timeout:g} seconds")
+        raise RuleError(f"ended with exit code {self._process.returncode}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a worker and whatever its function has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _kill(process)
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(OSError):
+            pipe.close()
+    process.wait()

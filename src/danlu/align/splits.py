@@ -1,0 +1,41 @@
+"""What is learned from and what is kept for measuring: decided by hashes, so that it never moves.
+
+In:  a prompt, a rater.
+Out: ``"train"`` or ``"heldout"``.
+Left out: where the answer is kept (``tables``: a row keeps the split that it was given).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from danlu.files import hash_value
+from danlu.records import Message
+
+HELDOUT_SHARE = 0.1
+SOURCE = "import:"  # how the raters of foreign judgements are called
+
+
+def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) -> str:
+    """Whether comparisons of this prompt are "train" or "heldout"."""
+    return _split([[m.role, m.content] for m in prompt], heldout_share)
+
+
+def split_of_rater(rater: str, heldout_share: float) -> str:
+    """Whether judgements of this rater are "train" or "heldout": all of them, or none.
+
+    Only persons are held out: not a rater without a name, nor one whose name has a colon. That is a source of many
+    people's judgements, such as "import:hh".
+    """
+    return _split(["rater", rater], heldout_share) if is_person(rater) else "train"
+
+
+def is_person(rater: str) -> bool:
+    """Whether a rater's name is one person's."""
+    return bool(rater) and ":" not in rater
+
+
+def _split(value: Any, heldout_share: float) -> str:
+    digest = hash_value(value)
+    return "heldout" if int(digest, 16) / 16 ** len(digest) < heldout_share else "train"

@@ -1,0 +1,284 @@
+"""The flywheel: votes become a candidate, and a candidate that proves itself becomes the champion. Again and again.
+
+In:  a run with an aligned model, and the votes in its store.
+Out: rounds on disk (``align.rounds``), versions and the pointer that the server follows (``align.champion``).
+Left out: training (``pipeline``), statistics (``align.gate``, ``align.trial``), showing answers and taking votes
+(``serve``).
+
+    collect -> freeze -> reward -> reward_gate -> policy -> policy_gate -> canary -> verdict
+
+A state's result is written before the next state begins, and what a state does may be done twice: training goes on from
+its checkpoints, versions and the pointer take the same change once. So a process may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import Field
+
+from danlu.align import gate, redlines
+from danlu.align.champion import Registry
+from danlu.align.gate import Condition, GateSettings, as_rows
+from danlu.align.preferences import PreferenceStore
+from danlu.align.rounds import FLYWHEEL, Round, Rounds
+from danlu.align.trial import Contestants, trial
+from danlu.console import Console
+from danlu.errors import UserError
+from danlu.evals.evaluate import EvalSettings
+from danlu.files import hash_file, read_json, write_json
+from danlu.pipeline import aligned_of, execute, freeze_votes, read_recipe
+from danlu.places import votes_path
+from danlu.recipe import Recipe
+from danlu.run import RESOLVED, Metrics, Run, Stage
+
+SETTINGS = "flywheel.yaml"
+_VOTES, _PROPOSED = "votes.jsonl", "proposed.json"
+_TAKEN = Condition("still the candidate", 0.0, "> 0", False, "the operator rolled back, which takes a candidate away")
+
+
+class FlywheelSettings(GateSettings):
+    """``RUN/flywheel.yaml``."""
+
+    votes: int = Field(50, ge=1)
+    """New votes that start a round."""
+    share: float = Field(0.5, gt=0, le=1)
+    """Of comparisons of the champion with itself, how many are with the candidate instead while there is one."""
+    store: str = ""
+    """Preference store, a file or a database's URL; the recipe's run.votes, or else the run's own, if empty."""
+    red_lines: str = ""
+    """A file of red lines; none if empty."""
+    proven_reward: bool = True
+    """Whether a reward model has to beat every baseline on held-out comparisons before a policy is trained by it."""
+    poll: float = Field(5.0, gt=0)
+    """Seconds between two looks at the votes."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing can be done now.
+
+    Attributes:
+        what: is waited for, in words.
+        votes: about so many more; None if it cannot be said.
+        found: what was seen, as plain data.
+    """
+
+    what: str
+    votes: int | None
+    found: dict[str, Any]
+
+
+class Flywheel:
+    """The flywheel of a run.
+
+    Args:
+        run: the run directory, in which the aligned model is finished.
+        settings: thresholds and patience.
+        console: where progress goes.
+
+    Raises:
+        UserError: there is no run, or settings name a file that is not there.
+    """
+
+    def __init__(self, run: Path, settings: FlywheelSettings, console: Console) -> None:
+        if not (run / RESOLVED).is_file():
+            raise UserError(f"{run} is not a run; make one first: danlu run tang --out {run}")
+        self.run, self.settings, self._console = Run(run), settings, console
+        self.registry, self.rounds = Registry(run), Rounds(run)
+        self.recipe = _recipe_of(run)
+        self._aligned = aligned_of(self.recipe)
+        self._red_lines = Path(settings.red_lines).expanduser() if settings.red_lines else None
+        if self._red_lines is not None:
+            redlines.read(self._red_lines)  # now, and not after hours of training
+        self._states: dict[str, Callable[[Round], dict[str, Any] | Waiting]] = {
+            "collect": self._collect,
+            "freeze": self._freeze,
+            "reward": self._reward,
+            "reward_gate": self._reward_gate,
+            "policy": self._policy,
+            "policy_gate": self._policy_gate,
+            "canary": self._canary,
+            "verdict": self._verdict,
+        }
+
+    @cached_property
+    def store(self) -> PreferenceStore:
+        """The votes; opened when they are asked for, because to look where it is should make no store."""
+        return PreferenceStore(self.settings.store or self._said("run", "votes") or votes_path(self.run.dir))
+
+    def go(self) -> Waiting:
+        """Go as far as it can be gone now; returns what is waited for.
+
+        Raises:
+            UserError: another process turns this flywheel, the run has no aligned model, or a stage was refused.
+        """
+        with Run(self.rounds.dir).locked():
+            self._check()
+            while True:
+                done = self._step(self.rounds.current())
+                if done is not None:
+                    return done
+
+    def look(self) -> dict[str, Any]:
+        """Where it is, as plain data; nothing is done."""
+        standing = self.registry.standing()
+        return {**self.rounds.summary(), "standing": asdict(standing) if standing else None}
+
+    def _step(self, round_: Round) -> Waiting | None:
+        """One state; None if it is done."""
+        state = cast(str, round_.state)
+        came = self._states[state](round_)
+        where = {"round": round_.number, "state": state}
+        if isinstance(came, Waiting):
+            self.rounds.note_look({**where, "waits_for": came.what, "votes_needed": came.votes, **came.found})
+            return came
+        round_.write(state, came)
+        self.rounds.note_look({"round": round_.number, "state": round_.state})
+        self._console.say(f"round {round_.number}, {state:<11} {came.get('said', 'done')}")
+        return None
+
+    def _check(self) -> None:
+        """Crown the run's model if nobody reigns yet; refuse what would be found out after hours."""
+        aligned = self._aligned
+        if self.settings.audit and not self._said("reward", "audit_share"):
+            raise UserError(
+                f"the gate compares audit rewards, and the recipe of {self.run.dir} keeps no reward model apart; make "
+                "it again with reward.audit_share=0.2, or give the flywheel audit=false"
+            )
+        if self.registry.standing() is None:
+            if not self.run.finished(aligned):
+                raise UserError(f"{self.run.dir} has no finished model of stage '{aligned}'; danlu run makes it")
+            first = self.registry.add(self.run.stage_dir(aligned) / "model", {"stage": aligned, "round": 0})
+            self.registry.crown(first, "the model that the run made")
+
+    def _collect(self, round_: Round) -> dict[str, Any] | Waiting:
+        earlier = [one.result("freeze") for one in self.rounds.all() if one.number < round_.number]
+        counted = max((result["votes"] for result in earlier if result), default=0)
+        votes = self.store.count()
+        missing = self.settings.votes - max(0, votes - counted)
+        if missing > 0:
+            return Waiting(f"{missing} more votes", missing, {"votes": votes})
+        return {"votes": votes, "new": votes - counted, "said": f"{votes - counted} new votes, {votes} in all"}
+
+    def _freeze(self, round_: Round) -> dict[str, Any]:
+        """A copy of the votes that no later vote changes: what is trained on is known, and stays so."""
+        path = round_.dir / _VOTES
+        votes, kept = self.store.count(), freeze_votes(self.recipe, self.store, path)
+        return {"votes": votes, "preferences": kept, "hash": hash_file(path), "said": f"{kept} votes prefer something"}
+
+    def _reward(self, round_: Round) -> dict[str, Any]:
+        self._make("reward", round_)
+        figures = _manifest(self.run, "reward")["figures"]
+        return {"figures": figures, "said": f"accuracy {figures['accuracy']}"}
+
+    def _reward_gate(self, round_: Round) -> dict[str, Any]:
+        figures = (round_.result("reward") or {})["figures"]
+        best = figures["best_baseline"]
+        needed = f"> {figures['baselines'][best]} ({best})" if best else "> the best baseline's"
+        condition = Condition(
+            "held-out accuracy of the reward model, lower bound", figures["accuracy_interval"][0], needed,
+            bool(figures["beats_baselines"]),
+        )  # fmt: skip
+        return _gate([condition], condition.met or not self.settings.proven_reward)
+
+    def _policy(self, round_: Round) -> dict[str, Any]:
+        self._make(self._aligned, round_)
+        manifest, frozen = _manifest(self.run, self._aligned), round_.result("freeze") or {}
+        lineage = {
+            "stage": self._aligned, "round": round_.number, "parents": manifest["parents"], "votes": frozen["hash"],
+            "settings": manifest["settings"], "versions": manifest["versions"],
+        }  # fmt: skip
+        candidate = self.registry.add(self.run.stage_dir(self._aligned) / "model", lineage)
+        return {"candidate": candidate, "figures": manifest["figures"], "said": f"candidate {candidate[:12]}"}
+
+    def _policy_gate(self, round_: Round) -> dict[str, Any]:
+        candidate, champion = self._candidate(round_), self._champion
+        if candidate == champion:
+            same = Condition("differs from the champion", 0.0, "> 0", False, "training changed nothing")
+            return _gate([same], False)
+        sft = self.run.stage_dir("sft") / "model"
+        contestants = Contestants(self.registry.place(champion), self.registry.place(candidate), sft)
+        exam = cast(EvalSettings, self.recipe.sections["eval"])
+        conditions = trial(self._stage(round_), contestants, self.settings, exam, self._red_lines)
+        return _gate(conditions, all(condition.met for condition in conditions)) | {"champion": champion}
+
+    def _canary(self, round_: Round) -> dict[str, Any] | Waiting:
+        """Let people compare the two, blind, until the votes decide or patience ends."""
+        candidate, marker = self._candidate(round_), round_.dir / _PROPOSED
+        if not marker.exists():
+            self.registry.propose(candidate, self.settings.share)
+            write_json(marker, {"candidate": candidate, "champion": self._champion})
+        standing = self.registry.standing()
+        if standing is None or standing.candidate != candidate:
+            return _gate([_TAKEN], False)
+        found = gate.compare(self.store.all(), standing.champion, candidate, self.settings)
+        if not (found.met or found.hopeless):
+            about = "more than can be foreseen" if found.votes_needed is None else f"about {found.votes_needed} more"
+            return Waiting(
+                f"votes on the candidate: {about}", found.votes_needed,
+                {"conditions": as_rows(found.conditions), **found.to_json()},
+            )  # fmt: skip
+        return _gate(found.conditions, found.met) | found.to_json()
+
+    def _verdict(self, round_: Round) -> dict[str, Any]:
+        candidate, failed = (round_.result("policy") or {}).get("candidate"), round_.failed()
+        standing = self.registry.standing()
+        if failed is None and standing and candidate in (standing.candidate, standing.champion):
+            self.registry.promote(candidate, f"round {round_.number}: every condition was met")
+            return {"promoted": True, "candidate": candidate, "said": f"{candidate[:12]} is the champion"}
+        if candidate is not None:
+            self.registry.withdraw(candidate)
+        result = round_.result(failed) if failed else None
+        rows = result["conditions"] if result else [vars(_TAKEN)]
+        why = f"{failed or 'operator'}: {', '.join(row['what'] for row in rows if not row['met'])}"
+        return {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
+
+    def _make(self, until: str, round_: Round) -> None:
+        """The run's own stages, with the frozen votes; what is up to date is passed over."""
+        execute(self.recipe, self.run.dir, self._console, until, votes=round_.dir / _VOTES)
+
+    def _stage(self, round_: Round) -> Stage:
+        """What ``trial`` works in: it is no stage of the pipeline, but reads and writes like one."""
+        folder = round_.dir / "trial"
+        folder.mkdir(parents=True, exist_ok=True)
+        inputs = {name: self.run.stage_dir(name) for name in ("sft", "tokens", "reward") if self.run.finished(name)}
+        seed = int(self._said("run", "seed"))
+        metrics = Metrics(folder / "metrics.jsonl")
+        return Stage(FLYWHEEL, folder, self.settings, inputs, {}, seed, metrics, self._console)
+
+    def _candidate(self, round_: Round) -> str:
+        return str((round_.result("policy") or {})["candidate"])
+
+    def _said(self, section: str, key: str) -> Any:
+        """A setting of the recipe."""
+        return self.recipe.sections[section].model_dump().get(key)
+
+    @property
+    def _champion(self) -> str:
+        standing = self.registry.standing()
+        assert standing is not None, "crowned by _check"
+        return standing.champion
+
+
+def _recipe_of(run: Path) -> Recipe:
+    """The recipe that a run was made by."""
+    path = run / "recipe.yaml"
+    return replace(read_recipe(str(path)), name=read_json(run / RESOLVED)["recipe"])
+
+
+def _manifest(run: Run, stage: str) -> dict[str, Any]:
+    manifest = run.manifest(stage)
+    assert manifest is not None, "the pipeline has just made it"
+    return manifest
+
+
+def _gate(conditions: Sequence[Condition], passed: bool) -> dict[str, Any]:
+    """A gate's result."""
+    unmet = [condition.what for condition in conditions if not condition.met]
+    said = ("passed" if passed else "not passed") + (f"; not met: {', '.join(unmet)}" if unmet else "")
+    return {"passed": passed, "conditions": as_rows(conditions), "said": said}

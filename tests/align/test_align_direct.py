@@ -1,0 +1,194 @@
+"""Stage dpo: every loss learns planted taste, a killed run goes on to the same bytes, KTO hears thumbs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from danlu import hub
+from danlu.align import unpaired
+from danlu.align.direct import DPOSettings, dpo
+from danlu.align.judgements import Label, freeze_labels, labels_of
+from danlu.align.preferences import PreferenceStore
+from danlu.align.unpaired import Labelled, encode_labels, kto_loss
+from danlu.errors import UserError
+from danlu.model.decoder import Decoder
+from danlu.pipeline import STAGES, _outside, read_recipe
+from danlu.places import votes_path
+from danlu.records import Answer, Message, Preference, write_preferences
+from danlu.run import Metrics, Run, Stage
+from danlu.tokens.tokenizer import Tokenizer
+
+SETTINGS = DPOSettings(
+    batch_size=8, micro_batch=8, lr=5e-3, warmup=2, steps=12, eval_every=4, save_every=12, log_every=1,
+    probe_prompts=4, max_new_tokens=4, dtype="float32",
+)  # fmt: skip
+
+
+def flowers(n: int) -> list[Preference]:
+    """People who like flowers: of three answers the one with more 花 wins."""
+    texts = ("花花花", "花水水", "山山山")
+    return [
+        Preference(
+            f"{i}", (Message("user", f"写{i}：春"),), tuple(Answer(texts[(k + i) % 3]) for k in range(3)),
+            tuple((k + i) % 3 for k in range(3)), split="heldout" if i % 4 == 0 else "train",
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, sft_dir: Path) -> dict[str, Path]:
+    write_preferences(tmp_path / "rankings" / "preferences.jsonl", flowers(32))
+    return {"sft": sft_dir, "rankings": tmp_path / "rankings"}
+
+
+def with_loss(loss: str) -> DPOSettings:
+    return SETTINGS.model_copy(update={"loss": loss})
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "orpo", "simpo"])
+def test_every_loss_learns_planted_taste(loss: str, inputs: dict[str, Path], make_stage: Callable[..., Stage]) -> None:
+    stage = make_stage("dpo", with_loss(loss), inputs)
+    figures = dpo(stage)
+    rows = [row for row in stage.metrics.read() if "val_accuracy" in row]
+    assert figures["val_accuracy"] > 0.9
+    assert figures["val_margin"] > 0
+    assert figures["val_loss"] == rows[-1]["val_loss"] < rows[0]["val_loss"]
+    assert figures["after"]["kl"] != 0  # its own samples say so, with a sign that few of them do not settle
+    assert figures["heldout"] == 8
+    assert figures["answers" if loss == "kto" else "comparisons"] == (48 if loss == "kto" else 24)
+    assert hub.load(stage.dir / "model").head_kind == "lm"
+
+
+def test_at_first_policy_and_reference_agree(inputs: dict[str, Path], make_stage: Callable[..., Stage]) -> None:
+    stage = make_stage("dpo", SETTINGS.model_copy(update={"steps": 1}), inputs)
+    dpo(stage)
+    first = stage.metrics.read()[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["chosen"] == pytest.approx(0.0, abs=1e-4)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+class Mortal(Metrics):
+    """Metrics whose process dies when the fourth step has been logged."""
+
+    def log(self, step: int, **numbers: float | int | str | None) -> None:
+        super().log(step, **numbers)
+        if step == 4:
+            raise Killed
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_killed_run_goes_on_to_the_same_bytes_and_asks_the_reference_once(
+    loss: str, inputs: dict[str, Path], make_stage: Callable[..., Stage]
+) -> None:
+    settings = with_loss(loss).model_copy(update={"steps": 6, "save_every": 2, "eval_every": 6, "micro_batch": 4})
+    whole = make_stage("dpo", settings, inputs, folder="whole")
+    dpo(whole)
+    with pytest.raises(Killed):
+        dpo(make_stage("dpo", settings, inputs, folder="killed", metrics=Mortal))
+    killed = make_stage("dpo", settings, inputs, folder="killed")
+    asked = {file: file.stat().st_mtime_ns for file in (killed.dir / "reference").iterdir()}
+    dpo(killed)
+    assert asked == {file: file.stat().st_mtime_ns for file in (killed.dir / "reference").iterdir()}
+    for file in ("model/model.safetensors", "ckpt/000006/tensors.safetensors"):
+        assert (whole.dir / file).read_bytes() == (killed.dir / file).read_bytes()
+
+
+def test_cutting_a_batch_up_changes_nothing_for_kto(make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> None:
+    labels = [label for preference in flowers(6) for label in labels_of(preference)]
+    examples = encode_labels(labels, tokenizer, 64, seed=1)
+    policy, reference = make_model(seed=1), make_model()
+    known = unpaired._logprobs(reference, examples, tokenizer.pad)
+    lessons, found = Labelled(examples, known["answers"], known["foreign"]), []
+    for size in (12, 5):
+        batches = lessons.batches(range(12), size, tokenizer.pad, "cpu")
+        outputs = [kto_loss(policy, batch, 0.1, (1.0, 2.0)) for batch in batches]
+        found.append(torch.stack([output.loss_sum for output in outputs]).sum())
+        baselines = {output.sums["baseline"] / output.n for output in outputs}
+        assert len({round(value, 5) for value in baselines}) == 1
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_foreign_answer_belongs_to_another_prompt(tokenizer: Tokenizer) -> None:
+    preferences = [replace(p, answers=tuple(Answer(f"{a.text}{p.id}") for a in p.answers)) for p in flowers(8)]
+    labels = [label for preference in preferences for label in labels_of(preference)]
+    for label, example in zip(labels, encode_labels(labels, tokenizer, 64, seed=1), strict=True):
+        own = {a.text for p in preferences if p.prompt == label.prompt for a in p.answers}
+        foreign = tokenizer.decode(example.foreign_response).removesuffix("<|end|>")
+        assert foreign not in own
+        assert foreign in {a.text for p in preferences for a in p.answers}
+
+
+def test_an_order_calls_good_what_beats_more_than_beat_it() -> None:
+    preference = replace(flowers(1)[0], ranks=(0, 1, 2))
+    assert [label.good for label in labels_of(preference)] == [True, False]
+    assert [label.good for label in labels_of(replace(preference, ranks=(0, 0, 1)))] == [True, True, False]
+    assert not [*labels_of(replace(preference, ranks=(0, 0, 0)))]
+
+
+def test_kto_hears_thumbs_and_all_bad(
+    tmp_path: Path, inputs: dict[str, Path], make_stage: Callable[..., Stage]
+) -> None:
+    store, turns = PreferenceStore(tmp_path / "votes.db"), (Message("user", "写：春"),)
+    store.thumb(store.record(turns, [Answer("花花")]), True, "ann")
+    store.vote(store.record(turns, [Answer("山"), Answer("水")]), [], "ann")
+    store.vote(store.record(turns, [Answer("花"), Answer("山")]), [0, 1], "ann")
+    assert freeze_labels(store, tmp_path / "labels.jsonl") == 3
+    first = (tmp_path / "labels.jsonl").read_bytes()
+    freeze_labels(store, tmp_path / "labels.jsonl")
+    assert (tmp_path / "labels.jsonl").read_bytes() == first
+    store.close()
+    settings = with_loss("kto").model_copy(update={"steps": 1, "batch_size": 64, "eval_every": 1})
+    figures = dpo(make_stage("dpo", settings, inputs, {"labels": tmp_path / "labels.jsonl"}))
+    assert figures["answers"] == 48 + 3
+
+
+def test_a_run_freezes_labels_for_kto_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    store = PreferenceStore(votes_path(run.dir))
+    store.thumb(store.record((Message("user", "写：春"),), [Answer("花花")]), True, "ann")
+    store.close()
+    spec = next(spec for spec in STAGES if spec.name == "dpo")
+    for loss, frozen in (("dpo", set()), ("kto", {"labels"})):
+        recipe = read_recipe("tiny", ["run.goal=dpo", f"dpo.loss={loss}"])
+        assert _outside(run, spec, recipe, None).keys() == frozen
+
+
+def test_what_no_step_reads_is_not_asked_of_the_reference(
+    inputs: dict[str, Path], make_stage: Callable[..., Stage]
+) -> None:
+    stage = make_stage("dpo", SETTINGS.model_copy(update={"steps": 2}), inputs)
+    assert dpo(stage)["comparisons"] == 16
+    assert load_file(stage.dir / "reference" / "train.safetensors")["answers"].shape == (16, 3)
+
+
+def test_kto_needs_both_kinds(tmp_path: Path, inputs: dict[str, Path], make_stage: Callable[..., Stage]) -> None:
+    write_preferences(inputs["rankings"] / "preferences.jsonl", [replace(p, ranks=(0, 0, 0)) for p in flowers(8)])
+    with pytest.raises(UserError, match=r"kto needs good and bad answers and has 0 good and 0 bad"):
+        dpo(make_stage("dpo", with_loss("kto"), inputs))
+    with pytest.raises(UserError, match="no comparison prefers one answer to another"):
+        dpo(make_stage("dpo", SETTINGS, inputs))
+
+
+def test_a_damaged_label_is_named(tmp_path: Path, inputs: dict[str, Path], make_stage: Callable[..., Stage]) -> None:
+    good = Label((Message("user", "写：春"),), Answer("花"), True, "train").to_json()
+    (tmp_path / "labels.jsonl").write_text(f'{{"prompt": []}}\n{good}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"labels.jsonl:1 is not a label"):
+        dpo(make_stage("dpo", with_loss("kto"), inputs, {"labels": tmp_path / "labels.jsonl"}))
+
+
+def test_a_setting_of_another_loss_is_an_error() -> None:
+    with pytest.raises(ValueError, match="gamma is for loss 'simpo' and loss is 'dpo'"):
+        DPOSettings(gamma=0.5)
+    assert DPOSettings(loss="simpo", gamma=0.5).objective().beta == 2.0
