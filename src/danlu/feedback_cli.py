@@ -17,6 +17,7 @@ import typer
 
 from danlu.accounts_cli import Run, Store, opened
 from danlu.errors import UserError, beside, unknown
+from danlu.run import REPLACED
 
 if TYPE_CHECKING:
     from danlu.align.preferences import PreferenceStore
@@ -145,6 +146,7 @@ def _consequences(learned: Learned) -> str:
         lines.append(f"  out of date: {', '.join(learned.stages)}; make them again: {again}")
     if learned.models:
         lines.append(f"  models that learned from them: {', '.join(map(str, learned.models))}")
+        lines.append(f"  what is made again is set aside, not deleted: delete {learned.run / REPLACED} afterwards")
     return "\n".join(lines)
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from danlu.align import database
+from danlu.align.champion import LINEAGE, VERSIONS
 from danlu.align.judgements import LABELS, VOTES, read_labels, write_labels
+from danlu.align.rounds import FLYWHEEL
 from danlu.errors import UserError
 from danlu.files import read_json
 from danlu.places import labels_beside, snapshot_path, votes_path
@@ -30,7 +32,7 @@ class Learned:
         run: its directory.
         judgements: how many are in its snapshot.
         stages: that read the snapshot or were made from one that did.
-        models: directories of weights that learned from it, those that were set aside too.
+        models: directories of weights that learned from it, those that were set aside and the flywheel's versions too.
     """
 
     run: Path
@@ -53,7 +55,8 @@ def learned_from(rater: str, store: str, runs: Iterable[Path]) -> list[Learned]:
         if Run(run).working():
             raise UserError(f"{run} is being made of the votes of '{rater}'; wait for it or stop it, then try again")
         stages = _below(_manifests(run), heard)
-        found.append(Learned(run, sum(heard.values()), stages, (*_models(run, stages), *_set_aside(run))))
+        models = (*_models(run, stages), *_set_aside(run), *_versions(run, rater))
+        found.append(Learned(run, sum(heard.values()), stages, models))
     return found
 
 
@@ -79,13 +82,17 @@ def _snapshots(run: Path) -> list[Path]:
 
 def _heard(run: Path, rater: str) -> dict[str, int]:
     """How many judgements of a rater a run has frozen, by kind; those of one snapshot are mostly those of the next."""
-    held: dict[str, int] = {}
-    for votes in _snapshots(run):
-        labels = labels_beside(votes)
-        n_votes = sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0
-        n_labels = sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0
-        held = {VOTES: max(held.get(VOTES, 0), n_votes), LABELS: max(held.get(LABELS, 0), n_labels)}
-    return {kind: n for kind, n in held.items() if n}
+    held = [_held(votes, rater) for votes in _snapshots(run)]
+    most = {kind: max(one[kind] for one in held) for kind in (VOTES, LABELS)}
+    return {kind: n for kind, n in most.items() if n}
+
+
+def _held(votes: Path, rater: str) -> dict[str, int]:
+    labels = labels_beside(votes)
+    return {
+        VOTES: sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0,
+        LABELS: sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0,
+    }
 
 
 def _reads(run: Path, store: str) -> bool:
@@ -119,3 +126,11 @@ def _set_aside(run: Path) -> list[Path]:
     """Models of stages that were replaced, of which some learned from an older snapshot: of whom, nobody knows now."""
     aside = run / REPLACED
     return _models(aside, _below(_manifests(aside), (VOTES, LABELS))) if aside.is_dir() else []
+
+
+def _versions(run: Path, rater: str) -> list[Path]:
+    """Versions made from a snapshot that holds the rater: in round 0 of the flywheel, the run's own."""
+    rounds = {path: int(read_json(path).get("round", 0)) for path in sorted(run.glob(f"{VERSIONS}/*/{LINEAGE}"))}
+    snapshots = {path: run / FLYWHEEL / "rounds" / f"{n:04d}" / "votes.jsonl" if n else snapshot_path(run)
+                 for path, n in rounds.items()}  # fmt: skip
+    return [path.parent for path, votes in snapshots.items() if any(_held(votes, rater).values())]

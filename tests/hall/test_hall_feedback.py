@@ -92,7 +92,15 @@ def test_what_was_called_good_or_bad_by_itself_is_forgotten_too(tmp_path, monkey
     assert freeze_labels(store, labels) == 2
     facts = {"state": "done", "parents": {"sft": "1"}, "outside": {"labels": hash_file(labels)}}
     write_json(run.dir / "dpo" / "manifest.json", facts)
+    frozen = run.dir / "flywheel" / "rounds" / "0002" / "votes.jsonl"
+    store.snapshot(frozen)
+    assert freeze_labels(store, labels_beside(frozen)) == 2
+    for version, number in (("second", 2), ("third", 3)):
+        write_json(run.dir / "versions" / version / "lineage.json", {"round": number})
     said = danlu("feedback", "forget", "dora", run.dir)
+    assert str(run.dir / "versions" / "second") in said
+    assert "versions/third" not in said, "that round froze nothing of hers"
+    assert labels_beside(frozen).read_bytes() == labels.read_bytes()
     assert "had learned from 1 of them" in said
     assert "out of date: dpo; make" in said
     assert [json.loads(line)["answer"]["text"] for line in labels.read_text(encoding="utf-8").splitlines()] == ["his"]
