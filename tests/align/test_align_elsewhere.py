@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ import torch
 from danlu import hub
 from danlu.align import losses, scoring
 from danlu.align.elsewhere import corrected, sampler_of
-from danlu.align.learner import Scored
+from danlu.align.grpo import GRPOSettings, grpo
+from danlu.align.learner import PracticeSettings, Scored
 from danlu.align.ppo import PPOSettings, ppo
-from danlu.align.rollout import Experience, Prompt, Rollouts
+from danlu.align.rollout import Experience, Prompt, Rollouts, join
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.files import write_json
@@ -28,6 +30,11 @@ from danlu.pipeline import execute, read_recipe
 from danlu.run import Stage
 from danlu.tokens.tokenizer import Tokenizer
 
+MakeStage = Callable[..., Stage]
+SHORT: dict[str, Any] = {
+    "judge": "prose", "iterations": 4, "batch_size": 8, "mini_batch": 4, "micro_batch": 2, "max_new_tokens": 6,
+    "lr": 1e-2, "approx_kl_limit": 10.0, "probe_every": 2, "probe_prompts": 4, "dtype": "float32", "sampler": "vllm",
+}  # fmt: skip
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 DRAWN = torch.log(torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.3, 0.3]]))
 TRAINER = torch.log(torch.tensor([[0.5, 0.1, 0.4], [0.41, 0.9, 0.9]]))
@@ -57,6 +64,17 @@ def test_advantages_are_weighed_and_the_old_logprobs_stay_the_trainers() -> None
     assert figures == {
         "mismatch": pytest.approx(0.526, abs=1e-3), "mismatch_outside": 0.5, "importance": pytest.approx(4.525 / 4),
     }  # fmt: skip
+
+
+def test_what_the_sampler_told_stays_with_its_rows() -> None:
+    sequences, yes, none = scoring.pad([[1], [1]], [[2, 3, 4], [5]], 0), torch.ones(2) > 0, torch.zeros(2)
+    asked = (Prompt((), "", (1,)),) * 2
+    long = Experience(sequences, yes, asked, ("a", "b"), DRAWN * MASK, none)
+    told = torch.tensor([[-7.0], [-8.0]])
+    short = Experience(scoring.pad([[1], [1]], [[6], [7]], 0), yes, asked, ("c", "d"), told, none)
+    whole = join([short, long], 0).rows(torch.tensor([False, True, True, True]))
+    padded = torch.tensor([[-8.0, 0.0, 0.0]])
+    torch.testing.assert_close(whole.drawn, torch.cat([padded, DRAWN * MASK]), rtol=0, atol=0)
 
 
 def test_an_unknown_sampler_is_refused(
@@ -121,22 +139,34 @@ def test_the_mirror_follows_the_policy_and_leaves_nothing_behind(
     assert not (tmp_path / "weights").exists()
 
 
-def test_ppo_learns_from_answers_that_vllm_draws(
-    vllm_shape: ModelConfig, tokenizer: Tokenizer, sft_dir: Path, tmp_path: Path, make_stage: Callable[..., Stage]
-) -> None:
-    hub.save(lively(vllm_shape), sft_dir / "model", tokenizer, card={})
-    hub.save(lively(vllm_shape, "scalar", seed=1), tmp_path / "reward" / "model", tokenizer, card={})
-    write_json(tmp_path / "reward" / "model" / "reward.json", {"mean": 0.0, "std": 1.0})
-    settings = PPOSettings(
-        judge="prose", iterations=4, batch_size=8, mini_batch=4, micro_batch=2, max_new_tokens=6, lr=1e-2,
-        critic_lr=1e-3, approx_kl_limit=10.0, probe_every=2, probe_prompts=4, dtype="float32", sampler="vllm",
-    )  # fmt: skip
-    stage = make_stage("ppo", settings, {"sft": sft_dir, "reward": tmp_path / "reward"})
-    ppo(stage)
-    rows = [json.loads(line) for line in (stage.dir / "metrics.jsonl").read_text().splitlines()]
+def practised(
+    settings: PracticeSettings, shape: ModelConfig, tokenizer: Tokenizer, sft: Path, reward: Path, make_stage: MakeStage
+) -> list[dict[str, float]]:
+    """The metrics of a short run whose answers vLLM draws."""
+    hub.save(lively(shape), sft / "model", tokenizer, card={})
+    hub.save(lively(shape, "scalar", seed=1), reward / "model", tokenizer, card={})
+    write_json(reward / "model" / "reward.json", {"mean": 0.0, "std": 1.0})
+    stage = make_stage("ppo", settings, {"sft": sft, "reward": reward})
+    (ppo if isinstance(settings, PPOSettings) else grpo)(stage)
+    assert not (stage.dir / "sampler").exists()
+    return [json.loads(line) for line in (stage.dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PPOSettings(**SHORT, critic_lr=1e-3),
+        GRPOSettings(**SHORT, group_size=2, method="dapo"),  # samples in rounds, one advantage per answer
+    ],
+)
+def test_practice_learns_from_answers_that_vllm_draws(
+    settings: PracticeSettings, vllm_shape: ModelConfig, tokenizer: Tokenizer, sft_dir: Path, tmp_path: Path,
+    make_stage: MakeStage,
+) -> None:  # fmt: skip
+    rows = practised(settings, vllm_shape, tokenizer, sft_dir, tmp_path / "reward", make_stage)
     assert len(rows) == 4
+    assert sum(row["steps"] for row in rows) >= 4
     # A stale copy of the weights would differ by more: the learning rate is high on purpose.
     assert max(row["mismatch"] for row in rows) < 1e-3
     assert [row["mismatch_outside"] for row in rows] == [0.0] * 4
     assert all(row["importance"] == pytest.approx(1.0, abs=1e-3) for row in rows)
-    assert not (stage.dir / "sampler").exists()

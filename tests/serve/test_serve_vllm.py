@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -12,9 +14,16 @@ from live_server import build_tokenizer, learn_by_heart, serving
 from danlu import hub
 from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
+from danlu.infer import Sampling
+from danlu.infer.vllm import VLLM
 from danlu.model import Decoder, ModelConfig
+from danlu.records import Message
 from danlu.serve import Options, create_app
+from danlu.serve.engine import Answers
+from danlu.serve.jobs import Finished, Job
 from danlu.serve.worker import Setup
+from danlu.tokens import chat
+from danlu.tokens.tokenizer import Tokenizer
 
 GREET = {"model": "knows", "messages": [{"role": "user", "content": "greet"}], "temperature": 0, "max_tokens": 40}
 
@@ -91,3 +100,26 @@ def test_whoever_leaves_frees_the_row(live):
     whole = httpx.post(f"{live.url}/v1/chat/completions", json=GREET, timeout=60).json()
     assert whole["choices"][0]["message"]["content"] == "Hello, 你好。"
     assert live.app.state.engine.idle()
+
+
+def test_a_model_comes_while_answers_are_written_and_one_that_goes_is_closed(live, places, monkeypatch):
+    closed, close = [], VLLM.close
+    monkeypatch.setattr(VLLM, "close", lambda self: (closed.append(self), close(self)))
+    engine = live.app.state.engine
+    prompt = chat.encode_prompt(Tokenizer.load(places["knows"]), [Message("user", "greet")])
+    job = Job("random", tuple(prompt), Sampling(temperature=0.0, max_new_tokens=40), seed=0)
+
+    async def written(answers: Answers) -> str:
+        (text,) = [event.completion.text async for event in answers if isinstance(event, Finished)]
+        return text
+
+    async def swap() -> list[str]:
+        under_way = engine.submit([replace(job, model="knows")])
+        await asyncio.wrap_future(engine.load("newcomer", places["knows"]))
+        said = [await written(under_way), await written(engine.submit([replace(job, weights="newcomer")]))]
+        engine.drop("newcomer")
+        return [*said, await written(engine.submit([replace(job, model="knows")]))]
+
+    assert asyncio.run(swap()) == ["Hello, 你好。"] * 3
+    assert len(closed) == 1
+    assert set(engine._line._worker._writers) == {"knows", "random"}
