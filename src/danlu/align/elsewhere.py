@@ -2,7 +2,7 @@
 
 In:  the policy in training and its tokenizer; what the other engine said of the tokens that it drew.
 Out: a sampler that follows the policy; the correction for what the two engines differ in, and its size for the metrics.
-Left out: vLLM itself (``infer.vllm``), the loop (``ppo``), the formulas (``losses``).
+Left out: vLLM itself (``infer.vllm``), the loop (``practice``), the formulas (``losses``).
 
 The other engine multiplies in another order, and often in another dtype: the tokens come from a policy that is almost
 the one that learns. Their log-probabilities are computed again by the training forward, like everybody's; the other
