@@ -17,9 +17,11 @@ no plug-ins, no network, no statistics sent anywhere.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import itertools
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +52,7 @@ _RANGES = {
     "top_logprobs": (0, 20),
 }
 _UNREAD = {"embed": "gives no vectors of texts", "score": "tells no likelihoods of prompts"}
+_OPEN: weakref.WeakSet[VLLM] = weakref.WeakSet()
 _GREEDY = "temperature"  # greedy answers have none
 
 
@@ -98,7 +101,7 @@ class VLLM:
             raise UserError(f"{path} gives scores, not words; vLLM is asked for models that write")
         self.tokenizer = Tokenizer.load(path)
         self.stop_ids = stop_ids_of(self.tokenizer)
-        self._rows = rows
+        self._rows, self._parallel = rows, parallel
         options: dict[str, Any] = {
             "model": str(path), "tokenizer": str(path), "generation_config": "vllm",
             "dtype": str(dtype).removeprefix("torch."), "max_model_len": self.config.max_seq_len, "max_num_seqs": rows,
@@ -110,6 +113,7 @@ class VLLM:
             "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         }  # fmt: skip
         self._engine = _open(options, path)
+        _OPEN.add(self)
         # What vLLM compiles at its first answer takes many seconds, which nobody should wait for later.
         self.generate([[self.tokenizer.bos]], Sampling(max_new_tokens=1), [0])
 
@@ -169,7 +173,20 @@ class VLLM:
 
     def close(self) -> None:
         """Give its memory back."""
-        self._engine.engine_core.shutdown()
+        engine = self._engine
+        del self._engine
+        _OPEN.discard(self)
+        if not _OPEN:
+            engine.engine_core.shutdown()
+            return
+        # Its own shutdown, which would also run by itself, ends process groups that the others here need.
+        client = engine.engine_core
+        client._finalizer.detach()
+        if self._parallel > 1:
+            client.engine_core.model_executor.shutdown()  # has processes of its own
+        del engine, client
+        gc.unfreeze()  # vLLM has frozen all that was there when it started
+        gc.collect()
 
 
 class Batch:

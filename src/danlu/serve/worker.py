@@ -163,7 +163,7 @@ class Worker:
         """Work until ``close``."""
         while self._obey():
             for engine in self._engines.values():
-                if engine.running or engine.waiting:
+                if _busy(engine):
                     self._step(engine)
             self._read_one()
             self._let_go()
@@ -192,18 +192,17 @@ class Worker:
         """Of models that are to leave and have nothing more to say."""
         reading = {writer for writer, _ in self._readings.values()}
         for key in [*self._leaving]:
-            engine = self._engines.get(key)
-            if engine is None or not (engine.running or engine.waiting or key in reading):
-                self._leaving.discard(key)
-                self._engines.pop(key, None)
-                if isinstance(writer := self._writers.pop(key, None), VLLM):
-                    writer.close()
+            if key in reading or (key in self._engines and _busy(self._engines[key])):
+                continue
+            self._leaving.discard(key)
+            self._engines.pop(key, None)
+            if isinstance(writer := self._writers.pop(key, None), VLLM):
+                writer.close()
 
     def _obey(self) -> bool:
         """Do what was asked for; waits if there is nothing else to do. Returns False when it is time to end."""
         while True:
-            busy = self._readings or any(engine.running or engine.waiting for engine in self._engines.values())
-            idle = not busy
+            idle = not self._readings and not any(map(_busy, self._engines.values()))
             if idle:
                 self._tell_stats()
             try:
@@ -301,6 +300,10 @@ class Worker:
             prefix_queries=sum(use.queries for use in uses),
             prefix_hits=sum(use.hits for use in uses),
         )
+
+
+def _busy(engine: Batching) -> bool:
+    return bool(engine.running or engine.waiting)
 
 
 def _read(writer: Writer, job: Job) -> Reading:
