@@ -87,6 +87,12 @@ def write_json(path: Path, value: Any) -> None:
         handle.write("\n")
 
 
+def read_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> list[str]:
+    """The lines of a text file, without their ends. U+2028 and its like, at which ``str.splitlines`` cuts, end none."""
+    with open(path, encoding=encoding, errors=errors) as handle:
+        return [line.rstrip("\n") for line in handle]
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of ours.
 

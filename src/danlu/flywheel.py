@@ -36,7 +36,6 @@ from danlu.places import votes_path
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
 
-SETTINGS = "flywheel.yaml"
 _VOTES, _PROPOSED = "votes.jsonl", "proposed.json"
 _TAKEN = Condition("still the candidate", 0.0, "> 0", False, "the operator rolled back, which takes a candidate away")
 

@@ -37,7 +37,8 @@ def flywheel(
 ) -> None:
     """Turn votes into a better model: train a candidate, try it on people, promote it if it proves itself."""
     from danlu.align.champion import Registry
-    from danlu.flywheel import SETTINGS, Flywheel, FlywheelSettings
+    from danlu.align.rounds import SETTINGS
+    from danlu.flywheel import Flywheel, FlywheelSettings
     from danlu.recipe import load_section
 
     action, said = _read(words or [])

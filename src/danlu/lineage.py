@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from danlu.align import database
 from danlu.align.champion import LINEAGE, VERSIONS
 from danlu.align.judgements import LABELS, VOTES, read_labels, write_labels
-from danlu.align.rounds import FLYWHEEL
+from danlu.align.rounds import FLYWHEEL, SETTINGS
 from danlu.errors import UserError
 from danlu.files import read_json
 from danlu.places import labels_beside, snapshot_path, votes_path
@@ -96,8 +98,15 @@ def _held(votes: Path, rater: str) -> dict[str, int]:
 
 
 def _reads(run: Path, store: str) -> bool:
-    """Whether a run learns from a store: its own, unless its recipe names another."""
-    named = str(read_json(run / RESOLVED).get("sections", {}).get("run", {}).get(VOTES) or votes_path(run))
+    """Whether a run learns from a store: its own, unless its recipe or its flywheel names another."""
+    recipe, flywheel = read_json(run / RESOLVED).get("sections", {}).get("run", {}), run / SETTINGS
+    places = [recipe.get(VOTES) or votes_path(run)]
+    if flywheel.is_file():
+        places.append((yaml.safe_load(flywheel.read_text(encoding="utf-8")) or {}).get("store") or places[0])
+    return any(_same(str(place), store) for place in places)
+
+
+def _same(named: str, store: str) -> bool:
     if database.is_url(named) or database.is_url(store):
         return database.is_url(named) and database.is_url(store) and database.written(named) == database.written(store)
     return Path(named).resolve() == Path(store).resolve()

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danlu.errors import UserError
-from danlu.files import atomic_directory, atomic_write
+from danlu.files import atomic_directory, atomic_write, read_lines
 
 ROLES = ("system", "user", "assistant")
 
@@ -327,7 +327,7 @@ def read_preferences(path: Path) -> list[Preference]:
     if not path.is_file():
         raise UserError(f"no preference file at {path}; run the rankings stage or collect votes first")
     result = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             result.append(Preference.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:

@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from danlu.console import Console
 from danlu.errors import UserError
-from danlu.files import atomic_write, hash_file, hash_value, write_json
+from danlu.files import atomic_write, hash_file, hash_value, read_lines, write_json
 from danlu.recipe import Settings
 
 RESOLVED = "resolved.json"  # every run directory has one
@@ -58,7 +58,7 @@ class Metrics:
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(self.path):
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
         return rows

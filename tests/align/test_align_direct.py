@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from danlu import hub
-from danlu.align import unpaired
+from danlu.align import likelihoods, paired, unpaired
+from danlu.align.comparisons import encode
 from danlu.align.direct import DPOSettings, dpo
 from danlu.align.judgements import Label, freeze_labels, labels_of
 from danlu.align.preferences import PreferenceStore
@@ -128,6 +129,16 @@ def test_a_foreign_answer_belongs_to_another_prompt(tokenizer: Tokenizer) -> Non
         foreign = tokenizer.decode(example.foreign_response).removesuffix("<|end|>")
         assert foreign not in own
         assert foreign in {a.text for p in preferences for a in p.answers}
+
+
+def test_the_best_of_an_order_need_not_have_rank_0(make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> None:
+    answers = (Answer("花月"), Answer("山水"), Answer("春"))
+    told = []
+    for ranks in ((0, 1, 2), (3, 5, 9)):
+        ranking = encode(Preference("1", (Message("user", "写：春"),), answers, ranks), tokenizer, 64)
+        batch = likelihoods.lay_out([ranking], tokenizer.pad, "cpu", torch.zeros(1, 3))
+        told.append(paired.measure(make_model(), [batch], paired.Objective("ipo", 0.1)))
+    assert told[0] == told[1]
 
 
 def test_an_order_calls_good_what_beats_more_than_beat_it() -> None:

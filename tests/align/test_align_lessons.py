@@ -30,16 +30,18 @@ def test_the_same_vote_twice_is_one_and_of_two_that_differ_the_last_counts() -> 
 
 
 def test_nobody_knows_whether_two_unnamed_raters_are_one() -> None:
-    kept, left_out = look_through([vote("1", (0, 1), rater=""), vote("2", (1, 0), rater="")], ties=False)
-    assert len(kept) == 2
-    assert not left_out
+    for rater in ("", "import:hh"):  # nor whether two rows of a file are
+        kept, left_out = look_through([vote("1", (0, 1), rater=rater), vote("2", (1, 0), rater=rater)], ties=False)
+        assert len(kept) == 2
+        assert not left_out
 
 
 def test_answers_that_say_nothing_are_left_out_of_their_comparison() -> None:
     given = [vote("1", (2, 0, 1), " \n", "山水", "花月"), vote("2", (0, 1), "山水", ""), vote("3", (0, 1), "山", "山")]
+    given.append(vote("4", (0, 1, 2), "", "山水", "花月", rater="b"))
     kept, left_out = look_through(given, ties=False)
-    assert [(one.id, one.ranks, len(one.answers)) for one in kept] == [("1", (0, 1), 2)]
-    assert left_out == {"empty_answers": 2, "same_answers": 2}
+    assert [(one.id, one.ranks, len(one.answers)) for one in kept] == [("1", (0, 1), 2), ("4", (0, 1), 2)]
+    assert left_out == {"empty_answers": 3, "same_answers": 2}
 
 
 def test_a_tie_says_something_only_where_ties_count_and_all_bad_never_does() -> None:
@@ -83,3 +85,10 @@ def test_a_prompts_place_depends_on_what_for() -> None:
     audits, folds = ([place_of(prompt, purpose) for prompt in prompts] for purpose in ("audit", "fold"))
     assert 0.27 < sum(place < 0.3 for place in audits) / 2000 < 0.33
     assert sum(a < 0.3 and f < 0.5 for a, f in zip(audits, folds, strict=True)) / 2000 == pytest.approx(0.15, abs=0.03)
+
+
+def test_words_may_hold_any_line_separator(tmp_path: Path) -> None:
+    given = [vote("1", (0, 1), "山\u2028水", "花\x85月"), vote("2", (1, 0), "春\u2029", "秋\x0b")]
+    write_preferences(tmp_path / "votes.jsonl", given)
+    write_preferences(tmp_path / "none.jsonl", [])
+    assert list(read(tmp_path / "none.jsonl", tmp_path / "votes.jsonl").preferences) == given

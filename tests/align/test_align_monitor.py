@@ -39,3 +39,12 @@ def test_an_audit_that_falls_raises_the_alarm_as_the_judge_does() -> None:
     assert over_optimised(audited, "audit")
     assert not over_optimised(audited, "judge")
     assert not over_optimised([look(0, 0.0, 1.0), look(10, 1.0, 0.5)], "audit")  # there is none
+
+
+def test_a_look_without_a_score_chooses_nothing_and_raises_no_alarm() -> None:
+    looks = [
+        {"iteration": 0, "reward": 0.0, "kl": 0.0, "judge": 0.9, "judge_error": 0.01},
+        {"iteration": 5, "kl": 1.0, "judge": 0.1, "judge_error": 0.01},
+    ]
+    assert choose(looks, 0.0, 5.0) == 0
+    assert not over_optimised(looks)

@@ -29,7 +29,7 @@ from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.evals.perplexity import heldout_answers
-from danlu.files import atomic_write
+from danlu.files import atomic_write, read_lines
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
@@ -164,8 +164,9 @@ def _prompts(
     stage: Stage, settings: BestOfSettings, sampler: Generator, tokenizer: Tokenizer, room: int
 ) -> tuple[list[Prompt], list[Prompt]]:
     seeds = [stream_seed(stage.seed, stage.name, "ask", number) for number in range(settings.self_prompts)]
+    longest = min(room, settings.seq_len) - settings.max_new_tokens  # prompt and answer are one row of training
     train, heldout = prompts.gather(
-        stage, settings.prompts, settings.judge, tokenizer, room - settings.max_new_tokens,
+        stage, settings.prompts, settings.judge, tokenizer, longest,
         lambda: prompts.asked_by(sampler, tokenizer, seeds, room // 2),
     )  # fmt: skip
     order = torch.randperm(
@@ -189,7 +190,7 @@ def _sample(stage: Stage, settings: BestOfSettings, rollouts: Rollouts, chosen: 
 
 
 def _read(path: Path) -> list[Kept]:
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, read_lines(path))
     return [Kept(tuple(r["prompt"]), tuple(r["response"]), r["text"], tuple(r["scores"])) for r in rows]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from danlu.align import lessons
 from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError
-from danlu.files import atomic_write
+from danlu.files import atomic_write, read_lines
 from danlu.records import Answer, Message, Preference
 from danlu.run import Stage
 
@@ -67,7 +67,7 @@ def read_labels(path: Path) -> list[Label]:
         UserError: a line of it is damaged, naming it.
     """
     result = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             result.append(Label.from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
@@ -96,7 +96,7 @@ def freeze_labels(store: PreferenceStore, path: Path) -> int:
     labels += [
         Label(p.prompt, answer, False, p.split, p.rater) for p in store.all() if not p.ranks for answer in p.answers
     ]
-    return write_labels(path, labels)
+    return write_labels(path, [label for label in labels if label.answer.text.strip()])  # no words teach nothing
 
 
 def write_labels(path: Path, labels: Sequence[Label]) -> int:

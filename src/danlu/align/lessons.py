@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from danlu.align.splits import is_person
 from danlu.files import hash_value
 from danlu.records import Message, Preference, read_preferences
 
@@ -63,9 +64,9 @@ def read(
     simulated = [one for one in read_preferences(rankings) if _decided(one, ties)]
     given = read_preferences(votes) if votes is not None else []
     kept, left_out = look_through(given, ties)
-    counted = Counter(vote.rater for vote in kept if vote.rater and vote.split == "train")
+    counted = Counter(vote.rater for vote in kept if is_person(vote.rater) and vote.split == "train")
     limit = most_votes(counted.values(), rater_share)
-    weights = [vote_weight * min(1.0, limit / max(counted[vote.rater], 1)) for vote in kept]
+    weights = [vote_weight * min(1.0, limit / max(counted[vote.rater], 1)) for vote in kept]  # 0 is a file's count
     held_back = sum(n > limit for n in counted.values())
     return Lessons((*simulated, *kept), (*[1.0] * len(simulated), *weights), len(given), left_out, held_back)
 
@@ -75,7 +76,7 @@ def look_through(votes: Sequence[Preference], ties: bool) -> tuple[list[Preferen
     left_out: Counter[str] = Counter()
     last: dict[str, Preference] = {}
     for vote in votes:
-        key = _judged(vote) if vote.rater else vote.id  # nobody knows whether two unnamed raters are one
+        key = _judged(vote) if is_person(vote.rater) else vote.id  # two unnamed raters, or rows of a file, may be two
         if key in last:
             left_out["repeated" if _order(last.pop(key)) == _order(vote) else "taken_back"] += 1
         last[key] = vote
@@ -147,5 +148,6 @@ def _worded(vote: Preference) -> Preference:
     there = [place for place, answer in enumerate(vote.answers) if answer.text.strip()]
     if len(there) == len(vote.answers):
         return vote
-    ranks = tuple(vote.ranks[place] for place in there) if vote.ranks else ()
+    left = [vote.ranks[place] for place in there] if vote.ranks else []
+    ranks = tuple(sorted({*left}).index(rank) for rank in left)
     return replace(vote, answers=tuple(vote.answers[place] for place in there), ranks=ranks, display_order=())

@@ -72,17 +72,22 @@ class Monitor:
         seen = self._rollouts.collect(self._prompts, self._seed, "look")
         judged = [self._judge.score(p.text, text) for p, text in zip(seen.prompts, seen.texts, strict=True)]
         totals = torch.tensor([each["total"] for each in judged], dtype=torch.float64)
-        further = {name: _sound(score(seen), name) for name, score in self._further.items()}
+        further = {name: _sound(score(seen)) for name, score in self._further.items()}
+        reward = _sound(seen.scores)
+        if not iteration and not len(reward):
+            raise UserError(
+                f"none of {len(seen.scores)} answers got a score that is a number; look at what scores them"
+            )
         rates = {name: sum(each[name] for each in judged) / len(judged) for name in self._judge.rates}
         pairs = list(zip(seen.prompts, seen.texts, strict=True))[:_EXAMPLES]
         return {
             "iteration": iteration,
-            "reward": float(_sound(seen.scores, "reward").mean()),
+            **({"reward": float(reward.mean())} if len(reward) else {}),
             "judge": float(totals.mean()),
             "judge_error": _error(totals),
             **rates,
-            **{name: float(scores.mean()) for name, scores in further.items()},
-            **{f"{name}_error": _error(scores) for name, scores in further.items()},
+            **{name: float(scores.mean()) for name, scores in further.items() if len(scores)},
+            **{f"{name}_error": _error(scores) for name, scores in further.items() if len(scores)},
             **distance(self._policy, self._reference, seen.sequences, self._micro_batch),
             "finished": float(seen.finished.float().mean()),
             "distinct_2": distinct_2(seen.texts),
@@ -115,9 +120,10 @@ def over_optimised(rows: Sequence[dict[str, Any]], by: str = "judge") -> bool:
         rows: the looks, in order.
         by: the score that the proxy stands for, one of ``WATCHED``; one that was not looked at never falls.
     """
-    if not rows or by not in rows[-1]:
+    scored = [row for row in rows if by in row and "reward" in row]
+    if not scored or scored[-1] is not rows[-1]:
         return False
-    best, now = max(rows, key=lambda row: float(row[by])), rows[-1]
+    best, now = max(scored, key=lambda row: float(row[by])), rows[-1]
     error = (best[f"{by}_error"] ** 2 + now[f"{by}_error"] ** 2) ** 0.5
     return bool(now["reward"] > best["reward"] and now[by] < best[by] - 2.0 * error)
 
@@ -125,9 +131,10 @@ def over_optimised(rows: Sequence[dict[str, Any]], by: str = "judge") -> bool:
 def choose(rows: Sequence[dict[str, Any]], kl_coefficient: float, kl_budget: float) -> int:
     """The iteration whose policy is kept: the best ``reward - coefficient * kl`` within the KL budget.
 
-    The first look is at the SFT model itself, whose KL is 0, so something always fits the budget.
+    The first look is at the SFT model itself, whose KL is 0, so something always fits the budget. A look at which no
+    answer got a score chooses nothing.
     """
-    fitting = [row for row in rows if row["kl"] <= kl_budget]
+    fitting = [row for row in rows if row["kl"] <= kl_budget and "reward" in row]
     return int(max(fitting, key=lambda row: row["reward"] - kl_coefficient * row["kl"])["iteration"])
 
 
@@ -148,12 +155,9 @@ def responses(seen: Experience) -> list[list[int]]:
     return [tokens[start:end] for tokens, start, end in rows]
 
 
-def _sound(scores: Tensor, name: str) -> Tensor:
+def _sound(scores: Tensor) -> Tensor:
     """The scores that are numbers."""
-    sound = scores[torch.isfinite(scores)]
-    if not len(sound):
-        raise UserError(f"{name}: none of {len(scores)} answers got a score that is a number; look at what scores them")
-    return sound
+    return scores[torch.isfinite(scores)]
 
 
 def _error(scores: Tensor) -> float:

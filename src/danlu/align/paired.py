@@ -131,7 +131,9 @@ def _read(model: Decoder, batch: LikelihoodBatch, objective: Objective) -> tuple
     """(B, K) what the loss compares, and (B,) what else is worth knowing of each comparison."""
     logprobs, lengths = answer_logprobs(model, batch)
     found, ratios = objective.compared(logprobs, lengths, batch.reference), logprobs - batch.reference
-    best, worst = batch.ranks == 0, batch.ranks == batch.ranks.amax(1, keepdim=True)
+    worst = batch.ranks == batch.ranks.amax(1, keepdim=True)
+    least = batch.ranks.masked_fill(batch.ranks < 0, int(batch.ranks.max())).amin(1, keepdim=True)
+    best = batch.ranks == least  # not always 0: ranks say an order
     return found, {
         "accuracy": accuracy(found.detach(), batch.ranks),
         "margin": objective.beta * (_mean(found, best) - _mean(found, worst)),

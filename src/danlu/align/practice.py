@@ -156,7 +156,7 @@ class Practice:
         """Answers that have a score, sampled in rounds until the batch is full, and how many had none."""
         learner, wanted = self._learner, self._settings.batch_size
         found: list[Experience] = []
-        dropped = 0
+        dropped, scored = 0, False
         for turn in range(learner.rounds):
             n_prompts = (wanted - sum(len(one.scores) for one in found)) // learner.per_prompt
             if not n_prompts:
@@ -167,12 +167,13 @@ class Practice:
             one = self._rollouts.collect(chosen, self._stage.seed, self._stage.name, iteration, *again)
             sound = torch.isfinite(one.scores)
             dropped += int((~sound).sum())
+            scored = scored or bool(sound.any())
             if learner.rounds > 1 and bool(sound.any()):
                 sound = sound.clone()
                 sound[sound.clone()] = learner.tells(one.rows(sound))
             if bool(sound.any()):
                 found.append(one if bool(sound.all()) else one.rows(sound))
-        self._unscored_in_a_row = 0 if found or not dropped else self._unscored_in_a_row + 1
+        self._unscored_in_a_row = 0 if scored or not dropped else self._unscored_in_a_row + 1
         if self._unscored_in_a_row >= self._settings.max_skips:
             raise UserError(
                 f"{self._stage.name}: no answer got a score that is a number for {self._unscored_in_a_row} iterations "

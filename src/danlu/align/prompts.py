@@ -129,7 +129,7 @@ def read_prompts(path: Path) -> tuple[list[Turns], list[str]]:
         try:  # with or without a byte order mark; bytes in another encoding are a bad line and not practised on
             text = line.decode("utf-8-sig")
             good.append(_turns(json.loads(text) if path.suffix == ".jsonl" else text.strip()))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             bad.append(f"{path}:{number}: {error}")
     return good, bad
 
@@ -183,6 +183,8 @@ def _turns(said: Any) -> Turns:
     if isinstance(prompt, str):
         return check_messages([Message("user", prompt)], answered=False)
     if isinstance(prompt, list):
+        if not all(isinstance(m["content"], str) for m in prompt):
+            raise ValueError("the content of a turn must be text")
         return check_messages([Message(m["role"], m["content"]) for m in prompt], answered=False)
     if "messages" in said and said["messages"][-1]["role"] == "user":
         return _turns({"prompt": said["messages"]})

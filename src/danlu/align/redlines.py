@@ -18,6 +18,7 @@ from typing import Any
 
 from danlu.align.gate import Condition
 from danlu.errors import UserError, unknown
+from danlu.files import read_lines
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.records import Message, check_messages
@@ -57,7 +58,7 @@ def read(path: Path) -> list[RedLine]:
     if not path.is_file():
         raise UserError(f"red_lines: no file at {path}")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    for number, text in enumerate(read_lines(path, "utf-8-sig", "replace"), 1):
         if text.strip():
             lines.append(_parse(text, f"{path}:{number}"))
     if not lines:

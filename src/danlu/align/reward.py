@@ -73,7 +73,8 @@ class RewardSettings(LoopSettings):
     ties: Literal["skip", "davidson"] = "skip"
     """What two answers of equal rank teach: nothing, or by Davidson's model that they are about as good."""
     nu: float = Field(0.0, ge=0)
-    """Davidson's tie parameter, twice the odds of a tie between equals; 0 learns it with the weights."""
+    """Davidson's tie parameter, twice the odds of a tie between equals; 0 begins where the share of ties puts it, and
+    learning moves it little."""
     margin: float = Field(0.0, ge=0)
     """Lead of a reward that is wanted for every rank between two answers."""
     centring: float = Field(0.0, ge=0)
@@ -153,20 +154,14 @@ class _Teacher:
         self.own = self._encoded([one for one, other in zip(taught, others, strict=True) if not other])
         self._audits = self._encoded([one for one, other in zip(taught, others, strict=True) if other])
         self.heldout = self._encoded(self._lessons.split("heldout"))
+        self._check(self.own, "lower")
+        if settings.audit_share:
+            self._check(self._audits, "raise")
         self._samples: Sequences | None = None
 
     def train(self, train: Sequence[Ranking], stage: Stage, *purpose: str) -> _Taught:
-        """Train a reward model in a stage's directory; ``purpose`` is added to the address of its first head.
-
-        Raises:
-            UserError: there is nothing to learn from.
-        """
+        """Train a reward model in a stage's directory; ``purpose`` is added to the address of its first head."""
         settings, tokenizer, place = self._settings, self._tokenizer, self._place
-        if not any(len(set(ranking.ranks)) > 1 for ranking in train):
-            missing = f"; lower {stage.name}.audit_share" if settings.audit_share else ""
-            raise UserError(
-                f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width{missing}"
-            )
         if not settings.steps:
             settings = settings.model_copy(update={"steps": math.ceil(len(train) / settings.batch_size)})
         seed = stream_seed(self._stage.seed, self._stage.name, "head", *purpose)
@@ -215,6 +210,24 @@ class _Teacher:
         kind = self._place.kind
         measured = quality.held_out_accuracy(taught.model, self.heldout, self._tokenizer.pad, kind)
         return {"comparisons": len(self._audits)} | measured | self.finish(taught, self._stage.dir / AUDIT)
+
+    def _check(self, train: Sequence[Ranking], remedy: str) -> None:
+        """Refuse, before anything is trained, what nothing can be learnt from.
+
+        Raises:
+            UserError: no comparison prefers anything, or none is left for one of the heads.
+        """
+        name, telling = self._stage.name, [ranking for ranking in train if len(set(ranking.ranks)) > 1]
+        if not telling:
+            missing = f"; {remedy} {name}.audit_share" if self._settings.audit_share else ""
+            raise UserError(
+                f"{name}: no comparison prefers one answer to another; rank more or lower tie_width{missing}"
+            )
+        taught = {ranking.fold for ranking in telling}
+        if len(taught) < self._settings.heads:
+            raise UserError(
+                f"{name}: there are comparisons for {len(taught)} of {self._settings.heads} heads; lower {name}.heads"
+            )
 
     def _encoded(self, chosen: Sequence[tuple[Preference, float]]) -> list[Ranking]:
         """Comparisons in token ids; those of one prompt are in one fold, so that no head sees another's prompts."""

@@ -19,6 +19,7 @@ from danlu.files import read_json, write_json
 
 STATES = ("collect", "freeze", "reward", "reward_gate", "policy", "policy_gate", "canary", "verdict")
 FLYWHEEL = "flywheel"
+SETTINGS = "flywheel.yaml"
 _LOOK = "look.json"
 
 

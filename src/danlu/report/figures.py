@@ -61,7 +61,8 @@ def figures(run: Run) -> dict[str, Any]:
     aligned = next((name for name in ALIGNED if name in resolved.get("stages", done)), "")
     result: dict[str, Any] = {"recipe": resolved["recipe"], "directory": str(run.dir), "aligned": aligned}
     result["minutes"] = {name: round(manifest["seconds"] / 60, 2) for name, manifest in done.items()}
-    result["minutes_total"] = round(sum(manifest["seconds"] for manifest in done.values()) / 60, 2)
+    asked = resolved.get("stages", done)  # a stage of an earlier recipe is no part of this one
+    result["minutes_total"] = round(sum(one["seconds"] for name, one in done.items() if name in asked) / 60, 2)
     if "corpus" in facts:
         corpus = facts["corpus"]
         duplicates = corpus["exact_duplicates"] + corpus["near_duplicates"]

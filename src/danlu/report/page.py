@@ -22,6 +22,7 @@ TRAINED = {
     "pretrain": "nats per token",
     "sft": "nats per answer token",
     "reward": "nats per comparison",
+    "best_of": "nats per answer token",
     "dpo": "per comparison",
     "guard": "nats per text",
 }

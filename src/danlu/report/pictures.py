@@ -88,6 +88,7 @@ def alignment(probes: Sequence[Mapping[str, Any]], hidden: str) -> str:
         probes: monitor rows with ``kl``, ``reward`` and the hidden metric.
         hidden: the key of the hidden metric to draw.
     """
+    probes = [row for row in probes if "reward" in row]
     if len(probes) < 2:
         return ""
     with plt.rc_context(_STYLE):
