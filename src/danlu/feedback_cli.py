@@ -97,17 +97,15 @@ def feedback_forget(
 
     with _votes(where) as store:
         learned = learned_from(rater, _place(where), _runs(where))
-        # The rater's name in the store goes last: as long as it is there, the same command can be given again.
-        for one in learned:
+        for one in learned:  # told first: once a snapshot is clean, nobody knows what it held
+            typer.echo(_consequences(one))
             strip(one, rater)
         talks = ServeStore(store.database).forget(rater, store.conversations_of(rater)) if words else 0
         gone = store.forget(rater, words)
         told = f"{gone.votes} votes, {gone.reasons} reasons, {gone.thumbs} thumbs"
+        if not learned:
+            typer.echo("no run has learned from them")
         typer.echo(f"gone from {store.place}: {told}{f', {talks} conversations' if words else ''}")
-    for one in learned:
-        typer.echo(_consequences(one))
-    if not learned:
-        typer.echo("no run has learned from them")
 
 
 @feedback.command("rate")

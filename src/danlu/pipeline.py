@@ -220,6 +220,7 @@ def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> Non
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out, which names a directory")
     for section in ("run", *(spec.name for spec in specs)):
+        recipe.sections[section].check_packages()
         for option, path in recipe.sections[section].reads().items():
             if not path.exists():
                 raise UserError(f"{section}.{option}: {path} does not exist{beside(path)}")

@@ -29,6 +29,13 @@ class Settings(BaseModel):
         """Files and folders of the user's that the section names: when they change, the stage runs again."""
         return {}
 
+    def check_packages(self) -> None:
+        """Refuse, before the first stage, what this machine does not have.
+
+        Raises:
+            UserError: a package that an option needs is not installed.
+        """
+
     def written(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What of the section goes to disk, given its settings as plain data: all of it, unless it holds a secret."""
         return dict(said)

@@ -42,6 +42,10 @@ SecondLook = Annotated[
 ]
 Repeats = Annotated[float, typer.Option(min=0.0, max=0.5, help="Share that are one's own earlier one, turned round.")]
 HeldOut = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of raters whose votes measure and never teach.")]
+Engine = Annotated[
+    str, typer.Option(help="What writes the answers: danlu, or vllm for models that outgrow it (extra vllm).")
+]
+Parallel = Annotated[int, typer.Option(min=1, help="GPUs that share each layer's matrices; --engine vllm only.")]
 
 
 def serve(
@@ -75,6 +79,8 @@ def serve(
     ] = None,
     streams: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at the same time.")] = 16,
     guess: Guess = "",
+    engine: Engine = "danlu",
+    parallel: Parallel = 1,
     second_look: SecondLook = 0.1,
     repeats: Repeats = 0.02,
     heldout_raters: HeldOut = 0.0,
@@ -97,7 +103,7 @@ def serve(
         repeats=repeats,
         heldout_raters=heldout_raters,
         summarise=summarise,
-        setup=Setup(rows=streams, guess=guess),
+        setup=Setup(rows=streams, guess=guess, engine=engine, parallel=parallel),
         own_process=True,
         follow=run_of(where),
     )

@@ -31,7 +31,7 @@ def test_the_best_that_ended_is_kept_and_what_has_no_score_never_is(prompts: lis
     finished = torch.tensor([True, True, True, True, False, True, True, True, True])
     sequences = scoring.pad([p.ids for p in prompts[:3] for _ in range(3)], [[20 + i] for i in range(9)], 0)
     asked = tuple(p for p in prompts[:3] for _ in range(3))
-    experience = Experience(sequences, finished, asked, tuple("abcdefghi"), scores)
+    experience = Experience(sequences, finished, asked, tuple("abcdefghi"), torch.zeros(9, 1), scores)
     first, cut_off, unscored = choose(experience, 3)
     assert (first.text, first.response, first.scores) == ("b", (21,), (1.0, 3.0))
     assert first.prompt == prompts[0].ids

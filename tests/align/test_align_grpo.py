@@ -131,7 +131,8 @@ def test_settings_that_cannot_be_are_refused(said: dict[str, object], problem: s
 
 def practice(stage: Stage, make_model: MakeModel, tokenizer: Tokenizer, score: Score) -> tuple[Practice, Grouped]:
     trained = Grouped(make_model(), stage.settings)  # type: ignore[arg-type]
-    return Practice(stage, tokenizer, trained, make_model(), score), trained
+    sampler = Generator(trained.policy, tokenizer, torch.float32)
+    return Practice(stage, tokenizer, trained, make_model(), score, sampler), trained
 
 
 @pytest.mark.parametrize("method", ["dapo", "reinforce"])  # one that samples in rounds, one that remembers

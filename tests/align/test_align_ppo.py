@@ -98,7 +98,9 @@ def test_the_score_is_in_units_of_the_sft_models_spread_and_no_end_costs(make_mo
     raw = scoring.rewards(model, sequences).detach()
     score = RewardScore(model, mean=0.5, std=0.01, micro_batch=1, missing_end_penalty=1.0, clip=2.0)
     expected = ((raw - 0.5) / 0.01).clamp(-2, 2) - torch.tensor([0.0, 1.0])
-    torch.testing.assert_close(score(Sampled(sequences, torch.tensor([True, False]), (), ())), expected)
+    torch.testing.assert_close(
+        score(Sampled(sequences, torch.tensor([True, False]), (), (), torch.zeros(2, 2))), expected
+    )
 
 
 def test_the_cursor_goes_through_everything_once_per_epoch() -> None:

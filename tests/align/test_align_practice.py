@@ -17,6 +17,7 @@ from danlu.align.practice import Practice
 from danlu.align.rollout import Sampled
 from danlu.evals.judge import JUDGES, Judge
 from danlu.files import write_json
+from danlu.infer import Generator
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.tokens.tokenizer import Tokenizer
@@ -51,7 +52,8 @@ def hack(
         settings = SETTINGS.model_copy(update=changes)
         stage = make_stage("grpo", settings, {"sft": sft_dir}, folder=f"stops-{settings.stop_on_alarm}")
         trained = Grouped(make_model(), stage.settings)  # type: ignore[arg-type]
-        figures = Practice(stage, tokenizer, trained, make_model(), score).run()
+        sampler = Generator(trained.policy, tokenizer, trained.policy.compute_dtype)
+        figures = Practice(stage, tokenizer, trained, make_model(), score, sampler).run()
         return figures, json.loads((stage.dir / "monitor.json").read_text(encoding="utf-8"))["looks"]
 
     return run

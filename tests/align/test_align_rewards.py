@@ -76,7 +76,7 @@ def sometimes(prompts, answers):
 def sampled() -> Sampled:
     asked = Prompt((Message("user", "写：春"),), "写：春", (1,))
     sequences = scoring.pad([[1], [1, 2], [1]], [[3], [4, 6], [5]], 0)
-    return Sampled(sequences, torch.tensor([True, False, True]), (asked,) * 3, ("花花", "山", "花"))
+    return Sampled(sequences, torch.tensor([True, False, True]), (asked,) * 3, ("花花", "山", "花"), torch.zeros(3, 2))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from danlu.align import ALIGNED
 from danlu.model.count import parameters
 from danlu.pipeline import STAGES, disk_needed, read_recipe, shape_of
 from danlu.run import Metrics, Run
@@ -45,7 +46,7 @@ def test_the_disk_a_stage_needs_grows_with_the_model(tmp_path: Path):
         for recipe, sized in (("small", small), ("large", large))
     }
     grows = {name for name, size in needed["small"].items() if needed["large"][name] > size}
-    assert grows == {"pretrain", "sft", "reward", "ppo", "dpo", "compress", "guard"}
+    assert grows == {"pretrain", "sft", "reward", *ALIGNED, "compress", "guard"}
     weights = 4 * parameters(shape_of(large)).total
     assert needed["large"]["ppo"] > 20 * weights
     adopted = read_recipe("tang", ["base=elsewhere"])

@@ -31,7 +31,11 @@ const summarise = signal(false);
 export const rater = recall<string>("rater", "") || crypto.randomUUID();
 
 remember("rater", rater);
-effect(() => remember("settings", settings.value));
+/** Whether somebody picked the model; who did not gets the first one served, whichever that is next time. */
+const picked = signal(recall("picked", Boolean(settings.value.model)));
+
+effect(() => remember("picked", picked.value));
+effect(() => remember("settings", picked.value ? settings.value : { ...settings.value, model: "" }));
 effect(() => remember("mode", mode.value));
 effect(() => remember("theme", theme.value));
 effect(() => {
@@ -43,6 +47,11 @@ export function change(part: Partial<Settings>): void {
   settings.value = { ...settings.value, ...part };
 }
 
+export function pick(model: string): void {
+  picked.value = true;
+  change({ model });
+}
+
 /** Take over what the server serves; a remembered model that is gone gives way to the first one. */
 export function serve(info: Info): void {
   models.value = info.models;
@@ -50,8 +59,9 @@ export function serve(info: Info): void {
   summarise.value = info.summarise;
   const names = info.models.map((model) => model.id);
   const { model, against } = settings.value;
+  picked.value &&= names.includes(model);
   change({
-    model: names.includes(model) ? model : (names[0] ?? ""),
+    model: picked.value ? model : (names[0] ?? ""),
     against: names.includes(against) ? against : "",
   });
 }

@@ -6,7 +6,7 @@ import { type Key, t } from "./i18n";
 import { refresh } from "./list";
 import { LogOut } from "./login";
 import { tell } from "./problem";
-import { type Theme, change, mode, models, settings, summarises, theme } from "./settings";
+import { type Theme, change, mode, models, pick, settings, summarises, theme } from "./settings";
 import { forgetAll, instruct, talk } from "./state";
 import { downloadAll, upload } from "./transfer";
 
@@ -17,7 +17,7 @@ export function Tuning() {
   const here = talk.value.id.value !== null;
   return (
     <div class="settings">
-      <Pick label={t("model")} value={model} onPick={(name) => change({ model: name })} />
+      <Pick label={t("model")} value={model} onPick={pick} />
       {mode.value === "compare" && (
         <Pick label={t("against")} value={against} none={t("itself")} onPick={(name) => change({ against: name })} />
       )}

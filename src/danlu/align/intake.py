@@ -105,7 +105,7 @@ def _judgements(
             bad.append(f"{path}:{number}: not JSON ({error})")
         except KeyError as error:
             bad.append(f"{path}:{number}: it has no {error}")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             bad.append(f"{path}:{number}: {error}")
 
 

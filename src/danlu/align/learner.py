@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -29,6 +29,7 @@ from danlu.align.rollout import Experience
 from danlu.align.scoring import Sequences
 from danlu.device import ComputeSettings
 from danlu.errors import UserError
+from danlu.infer.vllm import require_vllm
 from danlu.model.decoder import Decoder
 from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
@@ -83,6 +84,8 @@ class PracticeSettings(ComputeSettings):
     """Reward per nat of entropy of the policy's next token; 0 is off."""
     mix: float = Field(0.0, ge=0)
     """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
+    sampler: Literal["danlu", "vllm"] = "danlu"
+    """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
     probe_every: int = Field(10, ge=1)
     """Iterations between looks from outside, and between checkpoints."""
     probe_prompts: int = Field(96, ge=1)
@@ -102,6 +105,11 @@ class PracticeSettings(ComputeSettings):
     def reads(self) -> dict[str, Path]:
         """The user's prompts and the files with the user's functions."""
         return prompts.file_of(self.prompts) | files_of(self.rewards)
+
+    def check_packages(self) -> None:
+        """The sampler is installed."""
+        if self.sampler == "vllm":
+            require_vllm()
 
 
 @dataclass(frozen=True)

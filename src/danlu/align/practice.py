@@ -21,6 +21,7 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import monitor, prompts, scoring
+from danlu.align.elsewhere import Following, corrected, sampler_of
 from danlu.align.learner import Learner, PracticeSettings
 from danlu.align.losses import AdaptiveKL
 from danlu.align.monitor import Monitor
@@ -30,7 +31,6 @@ from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.evals.perplexity import heldout_answers
-from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Conversation, read_conversations
 from danlu.run import Stage
@@ -59,7 +59,9 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     learner = make(policy)
     score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty)
     further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
-    figures = Practice(stage, tokenizer, learner, reference, score, further).run()
+    rows, weights = max(settings.batch_size, settings.probe_prompts), stage.dir / "sampler"
+    with sampler_of(settings.sampler, policy, tokenizer, weights, rows) as sampler:
+        figures = Practice(stage, tokenizer, learner, reference, score, sampler, further).run()
     card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
     return figures
@@ -74,18 +76,19 @@ class Practice:
         learner: the policy and how it learns.
         reference: the frozen SFT model.
         score: scores answers.
+        sampler: draws answers from the policy.
         further: scores that are looked at and not learnt from, by name.
     """
 
     def __init__(
         self, stage: Stage, tokenizer: Tokenizer, learner: Learner, reference: Decoder, score: Score,
-        further: Mapping[str, Score] | None = None,
+        sampler: Following, further: Mapping[str, Score] | None = None,
     ) -> None:  # fmt: skip
         settings = learner.settings
         self._stage, self._settings, self._tokenizer = stage, settings, tokenizer
         self._learner, self._reference = learner, reference
         self._device = learner.policy.output_weight.device.type
-        self._sampler = Generator(learner.policy, tokenizer, learner.policy.compute_dtype)
+        self._sampler = sampler
         self._rollouts = Rollouts(self._sampler, score, settings.max_new_tokens, tokenizer.pad, self._device)
         self._controller = AdaptiveKL(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         self._prompts, heldout = prompts.gather(
@@ -139,7 +142,8 @@ class Practice:
             row |= {"steps": 0.0}
         else:
             scored = self._learner.score(experience, self._reference, self._controller.beta)
-            row |= self._learner.summary(scored) | {"beta": self._controller.beta}
+            scored, differs = corrected(scored) if settings.sampler != "danlu" else (scored, {})
+            row |= self._learner.summary(scored) | differs | {"beta": self._controller.beta}
             if bool(self._learner.tells(experience).any()):
                 row |= self._learner.update(scored, iteration, stream_seed(*address, "rows"), self._mix(iteration))
             else:  # a step would follow the leash and old momentum alone

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from danlu.align import scoring
 from danlu.align.scoring import Sequences
@@ -83,12 +84,14 @@ class Sampled:
         finished: (B,) bool, whether the model stopped by itself.
         prompts: the prompts, row by row.
         texts: the answers in words.
+        drawn: (B, R) log-probabilities of the responses' tokens as the sampler tells them, 0 on padding.
     """
 
     sequences: Sequences
     finished: Tensor
     prompts: tuple[Prompt, ...]
     texts: tuple[str, ...]
+    drawn: Tensor
 
 
 Score = Callable[[Sampled], Tensor]  # (B,) fp32; not a number for an answer that could not be scored
@@ -112,6 +115,7 @@ class Experience(Sampled):
             finished=self.finished[index],
             prompts=tuple(self.prompts[i] for i in index.tolist()),
             texts=tuple(self.texts[i] for i in index.tolist()),
+            drawn=self.drawn[index],
             scores=self.scores[index],
         )
 
@@ -121,11 +125,13 @@ def join(parts: Sequence[Experience], padding: int) -> Experience:
     if len(parts) == 1:
         return parts[0]
     sequences = scoring.join([part.sequences for part in parts], padding)
+    longest = sequences.mask.shape[1]
     return Experience(
         sequences=sequences,
         finished=torch.cat([part.finished for part in parts]),
         prompts=tuple(prompt for part in parts for prompt in part.prompts),
         texts=tuple(text for part in parts for text in part.texts),
+        drawn=torch.cat([F.pad(part.drawn, (0, longest - part.drawn.shape[1])) for part in parts]),
         scores=torch.cat([part.scores for part in parts]),
     )
 
@@ -163,5 +169,7 @@ class Rollouts:
         sequences = scoring.pad(ids, [completion.tokens for completion in done], self.padding, self.device)
         finished = torch.tensor([completion.finish_reason == "stop" for completion in done], device=self.device)
         texts = tuple(completion.text for completion in done)
-        sampled = Sampled(sequences, finished, tuple(prompts), texts)
+        told = torch.tensor([logprob for completion in done for logprob in completion.logprobs], device=self.device)
+        drawn = torch.zeros(sequences.mask.shape, device=self.device).masked_scatter(sequences.mask, told)
+        sampled = Sampled(sequences, finished, tuple(prompts), texts, drawn)
         return Experience(**vars(sampled), scores=self.score(sampled))

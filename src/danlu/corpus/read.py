@@ -185,8 +185,9 @@ def _read_json(file: _File) -> Iterator[Record]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if _is_json(next((line for line in text.splitlines() if line.strip()), "")):
-            yield from _json_lines(file, text.splitlines())  # JSON lines under another name
+        lines = text.split("\n")  # and not at U+2028, which JSON may hold
+        if _is_json(next((line for line in lines if line.strip()), "")):
+            yield from _json_lines(file, lines)  # JSON lines under another name
         else:
             file.bad("file", "not JSON", error)
         return

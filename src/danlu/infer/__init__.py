@@ -6,8 +6,9 @@ Left out: prompts' templates (``tokens.chat``), HTTP (``serve``).
 """
 
 from danlu.infer.answer import Completion, Request, Token
+from danlu.infer.batching import Event
 from danlu.infer.chat import Chat
-from danlu.infer.engine import Engine, Event
+from danlu.infer.engine import Engine
 from danlu.infer.fitting import fit, reserve
 from danlu.infer.generate import Generator, Sampler
 from danlu.infer.sampler import Sampling

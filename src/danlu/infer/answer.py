@@ -89,30 +89,38 @@ class Answer:
         read: how many tokens of prompt and answer have left their keys and values in the cache.
         cached: how many of them were there before.
         drafts: guesses at the next tokens, to be confirmed by the next draw.
-        penalties: of this answer, if it asks for any.
-        grammar: what it has to keep to, if anything.
+        penalties: of this answer, if it asks for any and ``steer`` was called.
+        grammar: what it has to keep to, likewise.
         cancelled: nobody waits for it any more.
         opening: logits (1, V) of the first token, for others who ask the same.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, stop_ids: Sequence[int], device: torch.device) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
         sampling = request.sampling
         self.request, self.tokens, self.finish_reason, self.cancelled = request, list[int](), "", False
         self.read = self.cached = 0
         self.drafts: list[int] = []
         self.opening: Tensor | None = None
-        self.penalties = (
-            Penalties([sampling], [request.prompt], tokenizer, tokenizer.vocab_size, device)
-            if Penalties.wanted([sampling])
-            else None
-        )
-        self.grammar = Grammar(sampling.grammar, tokenizer, tuple(stop_ids)) if sampling.grammar else None
+        self.penalties: Penalties | None = None
+        self.grammar: Grammar | None = None
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._logprobs: list[float] = []
         self._top: list[Likely] = []
         self._pieces: list[str] = []
         self._detokenizer = Detokenizer(tokenizer, sampling.stop) if request.streamed or sampling.stop else None
         self._uniforms: list[float] = uniforms([request.seed], sampling.max_new_tokens)[0].tolist()
+
+    def steer(self, device: torch.device) -> None:
+        """Set up what the request asks for beyond the draw itself; for engines that draw here, on ``device``.
+
+        Raises:
+            UserError: the JSON schema cannot be kept to.
+        """
+        sampling, tokenizer = self.request.sampling, self._tokenizer
+        if Penalties.wanted([sampling]):
+            self.penalties = Penalties([sampling], [self.request.prompt], tokenizer, tokenizer.vocab_size, device)
+        if sampling.grammar:
+            self.grammar = Grammar(sampling.grammar, tokenizer, tuple(self._stop_ids))
 
     @property
     def need(self) -> int:

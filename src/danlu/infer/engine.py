@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from danlu.infer.answer import Answer, Completion, Request, Token
+from danlu.infer.batching import Event, Use
 from danlu.infer.forward import Forward
 from danlu.infer.sampler import Options, draw, likeliest, logprobs_of
 from danlu.infer.storage import Storage
@@ -53,15 +54,6 @@ class Drafter(Protocol):
             states: (R, T, D) after the last norm; good until the next step.
             lengths: how many of each row are meant.
         """
-
-
-class Event(NamedTuple):
-    """A token of an answer, the text that it makes safe to show, and the completion if it is the last."""
-
-    answer: Answer
-    token: Token
-    piece: str
-    completion: Completion | None
 
 
 class Engine:
@@ -112,13 +104,19 @@ class Engine:
         Raises:
             UserError: its JSON schema cannot be kept to.
         """
-        answer = Answer(request, self._ready.tokenizer, self._ready.stop_ids, self._forward.device)
+        answer = Answer(request, self._ready.tokenizer, self._ready.stop_ids)
+        answer.steer(self._forward.device)
         self._waiting.append(answer)
         return answer
 
     def cancel(self, answer: Answer) -> None:
         """Stop an answer; its row is free after the next step."""
         answer.cancelled = True
+
+    def use(self) -> Use:
+        """Of the cache, now."""
+        blocks = self._storage.blocks
+        return Use(*self._storage.used(), *((blocks.queries, blocks.hits) if blocks is not None else (0, 0)))
 
     def answers(self) -> list[Answer]:
         """Everything under way or waiting."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from danlu.errors import UserError
 from danlu.infer import read
 from danlu.infer.answer import Completion, Request, Token
+from danlu.infer.batching import answer_all
 from danlu.infer.engine import Drafter, Engine, follow
 from danlu.infer.foresight import ForesightDrafter
 from danlu.infer.forward import Forward
@@ -30,7 +31,7 @@ from danlu.infer.prepare import native_head, prepare
 from danlu.infer.sampler import Sampling
 from danlu.infer.speculate import DraftModel
 from danlu.infer.storage import Pages, Slots, Storage
-from danlu.model import Decoder
+from danlu.model import Decoder, ModelConfig
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ class Generator:
         if tokenizer.vocab_size > vocab:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {vocab}; they are not a pair")
         self.tokenizer, self.dtype = tokenizer, dtype or model.compute_dtype
-        self.stop_ids = _stop_ids(tokenizer)
+        self.stop_ids = stop_ids_of(tokenizer)
         self._source = model
         fits = self.dtype == torch.float32 and model.embed.weight.device.type == "cpu"
         self._kernels = kernels if kernels is not None and fits else NONE
@@ -116,9 +117,7 @@ class Generator:
             UserError: a prompt is empty, or with ``max_new_tokens`` exceeds the context; names both numbers. Or a
                 bias is on a token that does not exist.
         """
-        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-        if not len(prompts) == len(samplings) == len(seeds):
-            raise ValueError(f"{len(prompts)} prompts, {len(samplings)} samplings and {len(seeds)} seeds")
+        samplings = one_each(prompts, sampling, seeds)
         needs = [self.check(prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
         if not needs:
             return []
@@ -126,13 +125,8 @@ class Generator:
         order = sorted(range(len(prompts)), key=lambda i: (-needs[i], -len(prompts[i])))
         rows = min(batch_size or _MAX_ROWS, len(prompts))
         engine = self.engine(rows, budget=_WHOLE_BUDGET, expected=max(needs))
-        places = {engine.add(Request(tuple(prompts[i]), samplings[i], seeds[i], streamed=False)): i for i in order}
-        found: dict[int, Completion] = {}
-        while len(found) < len(prompts):
-            done = {places[e.answer]: e.completion for e in engine.step() if e.completion is not None}
-            if done:
-                found |= done
-                told(len(done))
+        requests = [Request(tuple(prompts[i]), samplings[i], seeds[i], streamed=False) for i in order]
+        found = dict(zip(order, answer_all(engine, requests, told), strict=True))
         return [found[i] for i in range(len(prompts))]
 
     def logits(self, states: Tensor) -> Tensor:
@@ -212,21 +206,7 @@ class Generator:
             UserError: the prompt is empty or has ids that do not exist, with the answer it exceeds the context, or a
                 bias is on a token that does not exist.
         """
-        need, context = len(prompt) + sampling.max_new_tokens, self.model.config.max_seq_len
-        if not prompt:
-            raise UserError("a prompt has no tokens; begin it with the tokenizer's bos")
-        strange = [id for id in prompt if not 0 <= id < self.model.config.vocab_size]
-        if strange:
-            raise UserError(f"the prompt has token {strange[0]}, and the vocabulary has {self.tokenizer.vocab_size}")
-        beyond = [id for id, _ in sampling.logit_bias if id >= self.tokenizer.vocab_size]
-        if beyond:
-            raise UserError(f"logit_bias names token {beyond[0]}, and the vocabulary has {self.tokenizer.vocab_size}")
-        if need > context:
-            raise UserError(
-                f"a prompt of {len(prompt)} tokens and max_new_tokens {sampling.max_new_tokens} need {need} positions, "
-                f"and the model has {context}; shorten one of them"
-            )
-        return need
+        return check(self.model.config, self.tokenizer, prompt, sampling)
 
     def _runs(
         self, rows: int, expected: int, cache_bytes: int, pool_bytes: int = 0, foresight: bool = False
@@ -253,8 +233,42 @@ class Generator:
         self.output_weight = weight if self._head else weight.to(self.dtype)
 
 
-def _stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+def one_each(
+    prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], seeds: Sequence[int]
+) -> Sequence[Sampling]:
+    """The sampling options of every prompt.
+
+    Raises:
+        ValueError: there are not as many options and seeds as prompts.
+    """
+    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    if not len(prompts) == len(samplings) == len(seeds):
+        raise ValueError(f"{len(prompts)} prompts, {len(samplings)} samplings and {len(seeds)} seeds")
+    return samplings
+
+
+def check(config: ModelConfig, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> int:
+    """Positions that a prompt and its answer take of a model of this shape; raises as ``Generator.check``."""
+    need, context = len(prompt) + sampling.max_new_tokens, config.max_seq_len
+    if not prompt:
+        raise UserError("a prompt has no tokens; begin it with the tokenizer's bos")
+    strange = [id for id in prompt if not 0 <= id < config.vocab_size]
+    if strange:
+        raise UserError(f"the prompt has token {strange[0]}, and the vocabulary has {tokenizer.vocab_size}")
+    beyond = [id for id, _ in sampling.logit_bias if id >= tokenizer.vocab_size]
+    if beyond:
+        raise UserError(f"logit_bias names token {beyond[0]}, and the vocabulary has {tokenizer.vocab_size}")
+    if need > context:
+        raise UserError(
+            f"a prompt of {len(prompt)} tokens and max_new_tokens {sampling.max_new_tokens} need {need} positions, "
+            f"and the model has {context}; shorten one of them"
+        )
+    return need
+
+
+def stop_ids_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer; of a base model without a chat template, the end of a document."""
     try:
         return chat.stop_ids(tokenizer)
-    except UserError:  # a base model without a chat template
+    except UserError:
         return (tokenizer.eos,)

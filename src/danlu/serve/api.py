@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import PlainTextResponse, Response
 
 from danlu import __version__
+from danlu.align.champion import CHAMPION
 from danlu.align.preferences import PreferenceStore
 from danlu.serve import accounts, conversations, keys, moderation, operator, page, problems, v1
 from danlu.serve.accounts import PUBLIC, Accounts, caller_of, current_caller
@@ -116,10 +118,11 @@ async def _following(succession: Succession | None) -> AsyncIterator[None]:
 
 
 def _engine(places: Mapping[str, Path], options: Options) -> Engine:
+    setup = replace(options.setup, spare=int(CHAMPION in places))  # its successor comes before it leaves
     if options.own_process:
-        return Engine.in_process(places, options.setup, options.waiting)
-    generators = {name: load(place) for name, place in places.items()}
-    return Engine.in_thread(generators, options.setup, options.waiting)
+        return Engine.in_process(places, setup, options.waiting)
+    writers = {name: load(place, setup, len(places)) for name, place in places.items()}
+    return Engine.in_thread(writers, setup, options.waiting)
 
 
 def _add_own(app: FastAPI, models: Models, feedback: Feedback, talks: Conversations, options: Options) -> None:

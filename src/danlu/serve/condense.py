@@ -78,7 +78,15 @@ class Condenser:
     def __init__(self, desk: Desk, notes: Notes) -> None:
         self._desk, self._notes = desk, notes
 
-    async def read(self, served: Served, asked: Asking, way: Way, turns: Sequence[Message], summarise: bool) -> Reading:
+    async def read(
+        self,
+        served: Served,
+        asked: Asking,
+        way: Way,
+        turns: Sequence[Message],
+        summarise: bool,
+        conversation: str = "",
+    ) -> Reading:
         """What ``served`` reads of ``turns``: all, or the newest, with a note on the others if ``summarise``.
 
         Args:
@@ -86,6 +94,8 @@ class Condenser:
             asked: how long an answer may get, and whether anything may be left out.
             way: the part of the dialogue that is stored.
             turns: the whole dialogue, with instructions and what is said now.
+            summarise: whether a note is written.
+            conversation: its id, for the gates.
 
         Raises:
             Refusal: a note is needed, and the queue is full or its owner's minute used up.
@@ -98,7 +108,7 @@ class Condenser:
         note = await run_sync(self._notes.newest, way.ids, served.hash)
         noted = await self._fitting(served, asked, turns, way, note)
         if note is None or noted.left_out != note.left_out:
-            note = await self._write(served, asked, way, turns, note) or note
+            note = await self._write(served, asked, way, turns, note, conversation) or note
             noted = await self._fitting(served, asked, turns, way, note)
         return noted
 
@@ -111,7 +121,7 @@ class Condenser:
         return Reading(kept, left_out(read, kept) + (note.left_out if note else 0), note)
 
     async def _write(
-        self, served: Served, asked: Asking, way: Way, turns: Sequence[Message], old: Note | None
+        self, served: Served, asked: Asking, way: Way, turns: Sequence[Message], old: Note | None, conversation: str
     ) -> Note | None:
         """A note on everything before the newest turns; None if nothing comes of it."""
         budget = min(MOST_TOKENS, served.context // NOTE_SHARE)
@@ -125,7 +135,7 @@ class Condenser:
         unread = left_out(asking, read)
         if end - begin - unread <= 0:  # nothing new to tell, or one message alone is more than can be read
             return None
-        words = await self._words(served, read, budget)
+        words = await self._words(served, read, budget, conversation)
         if not words:
             return None
         messages, lost = (old.messages, old.left_out) if old else (0, 0)
@@ -133,12 +143,12 @@ class Condenser:
         await run_sync(self._notes.keep, note, served.hash)
         return note
 
-    async def _words(self, served: Served, read: Sequence[Message], budget: int) -> str:
+    async def _words(self, served: Served, read: Sequence[Message], budget: int, conversation: str) -> str:
         """What the model answers; nothing if a gate stops it."""
         prompt = await run_sync(encode_prompt, served.tokenizer, read)
         sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=budget)
         job = Job(served.name, tuple(prompt), sampling, 0, weights=served.weights)
-        answers, events, _ = await self._desk.write([job], read, repair=True)
+        answers, events, _ = await self._desk.write([job], read, conversation, repair=True)
         written: Completion | None = None
         try:
             async for event in events:

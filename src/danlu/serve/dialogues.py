@@ -93,10 +93,12 @@ class Dialogues:
     def __init__(self, database: Database) -> None:
         self._database, self._session = database, database.session
 
-    def start(self, owner: str, title: str = "", system: str = "") -> str:
-        """Open a conversation; returns its id."""
+    def start(self, owner: str, title: str = "", system: str = "", identity: str = "") -> str:
+        """Open a conversation, by an id of the caller's if there is one; returns its id."""
         moment = now()
-        row = DialogueRow(id=new_id(), owner=owner, title=title, system=system, created=moment, updated=moment)
+        row = DialogueRow(
+            id=identity or new_id(), owner=owner, title=title, system=system, created=moment, updated=moment
+        )
         with self._session(writing=True) as session:
             session.add(row)
             return row.id

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Protocol
 
 from danlu.errors import UserError
-from danlu.infer import Generator
 from danlu.serve import jobs
 from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 from danlu.serve.problems import Refusal
-from danlu.serve.worker import Setup, Tell, Worker
+from danlu.serve.worker import Setup, Tell, Worker, Writer
 
 _LOG = logging.getLogger("danlu.serve")
 _CLOSE_SECONDS = 10
@@ -97,8 +96,8 @@ class Line(Protocol):
 class ThreadLine:
     """A worker in a thread: for tests and notebooks, and where a second process is too much."""
 
-    def __init__(self, generators: Mapping[str, Generator], setup: Setup, tell: Tell) -> None:
-        self._worker = Worker(generators, setup, tell)
+    def __init__(self, writers: Mapping[str, Writer], setup: Setup, tell: Tell) -> None:
+        self._worker = Worker(writers, setup, tell)
         self.submit, self.cancel = self._worker.submit, self._worker.cancel
         self.load, self.drop = self._worker.load, self._worker.drop
         self._thread = threading.Thread(target=self._worker.run, name="danlu-worker", daemon=True)
@@ -175,8 +174,7 @@ class ProcessLine:
             process.kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # Not -m: the package has imported the module by then, and Python warns of a second copy of it.
-        command = [sys.executable, "-c", "from danlu.serve.worker import main; main()"]
+        command = [sys.executable, "-c", "from danlu.serve.process import main; main()"]
         # A session of its own: Ctrl-C is for the server, which ends the worker when the last answers are written.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
@@ -253,9 +251,9 @@ class Engine:
         self._line = line(self._heard, self._lost)
 
     @staticmethod
-    def in_thread(generators: Mapping[str, Generator], setup: Setup, waiting: int = 32) -> Engine:
+    def in_thread(writers: Mapping[str, Writer], setup: Setup, waiting: int = 32) -> Engine:
         """An engine whose worker is a thread of this process."""
-        return Engine(lambda tell, _: ThreadLine(generators, setup, tell), setup.rows, waiting)
+        return Engine(lambda tell, _: ThreadLine(writers, setup, tell), setup.rows, waiting)
 
     @staticmethod
     def in_process(places: Mapping[str, Path], setup: Setup, waiting: int = 32) -> Engine:

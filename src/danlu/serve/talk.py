@@ -23,6 +23,7 @@ from danlu.serve.dialogues import Dialogues, Way, title_of
 from danlu.serve.models import Models
 from danlu.serve.problems import Refusal
 from danlu.serve.sse import EventStream, Nobody
+from danlu.serve.tables import new_id
 from danlu.serve.wire import Asking, WireMessage
 from danlu.serve.writing import LINGER_SECONDS, Place, Writing, replayed
 
@@ -84,11 +85,12 @@ class Talk:
         """
         served = self._models.get(asked.model)
         way, turns = await self._turns(owner, asked)
-        read = await self._condenser.read(served, asked, way, turns, asked.summarise)
+        conversation = asked.conversation or new_id()  # what the gates note of it goes when it is deleted
+        read = await self._condenser.read(served, asked, way, turns, asked.summarise, conversation)
         job = await served.job(asked, read.turns, asked.first_seed())
-        answers, events, _ = await self._desk.write([job], turns, asked.conversation or "", repair=True)
+        answers, events, _ = await self._desk.write([job], turns, conversation, repair=True)
         try:
-            conversation, user = await run_sync(self._keep, owner, asked)
+            user = await run_sync(self._keep, owner, asked, conversation)
         except BaseException:
             answers.cancel()
             raise
@@ -146,11 +148,11 @@ class Talk:
         except ValueError as error:
             raise Refusal(400, f"parent: {error}", "invalid_value", "parent") from None
 
-    def _keep(self, owner: str, asked: SayRequest) -> tuple[str, str]:
-        """Store what was said; returns the conversation and the message that is answered."""
-        conversation, words = asked.conversation, asked.content
-        if conversation is None:
-            conversation = self._dialogues.start(owner, title_of(words or ""), asked.system or "")
+    def _keep(self, owner: str, asked: SayRequest, conversation: str) -> str:
+        """Store what was said, in a new conversation if none was named; returns the message that is answered."""
+        words = asked.content
+        if asked.conversation is None:
+            self._dialogues.start(owner, title_of(words or ""), asked.system or "", conversation)
         if words is None:
-            return conversation, asked.parent or ""
-        return conversation, self._dialogues.append(owner, conversation, asked.parent, Message("user", words))
+            return asked.parent or ""
+        return self._dialogues.append(owner, conversation, asked.parent, Message("user", words))

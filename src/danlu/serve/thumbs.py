@@ -21,6 +21,7 @@ from danlu.records import Answer, Message
 from danlu.serve.bodies import PlainBody
 from danlu.serve.condense import with_note
 from danlu.serve.dialogues import Dialogues, Written
+from danlu.serve.problems import Refusal
 from danlu.serve.votes import MAX_REASON_CHARS
 
 
@@ -64,7 +65,10 @@ class Thumbs:
 
     def _record(self, owner: str, conversation: str, message: str, answer: Written, rater: str) -> str:
         self._preferences.ensure_conversation(conversation, rater)
-        comparison = self._preferences.record(_read(answer), [_shown(answer)], conversation)
+        try:
+            comparison = self._preferences.record(_read(answer), [_shown(answer)], conversation)
+        except ValueError as error:  # an imported conversation may be in any order
+            raise Refusal(400, f"nobody can learn from this answer: {error}", "invalid_value") from None
         return self._dialogues.link(owner, conversation, message, comparison)
 
 

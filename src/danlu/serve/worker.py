@@ -1,36 +1,32 @@
-"""The worker: holds the models, runs their engines in turn, in a thread or in a process of its own.
+"""The worker: holds the models, runs their engines in turn, in a thread or in a process of its own (``process``).
 
 In:  jobs and cancellations, each job under a number.
 Out: events under the same numbers.
 Left out: clients, queues with an end, refusals (``engine``).
 
-A forward pass holds all cores, so one thread serves every model: each gets a step in turn. In a process of its own the
-worker reads commands from standard input and writes events to standard output, a JSON line each, and ends when its
-input does: a server that was killed leaves no worker behind.
+A forward pass holds all cores, so one thread serves every model: each gets a step in turn.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import queue
-import sys
 import threading
 import time
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from danlu import device, hub
-from danlu.errors import UserError
-from danlu.infer import Completion, Engine, Event, Generator, Request, Token, read
+from danlu.errors import UserError, unknown
+from danlu.infer import Completion, Event, Generator, Request, Token, read
 from danlu.infer.answer import Answer
+from danlu.infer.batching import Batching
 from danlu.infer.engine import Drafter
 from danlu.infer.kernels import kernels_for
 from danlu.infer.speculate import PromptLookup
+from danlu.infer.vllm import VLLM
 from danlu.serve import jobs
 from danlu.serve.jobs import Fault, Finished, Job, Loaded, Piece, Stats
 
@@ -39,8 +35,12 @@ _FAILED = "the model failed while it wrote this answer; the server's log has the
 _REPLACED = "the model that was to write this answer has been replaced by another, or its files are gone; ask again"
 _STATS_SECONDS = 0.5
 _READ_TOKENS = {"cpu": 128, "cuda": 4096}  # of prompts per step: what everybody else's next token waits for
+_SHARE = 0.9  # of a GPU's memory, for all models together
+ENGINES = ("danlu", "vllm")
 Tell = Callable[[int, jobs.Event], None]
 Reading = abc.Generator[None, None, Finished]
+Writer = Generator | VLLM
+"""A model made ready for inference, in our engine or in another."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,44 @@ class Setup:
         pool_bytes: what may be kept of earlier prompts, per model.
         guess: how to guess what comes next (``infer.speculate``): ``"lookup"``, ``"mtp"`` for the model's own layer
             that foresees it, the directory of a smaller model with the same vocabulary, or empty for not at all.
+        engine: which one writes the answers, one of ``ENGINES``.
+        parallel: GPUs that share each layer's matrices; for vLLM.
+        spare: models that may come beside the others, for which vLLM leaves room on a GPU.
     """
 
     rows: int = 16
     cache_bytes: int = 1 << 30
     pool_bytes: int = 1 << 28
     guess: str = ""
+    engine: str = "danlu"
+    parallel: int = 1
+    spare: int = 0
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.engine == "vllm" and self.guess:
+            raise UserError("guessing what comes next is for danlu's own engine; leave out --guess, or --engine vllm")
+        if self.engine != "vllm" and self.parallel > 1:
+            raise UserError("only vLLM shares a model between GPUs; leave out --parallel, or add --engine vllm")
 
 
-def load(place: Path) -> Generator:
-    """A model directory made ready for inference on this machine."""
+def load(place: Path, setup: Setup, models: int = 1) -> Writer:
+    """A model directory made ready for inference on this machine, one of so many.
+
+    Raises:
+        UserError: it cannot be served.
+    """
+    if setup.engine == "danlu":
+        return _load_own(place)
+    machine = device.choose()
+    # A GPU is the models' own and is shared out; on a CPU they take what ours would.
+    cache = None if machine.kind == "cuda" else setup.cache_bytes + setup.pool_bytes
+    share = _SHARE / (models + setup.spare)
+    return VLLM(place, machine.compute_dtype, rows=setup.rows, cache_bytes=cache, share=share, parallel=setup.parallel)
+
+
+def _load_own(place: Path) -> Generator:
     machine = device.choose()
     native = kernels_for(machine)
     _LOG.info("products of few rows: %s", native.describe())
@@ -75,7 +103,7 @@ class _Under:
     """An answer's number, who writes it, and tokens that were drawn for it and have nothing to show yet."""
 
     number: int
-    engine: Engine
+    engine: Batching
     silent: list[Token] = field(default_factory=list)
 
 
@@ -83,14 +111,14 @@ class Worker:
     """Engines in turn.
 
     Args:
-        generators: models by the name they are served under.
+        writers: models by the name they are served under.
         setup: how.
         tell: gets every event, from the thread that ``run`` is in.
     """
 
-    def __init__(self, generators: Mapping[str, Generator], setup: Setup, tell: Tell) -> None:
-        self._generators, self._setup, self._tell = dict(generators), setup, tell
-        self._engines = {name: _engine(generator, setup) for name, generator in self._generators.items()}
+    def __init__(self, writers: Mapping[str, Writer], setup: Setup, tell: Tell) -> None:
+        self._writers, self._setup, self._tell = dict(writers), setup, tell
+        self._engines = {name: _engine(writer, setup) for name, writer in self._writers.items()}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._under: dict[Answer, _Under] = {}
         self._readings: dict[int, tuple[str, Reading]] = {}  # by number, the oldest first, and who reads
@@ -108,7 +136,10 @@ class Worker:
         self._commands.put(lambda: self._drop(number))
 
     def load(self, number: int, key: str, place: str) -> None:
-        """Hold one more model, beside the others, whose answers are written on while it is read."""
+        """Hold one more model, beside the others, whose answers are written on while ours reads it."""
+        if self._setup.engine == "vllm":  # its models share what a process has once, so none may run meanwhile
+            self._commands.put(lambda: self._load(number, key, place))
+            return
         threading.Thread(target=self._load, args=(number, key, place), name="danlu-load", daemon=True).start()
 
     def drop(self, key: str) -> None:
@@ -126,18 +157,18 @@ class Worker:
         """Work until ``close``."""
         while self._obey():
             for engine in self._engines.values():
-                if engine.running or engine.waiting:
+                if _busy(engine):
                     self._step(engine)
             self._read_one()
             self._let_go()
             self._tell_stats()
 
     def _load(self, number: int, key: str, place: str) -> None:
-        """In a thread of its own, up to where the worker's own thread takes the model over."""
+        """Up to where the worker's own thread takes the model over; in any thread."""
         try:
             identity = hub.model_hash(Path(place))
-            generator = load(Path(place))
-            engine = _engine(generator, self._setup)
+            writer = load(Path(place), self._setup, max(1, len(self._writers)))  # one that leaves makes room
+            engine = _engine(writer, self._setup)
         except UserError as error:
             failure = Fault(0, 400, str(error))
             self._commands.put(lambda: self._tell(number, failure))
@@ -145,29 +176,31 @@ class Worker:
             _LOG.exception("fault while loading %s", place)
             self._commands.put(lambda: self._tell(number, Fault(0, 500, f"{place} cannot be loaded; the log says why")))
         else:
-            self._commands.put(lambda: self._take(number, Loaded(key, place, identity), generator, engine))
+            self._commands.put(lambda: self._take(number, Loaded(key, place, identity), writer, engine))
 
-    def _take(self, number: int, loaded: Loaded, generator: Generator, engine: Engine) -> None:
+    def _take(self, number: int, loaded: Loaded, writer: Writer, engine: Batching) -> None:
         self._leaving.discard(loaded.key)
-        if loaded.key not in self._engines:  # or else it was to leave, still writes, and stays
-            self._generators[loaded.key], self._engines[loaded.key] = generator, engine
+        if loaded.key not in self._engines:
+            self._writers[loaded.key], self._engines[loaded.key] = writer, engine
+        elif isinstance(writer, VLLM):  # the one that was to leave still writes, and stays
+            writer.close()
         self._tell(number, loaded)
 
     def _let_go(self) -> None:
         """Of models that are to leave and have nothing more to say."""
         reading = {writer for writer, _ in self._readings.values()}
         for key in [*self._leaving]:
-            engine = self._engines.get(key)
-            if engine is None or not (engine.running or engine.waiting or key in reading):
-                self._leaving.discard(key)
-                self._engines.pop(key, None)
-                self._generators.pop(key, None)
+            if key in reading or (key in self._engines and _busy(self._engines[key])):
+                continue
+            self._leaving.discard(key)
+            self._engines.pop(key, None)
+            if isinstance(writer := self._writers.pop(key, None), VLLM):
+                writer.close()
 
     def _obey(self) -> bool:
         """Do what was asked for; waits if there is nothing else to do. Returns False when it is time to end."""
         while True:
-            busy = self._readings or any(engine.running or engine.waiting for engine in self._engines.values())
-            idle = not busy
+            idle = not self._readings and not any(map(_busy, self._engines.values()))
             if idle:
                 self._tell_stats()
             try:
@@ -183,10 +216,10 @@ class Worker:
             self._tell(number, Fault(0, 500, _REPLACED))
             return
         if job.read:
-            self._readings[number] = job.writer, _read(self._generators[job.writer], job)
+            self._readings[number] = job.writer, _read(self._writers[job.writer], job)
             return
         try:
-            self._generators[job.writer].check(job.prompt, job.sampling)
+            self._writers[job.writer].check(job.prompt, job.sampling)
             answer = self._engines[job.writer].add(Request(job.prompt, job.sampling, job.seed, job.salt))
         except UserError as error:
             self._tell(number, Fault(0, 400, str(error)))
@@ -222,7 +255,7 @@ class Worker:
             if under.number == number:
                 answer.cancelled = True
 
-    def _step(self, engine: Engine) -> None:
+    def _step(self, engine: Batching) -> None:
         try:
             events = engine.step()
         except Exception:  # a fault must not end the thread that every later answer needs
@@ -256,34 +289,41 @@ class Worker:
 
     def _stats(self) -> Stats:
         engines = list(self._engines.values())
-        used = [engine.storage.used() for engine in engines]
-        blocks = [engine.storage.blocks for engine in engines if engine.storage.blocks is not None]
+        uses = [engine.use() for engine in engines]
         return Stats(
             running=sum(engine.running for engine in engines),
             waiting=sum(engine.waiting for engine in engines),
-            cache_used=sum(taken for taken, _ in used),
-            cache_total=sum(total for _, total in used),
-            prefix_queries=sum(one.queries for one in blocks),
-            prefix_hits=sum(one.hits for one in blocks),
+            cache_used=sum(use.taken for use in uses),
+            cache_total=sum(use.total for use in uses),
+            prefix_queries=sum(use.queries for use in uses),
+            prefix_hits=sum(use.hits for use in uses),
         )
 
 
-def _read(generator: Generator, job: Job) -> Reading:
+def _busy(engine: Batching) -> bool:
+    return bool(engine.running or engine.waiting)
+
+
+def _read(writer: Writer, job: Job) -> Reading:
+    if isinstance(writer, VLLM):
+        writer.read(job.read)
     if job.read == "embed":
-        vector = yield from read.embed(generator, job.prompt)
+        vector = yield from read.embed(writer, job.prompt)
         return Finished(0, Completion((), "", (), "read"), tuple(vector.tolist()))
-    tokens = yield from read.score(generator, job.prompt, job.sampling.top_logprobs)
+    tokens = yield from read.score(writer, job.prompt, job.sampling.top_logprobs)
     ids, logprobs, top = (tuple(column) for column in zip(*tokens, strict=True)) if tokens else ((), (), ())
     return Finished(0, Completion(ids, "", logprobs, "read", top))
 
 
-def _engine(generator: Generator, setup: Setup) -> Engine:
-    return generator.engine(
+def _engine(writer: Writer, setup: Setup) -> Batching:
+    if isinstance(writer, VLLM):
+        return writer.engine()
+    return writer.engine(
         setup.rows,
-        budget=_READ_TOKENS[generator.output_weight.device.type],
+        budget=_READ_TOKENS[writer.output_weight.device.type],
         cache_bytes=setup.cache_bytes,
         pool_bytes=setup.pool_bytes,
-        drafter=_drafter(generator, setup.guess),
+        drafter=_drafter(writer, setup.guess),
         foresight=setup.guess == "mtp",
     )
 
@@ -291,71 +331,7 @@ def _engine(generator: Generator, setup: Setup) -> Engine:
 def _drafter(generator: Generator, guess: str) -> Drafter | None:
     if guess in ("", "lookup", "mtp"):
         return PromptLookup() if guess == "lookup" else None
-    small = load(Path(guess))
+    small = _load_own(Path(guess))
     if small.tokenizer.hash != generator.tokenizer.hash:
         raise UserError(f"the draft model {guess} has another tokenizer than the model that is served")
     return small.drafter(generator.tokenizer.vocab_size)
-
-
-def _load_all(
-    places: Mapping[str, str], hashes: Mapping[str, str], expected: Mapping[str, str]
-) -> dict[str, Generator]:  # fmt: skip
-    """Models by name. Of those that are known, what is gone or is another model by now is passed over: a stage may be
-    made again while it is served, and nobody's words may come from other weights than it is told.
-
-    Raises:
-        UserError: one that is not known yet cannot be loaded, or nothing is left.
-    """
-    generators = {}
-    for name, place in places.items():
-        if name in expected and hashes[name] != expected[name]:
-            _LOG.error("%s: %s is gone or holds another model by now; it is not served", name, place)
-        else:
-            generators[name] = load(Path(place))
-    if not generators:
-        raise UserError(f"of the models that were served none is left: {', '.join(places.values())}")
-    return generators
-
-
-def main() -> None:
-    """A worker that is told on standard input what to do: first how to set up, then jobs."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints must not end up between the events
-    first = json.loads(sys.stdin.buffer.readline())
-
-    def say(line: bytes) -> None:
-        out.write(line)
-        out.flush()
-
-    def tell(number: int, event: jobs.Event) -> None:
-        say(b"%d " % number + jobs.write_event(event))
-
-    try:
-        hashes = {name: hub.model_hash(Path(place)) for name, place in first["places"].items()}
-        generators = _load_all(first["places"], hashes, first["hashes"])
-        worker = Worker(generators, Setup(**first["setup"]), tell)
-    except UserError as error:
-        say(json.dumps({"refused": str(error)}).encode() + b"\n")
-        sys.exit(2)
-    say(json.dumps({"ready": {name: hashes[name] for name in generators}}).encode() + b"\n")
-    threading.Thread(target=_listen, args=(worker,), daemon=True).start()
-    worker.run()
-
-
-def _listen(worker: Worker) -> None:
-    for line in sys.stdin.buffer:
-        command: dict[str, Any] = json.loads(line)
-        if "submit" in command:
-            worker.submit(command["submit"], jobs.read_job(command["job"]))
-        elif "load" in command:
-            worker.load(command["load"], command["key"], command["place"])
-        elif "drop" in command:
-            worker.drop(command["drop"])
-        else:
-            worker.cancel(command["cancel"])
-    worker.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -20,11 +20,14 @@ from danlu.align.losses.group import (
 )
 from danlu.align.losses.policy import (
     AdaptiveKL,
+    Mismatch,
     PolicyLoss,
     gae,
+    importance_weights,
     kl_k1,
     kl_k3,
     masked_mean,
+    mismatch,
     ppo_policy_loss,
     ppo_value_loss,
     token_rewards,
@@ -34,6 +37,7 @@ from danlu.align.losses.ranking import bradley_terry, centring, davidson, mean_o
 
 __all__ = [
     "AdaptiveKL",
+    "Mismatch",
     "Per",
     "PolicyLoss",
     "RunningMean",
@@ -45,6 +49,7 @@ __all__ = [
     "dpo",
     "gae",
     "group_advantages",
+    "importance_weights",
     "ipo",
     "kl_baseline",
     "kl_k1",
@@ -53,6 +58,7 @@ __all__ = [
     "leave_one_out",
     "masked_mean",
     "mean_over_pairs",
+    "mismatch",
     "orpo",
     "overlong_penalty",
     "policy_gradient_loss",

@@ -34,6 +34,36 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def importance_weights(logprobs: Tensor, drawn: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """``min(p / q, cap)`` of every token that q drew and p learns from; 1 on padding.
+
+    Truncated importance sampling (Ionides, 2008, "Truncated Importance Sampling"): where another engine draws, its q is
+    the policy up to rounding, and without the weight the gradient would be that of its objective. The cap bounds the
+    variance at the price of a little bias; it is needed above 1 only, where one token would count as many.
+
+    Args:
+        logprobs: (B, R) of the policy by the training forward.
+        drawn: (B, R) by the engine that drew.
+        mask: (B, R).
+        cap: largest weight.
+    """
+    return (logprobs - drawn).masked_fill(~mask, 0.0).clamp(max=_LOG_RATIO_LIMIT).exp().clamp(max=cap)
+
+
+class Mismatch(NamedTuple):
+    """How far two engines differ on the same tokens: nats per token, and the share of tokens that differ a lot."""
+
+    nats: Tensor
+    outside: Tensor
+
+
+def mismatch(logprobs: Tensor, drawn: Tensor, mask: Tensor, width: float = 0.1) -> Mismatch:
+    """``mean |log p - log q|``, and the share of tokens whose ``p / q`` lies outside [1 - width, 1 + width]."""
+    gap = (logprobs - drawn).masked_fill(~mask, 0.0)
+    ratio = gap.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT).exp()
+    return Mismatch(masked_mean(gap.abs(), mask), masked_mean(((ratio - 1.0).abs() > width).float(), mask))
+
+
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale to variance 1 over the masked entries of the whole batch, and to mean 0 if ``shift_mean``.
 
