@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,9 @@ import pytest
 from chromium import chromium
 from live_server import guarded, live, model_dirs, one_thread
 from playwright.sync_api import Browser, Page
+
+from danlu.infer.batching import Event
+from danlu.infer.engine import Engine
 
 __all__ = ["guarded", "live", "model_dirs", "one_thread"]  # fixtures
 ROOT = Path(__file__).parents[2]
@@ -77,3 +81,15 @@ def open_page(browser: Browser, built_page: None, live) -> Iterator[Callable[...
             problems += page.evaluate("window.violations")
         context.close()
     assert not problems
+
+
+@pytest.fixture
+def leisurely(monkeypatch):
+    """Answers take their time, as those of models that are not tiny do: a token takes a fiftieth of a second."""
+    step = Engine.step
+
+    def slowly(engine: Engine) -> list[Event]:
+        time.sleep(0.02)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", slowly)

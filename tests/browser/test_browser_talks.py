@@ -118,7 +118,7 @@ def test_another_answer_stands_beside_the_first(open_page, live):
     assert messages[3]["parent"] == messages[1]["id"]
 
 
-def test_an_answer_that_was_stopped_is_kept_and_the_conversation_goes_on(open_page, live):
+def test_an_answer_that_was_stopped_is_kept_and_the_conversation_goes_on(open_page, live, leisurely):
     page = open_page()
     say(page, "count")
     expect(page.locator(".answer .text")).to_contain_text("and on")
@@ -132,7 +132,7 @@ def test_an_answer_that_was_stopped_is_kept_and_the_conversation_goes_on(open_pa
     assert messages[2]["parent"] == messages[1]["id"]
 
 
-def test_an_answer_goes_on_after_a_reload_and_is_stopped_there(open_page, live):
+def test_an_answer_goes_on_after_a_reload_and_is_stopped_there(open_page, live, leisurely):
     page = open_page()
     say(page, "count")
     text = page.locator(".answer .text")
@@ -187,7 +187,7 @@ def test_what_the_model_noted_of_older_turns_is_shown(open_page, live):
     expect(note).to_contain_text("messages no longer fit")
 
 
-def test_an_answer_goes_on_while_another_conversation_is_read(open_page, live):
+def test_an_answer_goes_on_while_another_conversation_is_read(open_page, live, leisurely):
     at = had(live, ["greet", ANSWER], "Meanwhile")
     page = open_page()
     say(page, "count")
