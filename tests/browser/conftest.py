@@ -93,3 +93,4 @@ def leisurely(monkeypatch):
         return step(engine)
 
     monkeypatch.setattr(Engine, "step", slowly)
+    return monkeypatch  # whose ``undo`` ends it
