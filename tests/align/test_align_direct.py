@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mortal import Killed, Mortal
 from safetensors.torch import load_file
 
 from danlu import hub
@@ -23,7 +24,7 @@ from danlu.model.decoder import Decoder
 from danlu.pipeline import STAGES, _outside, read_recipe
 from danlu.places import votes_path
 from danlu.records import Answer, Message, Preference, write_preferences
-from danlu.run import Metrics, Run, Stage
+from danlu.run import Run, Stage
 from danlu.tokens.tokenizer import Tokenizer
 
 SETTINGS = DPOSettings(
@@ -74,19 +75,6 @@ def test_at_first_policy_and_reference_agree(inputs: dict[str, Path], make_stage
     first = stage.metrics.read()[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["chosen"] == pytest.approx(0.0, abs=1e-4)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing of ours catches it."""
-
-
-class Mortal(Metrics):
-    """Metrics whose process dies when the fourth step has been logged."""
-
-    def log(self, step: int, **numbers: float | int | str | None) -> None:
-        super().log(step, **numbers)
-        if step == 4:
-            raise Killed
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from danlu import hub
 from danlu.align import losses, monitor, prompts
+from danlu.align.learner import AnsweringSettings
 from danlu.align.monitor import Monitor
-from danlu.align.rewards import RewardTerm, audits, files_of, scorer
+from danlu.align.rewards import audits, scorer
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.errors import UserError
 from danlu.evals.judge import judge
@@ -44,26 +45,15 @@ from danlu.train.pretrain import save_model
 _PART = 32  # prompts sampled at once, and lost at most
 
 
-class BestOfSettings(LanguageSettings):
+class BestOfSettings(AnsweringSettings, LanguageSettings):
     """The section ``best_of``."""
 
-    judge: str = "prose"
-    """Judge that chooses which prompts to answer, and that watches from outside; it never moves a weight."""
-    prompts: str = "sft"
-    """sft, the conversations of the SFT model; votes, what people asked who voted; self, what the SFT model asks by
-    itself; or a file of yours, .jsonl or one prompt a line."""
-    self_prompts: int = Field(1000, ge=1)
-    """How often the SFT model asks, for prompts self."""
     most_prompts: int = Field(1000, ge=1)
     """Prompts that are answered at most."""
     n: int = Field(8, ge=2)
     """Answers to each, of which the best is kept."""
     max_new_tokens: int = Field(48, ge=1)
     """Where an answer is cut off; one that was is not learnt from."""
-    missing_end_penalty: float = Field(1.0, ge=0)
-    """Taken from the score of an answer that did not end by itself."""
-    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
-    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
     scored_at_once: int = Field(32, ge=1)
     """Answers per forward of what scores them; changes memory, not the result."""
     epochs: float = Field(1.0, gt=0)
@@ -74,19 +64,8 @@ class BestOfSettings(LanguageSettings):
     """Peak learning rate, of AdamW's size for either optimizer."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of matrices; embeddings, norms and biases are not decayed."""
-    probe_prompts: int = Field(96, ge=1)
-    """Held-out prompts per look."""
     probe_tokens: int = Field(4096, ge=1)
     """Tokens of held-out conversations that are read at an evaluation."""
-
-    @field_validator("prompts")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        return prompts.check_source(value)
-
-    def reads(self) -> dict[str, Path]:
-        """The user's prompts and the files with the user's functions."""
-        return prompts.file_of(self.prompts) | files_of(self.rewards)
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,13 @@ from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.infer.vllm import require_vllm
 from danlu.model.decoder import Decoder
+from danlu.recipe import Settings
 from danlu.streams import stream_seed
 from danlu.train.optim import Optimizer
 
 
-class PracticeSettings(ComputeSettings):
-    """What every stage of practice can be told; defaults suit a few million parameters, a tenth of the learning rates
-    suits 100M and up.
-    """
+class AnsweringSettings(Settings):
+    """What every stage can be told that learns from the model's own answers: to which prompts, and what they earn."""
 
     judge: str = "prose"
     """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
@@ -47,6 +46,28 @@ class PracticeSettings(ComputeSettings):
     itself; or a file of yours, .jsonl or one prompt a line."""
     self_prompts: int = Field(1000, ge=1)
     """How often the SFT model asks, for prompts self."""
+    missing_end_penalty: float = Field(1.0, ge=0)
+    """Taken from the score of an answer that did not end by itself."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
+    probe_prompts: int = Field(96, ge=1)
+    """Held-out prompts per look."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        return prompts.check_source(value)
+
+    def reads(self) -> dict[str, Path]:
+        """The user's prompts and the files with the user's functions."""
+        return prompts.file_of(self.prompts) | files_of(self.rewards)
+
+
+class PracticeSettings(AnsweringSettings, ComputeSettings):
+    """What every stage of practice can be told; defaults suit a few million parameters, a tenth of the learning rates
+    suits 100M and up.
+    """
+
     iterations: int = Field(60, ge=1)
     """How often to sample, score and learn."""
     batch_size: int = Field(192, ge=2)
@@ -78,8 +99,6 @@ class PracticeSettings(ComputeSettings):
     """Answers over which the coefficient may change by its own size; 0 keeps it fixed."""
     kl_budget: float = Field(12.0, gt=0)
     """A policy further than this from the SFT model, in nats per answer, is never chosen."""
-    missing_end_penalty: float = Field(1.0, ge=0)
-    """Taken from the score of an answer that did not end by itself."""
     entropy: float = Field(0.0, ge=0)
     """Reward per nat of entropy of the policy's next token; 0 is off."""
     mix: float = Field(0.0, ge=0)
@@ -88,23 +107,10 @@ class PracticeSettings(ComputeSettings):
     """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
     probe_every: int = Field(10, ge=1)
     """Iterations between looks from outside, and between checkpoints."""
-    probe_prompts: int = Field(96, ge=1)
-    """Held-out prompts per look."""
     probe_tokens: int = Field(4096, ge=0)
     """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
     stop_on_alarm: bool = False
     """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
-    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
-    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
-
-    @field_validator("prompts")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        return prompts.check_source(value)
-
-    def reads(self) -> dict[str, Path]:
-        """The user's prompts and the files with the user's functions."""
-        return prompts.file_of(self.prompts) | files_of(self.rewards)
 
     def check_packages(self) -> None:
         """The sampler is installed."""
