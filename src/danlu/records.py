@@ -9,16 +9,18 @@ Left out: the token shard (``tokens.shards``), the model directory (``hub.direct
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from danlu.errors import UserError
 from danlu.files import atomic_directory, atomic_write, read_lines
+
+_Row = TypeVar("_Row")
 
 ROLES = ("system", "user", "assistant")
 
@@ -326,12 +328,21 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     if not path.is_file():
         raise UserError(f"no preference file at {path}; run the rankings stage or collect votes first")
+    return read_frozen(path, Preference.from_json, "a preference ({})")
+
+
+def read_frozen(path: Path, from_json: Callable[[dict[str, Any]], _Row], what: str) -> list[_Row]:
+    """Rows of a JSONL file that we wrote ourselves; ``what`` each is, with a place for what is wrong with it.
+
+    Raises:
+        UserError: a line is damaged, naming it.
+    """
     result = []
     for number, line in enumerate(read_lines(path), 1):
         try:
-            result.append(Preference.from_json(json.loads(line)))
+            result.append(from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number} is not a preference ({error})") from None
+            raise UserError(f"{path}:{number} is not {what.format(error)}") from None
     return result
 
 

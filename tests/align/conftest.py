@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from postgres import place, postgres
+from postgres import Place, place, postgres
 
 from danlu import hub
+from danlu.align.preferences import PreferenceStore
 from danlu.align.rollout import Prompt
 from danlu.console import Console
 from danlu.files import write_json
@@ -26,6 +27,14 @@ __all__ = ["place", "postgres"]  # fixtures
 LETTERS = "春夏秋冬山水花月风云"
 
 MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[PreferenceStore]:
+    """An empty preference store, in SQLite and in PostgreSQL."""
+    opened = PreferenceStore(place)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgres import Place
 
 from danlu.align.preferences import PreferenceStore
 from danlu.align.splits import is_person, split_of_rater
@@ -15,13 +13,6 @@ from danlu.records import Answer, Message, Preference
 
 PROMPT = (Message("user", "greet"),)
 ANSWERS = (Answer("Hello"), Answer("Go away"))
-
-
-@pytest.fixture
-def store(place: Place) -> Iterator[PreferenceStore]:
-    opened = PreferenceStore(place)
-    yield opened
-    opened.close()
 
 
 def test_everything_of_one_rater_goes_and_everything_of_others_stays(store: PreferenceStore) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres import Place
 
 from danlu.align.foreign import judgement
 from danlu.align.intake import take_in
@@ -32,13 +30,6 @@ SCORED = {
         {"response": "Go", "model": "e", "overall_score": 1},
     ],
 }
-
-
-@pytest.fixture
-def store(place: Place) -> Iterator[PreferenceStore]:
-    opened = PreferenceStore(place)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import IO
@@ -25,13 +24,6 @@ ANSWERS = (
     Answer("春眠不觉晓", (5, 6, 7), "abc123", {"temperature": 0.7}, seed=2**62 + 1),
     Answer("处处闻啼鸟", (8, 9), "abc123", {"temperature": 1.0}, seed=4),
 )
-
-
-@pytest.fixture
-def store(place: Place) -> Iterator[PreferenceStore]:
-    opened = PreferenceStore(place)
-    yield opened
-    opened.close()
 
 
 def test_a_vote_becomes_a_preference_with_all_that_was_shown(store: PreferenceStore) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from postgres import Place
 
 from danlu.align import ballots, showings
 from danlu.align.agreement import agree, steadiness
@@ -17,13 +14,6 @@ from danlu.records import Answer, Message, Preference
 PROMPT = (Message("user", "写一首诗"),)
 ANSWERS = (Answer("春", (1,), "m1", {}, 1), Answer("秋", (2,), "m2", {}, 2))
 LATER = "9999"
-
-
-@pytest.fixture
-def store(place: Place) -> Iterator[PreferenceStore]:
-    opened = PreferenceStore(place)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from typing import Any
 
 from danlu.align import lessons
 from danlu.align.preferences import PreferenceStore
-from danlu.errors import UserError
-from danlu.files import atomic_write, read_lines
-from danlu.records import Answer, Message, Preference
+from danlu.files import atomic_write
+from danlu.records import Answer, Message, Preference, read_frozen
 from danlu.run import Stage
 
 VOTES, LABELS = "votes", "labels"  # among what a stage reads from outside
@@ -66,13 +65,7 @@ def read_labels(path: Path) -> list[Label]:
     Raises:
         UserError: a line of it is damaged, naming it.
     """
-    result = []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            result.append(Label.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number} is not a label ({error}); delete the file and run again") from None
-    return result
+    return read_frozen(path, Label.from_json, "a label ({}); delete the file and run again")
 
 
 def labels_of(preference: Preference) -> Iterator[Label]:

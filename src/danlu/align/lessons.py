@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from danlu.align.splits import is_person
+from danlu.align.splits import is_person, place
 from danlu.files import hash_value
 from danlu.records import Message, Preference, read_preferences
 
@@ -121,8 +121,7 @@ def most_votes(counts: Iterable[int], share: float) -> float:
 
 def place_of(prompt: Sequence[Message], purpose: str) -> float:
     """A number from 0 to 1 that belongs to a prompt, another one for every purpose: it never moves."""
-    digest = hash_value([purpose, [[message.role, message.content] for message in prompt]])
-    return int(digest, 16) / 16.0 ** len(digest)
+    return place([purpose, [[message.role, message.content] for message in prompt]])
 
 
 def _decided(preference: Preference, ties: bool) -> bool:
@@ -138,9 +137,14 @@ def _judged(vote: Preference) -> str:
 
 def _order(vote: Preference) -> list[tuple[int, str]]:
     """What was said, in whatever order the answers stood; empty for "all bad"."""
-    places = {rank: place for place, rank in enumerate(sorted(set(vote.ranks)))}
     answers = vote.answers if vote.ranks else ()
-    return sorted((places[rank], answer.text) for rank, answer in zip(vote.ranks, answers, strict=True))
+    return sorted((rank, answer.text) for rank, answer in zip(_from_0(vote.ranks), answers, strict=True))
+
+
+def _from_0(ranks: Sequence[int]) -> tuple[int, ...]:
+    """Ranks that say the same, without gaps: 0 the best, equal ones tie."""
+    places = sorted({*ranks})
+    return tuple(map(places.index, ranks))
 
 
 def _worded(vote: Preference) -> Preference:
@@ -148,6 +152,5 @@ def _worded(vote: Preference) -> Preference:
     there = [place for place, answer in enumerate(vote.answers) if answer.text.strip()]
     if len(there) == len(vote.answers):
         return vote
-    left = [vote.ranks[place] for place in there] if vote.ranks else []
-    ranks = tuple(sorted({*left}).index(rank) for rank in left)
+    ranks = _from_0([vote.ranks[place] for place in there] if vote.ranks else [])
     return replace(vote, answers=tuple(vote.answers[place] for place in there), ranks=ranks, display_order=())

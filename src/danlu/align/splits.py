@@ -36,6 +36,11 @@ def is_person(rater: str) -> bool:
     return bool(rater) and ":" not in rater
 
 
-def _split(value: Any, heldout_share: float) -> str:
+def place(value: Any) -> float:
+    """A number from 0 to 1 that belongs to a value: it never moves."""
     digest = hash_value(value)
-    return "heldout" if int(digest, 16) / 16 ** len(digest) < heldout_share else "train"
+    return int(digest, 16) / 16.0 ** len(digest)
+
+
+def _split(value: Any, heldout_share: float) -> str:
+    return "heldout" if place(value) < heldout_share else "train"
