@@ -31,6 +31,20 @@ def test_a_whole_answer_is_shown_and_the_box_is_ready_again(open_page):
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
 
 
+@pytest.mark.parametrize("mode", ["Chat", "Compare"])
+def test_who_asks_before_the_page_knows_what_is_served_is_answered(open_page, mode):
+    page = open_page(TWO_MODELS)
+    held = []
+    page.route("**/api/info", lambda route: held.append(route))
+    page.reload()
+    page.get_by_role("button", name=mode, exact=True).click()
+    say(page, "greet")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    held.pop().continue_()
+    expect(page.locator(".text", has_text=ANSWER)).to_have_count(1)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_stop_stops_the_server_too(open_page, live, how):
     page = open_page()

@@ -27,6 +27,9 @@ export const models = signal<ModelInfo[]>([]);
 /** Things to try, of the run that is served; none for a model of nobody's run. */
 export const starters = signal<string[]>([]);
 const summarise = signal(false);
+let answered: () => void;
+/** Over once the server has said what it serves, or could not: nobody is asked before it is known who is there. */
+export const served = new Promise<void>((resolve) => (answered = resolve));
 /** A pseudonym for votes, made up once per browser. */
 export const rater = recall<string>("rater", "") || crypto.randomUUID();
 
@@ -52,6 +55,11 @@ export function pick(model: string): void {
   change({ model });
 }
 
+/** Nobody will say what is served. */
+export function unserved(): void {
+  answered();
+}
+
 /** Take over what the server serves; a remembered model that is gone gives way to the first one. */
 export function serve(info: Info): void {
   models.value = info.models;
@@ -64,6 +72,7 @@ export function serve(info: Info): void {
     model: picked.value ? model : (names[0] ?? ""),
     against: names.includes(against) ? against : "",
   });
+  answered();
 }
 
 export function options(): Options {

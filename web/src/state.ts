@@ -8,7 +8,7 @@ import * as list from "./list";
 import { recall, remember } from "./memory";
 import { problem, tell } from "./problem";
 import { place, settle } from "./router";
-import { change, mode, rater, serve } from "./settings";
+import { change, mode, rater, serve, unserved } from "./settings";
 import { Talk } from "./talk";
 import { pick } from "./tree";
 import type { Comparison, Node } from "./turns";
@@ -40,10 +40,10 @@ effect(() => {
 export async function load(): Promise<void> {
   try {
     await api.me();
-    const served = await api.info();
-    serve(served);
+    serve(await api.info());
     await list.refresh();
   } catch (error) {
+    unserved();
     tell(error);
   }
 }

@@ -5,7 +5,7 @@ import { batch, computed, signal } from "@preact/signals";
 import * as api from "./api";
 import { Pen } from "./pen";
 import { tell } from "./problem";
-import { models, options, rater, settings, summarises } from "./settings";
+import { models, options, rater, served, settings, summarises } from "./settings";
 import { type Picked, path, pick } from "./tree";
 import { type Comparison, type Draft, type Node, dropped, keep, kept, newComparison, newNode, progressOf, remembered, stored } from "./turns";
 
@@ -101,6 +101,7 @@ export class Talk {
     const reply = newNode(asked, "assistant");
     this.add(reply);
     await this.run([reply], async (pen, running) => {
+      await served;
       const parent = this.node(asked.parent)?.id.value ?? null;
       const question = asked.id.value ? { parent: asked.id.value } : { parent, content: asked.text.value };
       const { model, system } = settings.value;
@@ -188,9 +189,10 @@ export class Talk {
   async compare(asked: Node): Promise<boolean> {
     const both = newComparison();
     this.comparisons.value = new Map([...this.comparisons.value, [asked.key, both]]);
-    const { model, against } = settings.value;
-    const names = against && against !== model ? [model, against] : [model];
     await this.run([both.left, both.right], async (pen, running) => {
+      await served;
+      const { model, against } = settings.value;
+      const names = against && against !== model ? [model, against] : [model];
       running.answer = ""; // nobody else can follow it: it ends when it is left alone
       const id = this.id.value ?? (await this.start(asked.text.value));
       asked.id.value ??= await this.append(asked);
