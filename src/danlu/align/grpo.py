@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from danlu.align import losses
+from danlu.align import losses, siblings
 from danlu.align.learner import Learner, PracticeSettings, Scored
 from danlu.align.losses import PolicyLoss, RunningMean
 from danlu.align.practice import practise
@@ -118,6 +118,7 @@ class Grouped(Learner):
     """
 
     settings: GRPOSettings
+    reading = siblings
 
     def __init__(self, policy: Decoder, settings: GRPOSettings) -> None:
         super().__init__("grpo", policy, settings)

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, field_validator
@@ -139,6 +139,19 @@ class Scored:
         return self.experience.sequences.mask
 
 
+class Reading(Protocol):
+    """How answers are read: one by one (``scoring``), or beside those to the same prompt (``siblings``)."""
+
+    def response_logprobs(self, model: Decoder, sequences: Sequences) -> Tensor:
+        """(B, R) log-probabilities."""
+
+    def response_logprobs_entropy(self, model: Decoder, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """The same with entropies."""
+
+    def parts_by_length(self, sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:
+        """Rows of each forward."""
+
+
 class Learner(ABC):
     """A policy with its optimizer; what is learnt from an experience is decided by who fills in the blanks.
 
@@ -153,6 +166,8 @@ class Learner(ABC):
     """Answers sampled per prompt."""
     rounds = 1
     """How often an iteration may sample until its batch holds only answers that say something."""
+    reading: Reading = scoring
+    """How answers are read."""
 
     def __init__(self, stage: str, policy: Decoder, settings: PracticeSettings, **others: Decoder) -> None:
         self._stage, self.policy, self.settings = stage, policy, settings
@@ -255,7 +270,7 @@ class Learner(ABC):
         blocks = scoring.split(torch.arange(len(sequences)), self.settings.mini_batch)
         parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
         old, frozen = (
-            scoring.without_gradient(scoring.response_logprobs, model, sequences, parts, training_forward=True)
+            scoring.without_gradient(self.reading.response_logprobs, model, sequences, parts, training_forward=True)
             for model in (self.policy, reference)
         )
         return old, frozen, parts
@@ -269,7 +284,7 @@ class Learner(ABC):
             yield from scoring.split(order, self.settings.mini_batch)
 
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
-        return scoring.parts_by_length(sequences, self.settings.micro_batch, rows)
+        return self.reading.parts_by_length(sequences, self.settings.micro_batch, rows)
 
     def _policy_step(self, scored: Any, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
         """One optimizer step of the policy, or None and no step if it would start from too far away."""
@@ -295,8 +310,8 @@ class Learner(ABC):
     def _logprobs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, R), and the summed entropy if it is wanted: it costs a second pass over the logits."""
         if not self.settings.entropy:
-            return scoring.response_logprobs(self.policy, sequences), torch.zeros(())
-        logprobs, entropy = scoring.response_logprobs_entropy(self.policy, sequences)
+            return self.reading.response_logprobs(self.policy, sequences), torch.zeros(())
+        logprobs, entropy = self.reading.response_logprobs_entropy(self.policy, sequences)
         return logprobs, entropy.sum()
 
     def _mix_in(self, mix: Sequences) -> dict[str, float]:
