@@ -15,6 +15,7 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import losses, scoring
+from danlu.align.learner import Opening
 from danlu.align.ppo import ActorCritic, PPOSettings, ppo
 from danlu.align.rewards import RewardScore
 from danlu.align.rollout import Cursor, Experience, Prompt, Rollouts, Sampled, Score, gather_prompts
@@ -184,6 +185,27 @@ def test_splitting_into_micro_batches_changes_nothing(
         moved.append(torch.cat([p.detach().flatten() for p in getattr(trained, role).parameters()]))
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2e-6)
     torch.testing.assert_close(moved[0], moved[2], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("mini_batch", [4, 8])
+def test_the_first_step_makes_no_forward_again_and_moves_the_same(
+    make_model: MakeModel, collect: Callable[..., Experience], mini_batch: int
+) -> None:
+    moved, forwards = [], []
+    for kept in (True, False):
+        trained = learner(make_model, micro_batch=8, mini_batch=mini_batch)
+        scored = trained.score(collect(), make_model(seed=9), beta=0.1)
+        if not kept:
+            scored = replace(scored, opening=Opening(), opening_values=Opening())
+        seen: list[str] = []
+        for role in ("policy", "critic"):
+            getattr(trained, role).norm.register_forward_hook(lambda *_, role=role: seen.append(role))
+        trained.update(scored, 0, seed=0)
+        moved.append([p for role in ("policy", "critic") for p in getattr(trained, role).parameters()])
+        forwards.append((seen.count("policy"), seen.count("critic")))
+    steps = 2 * 8 // mini_batch
+    assert forwards == [(steps - 1, steps - 1), (steps, steps)]
+    assert all(torch.equal(one, other) for one, other in zip(*moved, strict=True))
 
 
 def test_an_update_that_went_too_far_stops_before_its_step(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,7 +26,7 @@ from danlu.align import losses, prompts, scoring
 from danlu.align.losses import PolicyLoss
 from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
-from danlu.align.scoring import Sequences
+from danlu.align.scoring import Scoring, Sequences
 from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.infer.vllm import require_vllm
@@ -118,6 +118,22 @@ class PracticeSettings(AnsweringSettings, ComputeSettings):
             require_vllm()
 
 
+class Opening:
+    """What one forward said before the update, differentiable still: the first step need not make it again.
+
+    The first step starts from the very weights that scored, so this saves a forward and moves no bit. Kept only where a
+    step is one micro-batch, whose activations training has room for anyway.
+    """
+
+    def __init__(self, found: Tensor | None = None) -> None:
+        self._found = found
+
+    def take(self) -> Tensor | None:
+        """It, once; afterwards, when weights have moved, None."""
+        found, self._found = self._found, None
+        return found
+
+
 @dataclass(frozen=True)
 class Scored:
     """An experience with everything that was computed before the update.
@@ -126,12 +142,14 @@ class Scored:
         logprobs: (B, R) of the policy that sampled, by the training forward.
         reference: (B, R) of the SFT model.
         advantages: (B, R), how much better than expected.
+        opening: ``logprobs`` of the first step.
     """
 
     experience: Experience
     logprobs: Tensor
     reference: Tensor
     advantages: Tensor
+    opening: Opening = field(default_factory=Opening, kw_only=True)
 
     @property
     def mask(self) -> Tensor:
@@ -264,16 +282,32 @@ class Learner(ABC):
             model.load_state_dict(parts[role])
             self._optimizers[role].load(parts.get(f"{role}-adam", {}))
 
-    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, Opening, list[Tensor]]:
         """Log-probabilities (B, R) of the policy and of the reference, and the parts in which they were computed."""
-        sequences = experience.sequences
+        sequences, score = experience.sequences, self.reading.response_logprobs
         blocks = scoring.split(torch.arange(len(sequences)), self.settings.mini_batch)
         parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
-        old, frozen = (
-            scoring.without_gradient(self.reading.response_logprobs, model, sequences, parts, training_forward=True)
-            for model in (self.policy, reference)
-        )
-        return old, frozen, parts
+        frozen = scoring.without_gradient(score, reference, sequences, parts, training_forward=True)
+        if self.settings.entropy:  # the first step wants more than was said
+            return scoring.without_gradient(score, self.policy, sequences, parts, True), frozen, Opening(), parts
+        old, opening = self._opened(score, self.policy, sequences, parts)
+        return old, frozen, opening, parts
+
+    def _opened(
+        self, score: Scoring, model: Decoder, sequences: Sequences, parts: list[Tensor]
+    ) -> tuple[Tensor, Opening]:
+        """Scores (B, R) of a model that is about to be trained, and those of its first step if one forward makes them.
+
+        ``parts`` are those of one mini-batch after another.
+        """
+        first, rest = parts[0], parts[1:]
+        if len(first) < min(self.settings.mini_batch, len(sequences)):
+            return scoring.without_gradient(score, model, sequences, parts, training_forward=True), Opening()
+        opening = score(model, sequences.rows(first))
+        found = [opening.detach()[first.argsort()]]
+        if rest:
+            found.append(scoring.without_gradient(score, model, sequences, rest, training_forward=True))
+        return torch.cat(found), Opening(opening)
 
     def _mini_batches(self, n_rows: int, seed: int) -> Iterator[Tensor]:
         """Rows of every optimizer step; rows come in random order already, so the first epoch keeps it."""
@@ -291,7 +325,7 @@ class Learner(ABC):
         options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
         n_tokens: Tensor = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            logprobs, entropy = self._logprobs(sequences.rows(rows))
+            logprobs, entropy = self._logprobs(scored.opening, sequences.rows(rows))
             result = self._policy_loss(logprobs, scored, rows, len(index), n_tokens)
             ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
@@ -307,10 +341,12 @@ class Learner(ABC):
         """Steps of what is trained beside the policy, on the same rows."""
         return {}
 
-    def _logprobs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, opening: Opening, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, R), and the summed entropy if it is wanted: it costs a second pass over the logits."""
         if not self.settings.entropy:
-            return self.reading.response_logprobs(self.policy, sequences), torch.zeros(())
+            known = opening.take()
+            found = self.reading.response_logprobs(self.policy, sequences) if known is None else known
+            return found, torch.zeros(())
         logprobs, entropy = self.reading.response_logprobs_entropy(self.policy, sequences)
         return logprobs, entropy.sum()
 

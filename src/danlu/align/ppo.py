@@ -20,7 +20,7 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import losses, scoring
-from danlu.align.learner import Learner, PracticeSettings, Scored
+from danlu.align.learner import Learner, Opening, PracticeSettings, Scored
 from danlu.align.losses import PolicyLoss
 from danlu.align.practice import practise
 from danlu.align.rollout import Experience
@@ -65,10 +65,12 @@ class Valued(Scored):
     Attributes:
         values: (B, R) of the critic.
         returns: (B, R) what the critic should have said.
+        opening_values: ``values`` of the first step.
     """
 
     values: Tensor
     returns: Tensor
+    opening_values: Opening
 
 
 class ActorCritic(Learner):
@@ -95,12 +97,12 @@ class ActorCritic(Learner):
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Valued:
         """Log-probabilities, values, rewards with their KL share, advantages."""
         options, sequences = self.settings, experience.sequences
-        old, frozen, parts = self._old_logprobs(experience, reference)
-        values = scoring.without_gradient(scoring.response_values, self.critic, sequences, parts)
+        old, frozen, opening, parts = self._old_logprobs(experience, reference)
+        values, opening_values = self._opened(scoring.response_values, self.critic, sequences, parts)
         rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
         advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
         white = losses.whiten(advantages, sequences.mask)
-        return Valued(experience, old, frozen, white, values, returns)
+        return Valued(experience, old, frozen, white, values, returns, opening_values, opening=opening)
 
     def summary(self, scored: Valued) -> dict[str, float]:
         """What every learner tells, and how much the critic foresaw."""
@@ -119,7 +121,8 @@ class ActorCritic(Learner):
         options, sequences, total = self.settings, scored.experience.sequences, 0.0
         n_tokens = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            values = scoring.response_values(self.critic, sequences.rows(rows))
+            known = scored.opening_values.take()
+            values = scoring.response_values(self.critic, sequences.rows(rows)) if known is None else known
             loss = losses.ppo_value_loss(
                 values, scored.values[rows], scored.returns[rows], scored.mask[rows], options.value_clip
             )

@@ -11,6 +11,7 @@ a row is what costs least.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -112,7 +113,7 @@ def _evenly(family: list[int], most: int) -> Iterator[list[int]]:
     """A family in as few rows as there have to be, with nearly as many answers in each."""
     n = math.ceil(len(family) / most)
     borders = [len(family) * place // n for place in range(n + 1)]
-    return (family[start:end] for start, end in zip(borders, borders[1:], strict=False))
+    return (family[start:end] for start, end in itertools.pairwise(borders))
 
 
 def _ranking(sequences: Sequences, numbers: list[int]) -> Ranking:
