@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from mortal import Killed, Mortal, without_times
-from torch import Tensor
+from torch import Tensor, nn
 
 from danlu import hub
 from danlu.align import losses, scoring
-from danlu.align.learner import Opening
 from danlu.align.ppo import ActorCritic, PPOSettings, ppo
 from danlu.align.rewards import RewardScore
 from danlu.align.rollout import Cursor, Experience, Prompt, Rollouts, Sampled, Score, gather_prompts
+from danlu.align.scoring import Opening
 from danlu.errors import UserError
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
@@ -197,14 +197,18 @@ def test_the_first_step_makes_no_forward_again_and_moves_the_same(
         scored = trained.score(collect(), make_model(seed=9), beta=0.1)
         if not kept:
             scored = replace(scored, opening=Opening(), opening_values=Opening())
-        seen: list[str] = []
-        for role in ("policy", "critic"):
-            getattr(trained, role).norm.register_forward_hook(lambda *_, role=role: seen.append(role))
+        models, seen = (trained.policy, trained.critic), [0, 0]
+
+        def count(module: nn.Module, *_: object, models: tuple[Decoder, ...] = models, seen: list[int] = seen) -> None:
+            seen[[model.norm for model in models].index(module)] += 1
+
+        for model in models:
+            model.norm.register_forward_hook(count)
         trained.update(scored, 0, seed=0)
-        moved.append([p for role in ("policy", "critic") for p in getattr(trained, role).parameters()])
-        forwards.append((seen.count("policy"), seen.count("critic")))
+        moved.append([parameter for model in models for parameter in model.parameters()])
+        forwards.append(seen)
     steps = 2 * 8 // mini_batch
-    assert forwards == [(steps - 1, steps - 1), (steps, steps)]
+    assert forwards == [[steps - 1, steps - 1], [steps, steps]]
     assert all(torch.equal(one, other) for one, other in zip(*moved, strict=True))
 
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -26,7 +26,7 @@ from danlu.align import losses, prompts, scoring
 from danlu.align.losses import PolicyLoss
 from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
-from danlu.align.scoring import Scoring, Sequences
+from danlu.align.scoring import Opening, Reading, Sequences
 from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.infer.vllm import require_vllm
@@ -118,22 +118,6 @@ class PracticeSettings(AnsweringSettings, ComputeSettings):
             require_vllm()
 
 
-class Opening:
-    """What one forward said before the update, differentiable still: the first step need not make it again.
-
-    The first step starts from the very weights that scored, so this saves a forward and moves no bit. Kept only where a
-    step is one micro-batch, whose activations training has room for anyway.
-    """
-
-    def __init__(self, found: Tensor | None = None) -> None:
-        self._found = found
-
-    def take(self) -> Tensor | None:
-        """It, once; afterwards, when weights have moved, None."""
-        found, self._found = self._found, None
-        return found
-
-
 @dataclass(frozen=True)
 class Scored:
     """An experience with everything that was computed before the update.
@@ -157,19 +141,6 @@ class Scored:
         return self.experience.sequences.mask
 
 
-class Reading(Protocol):
-    """How answers are read: one by one (``scoring``), or beside those to the same prompt (``siblings``)."""
-
-    def response_logprobs(self, model: Decoder, sequences: Sequences) -> Tensor:
-        """(B, R) log-probabilities."""
-
-    def response_logprobs_entropy(self, model: Decoder, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """The same with entropies."""
-
-    def parts_by_length(self, sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:
-        """Rows of each forward."""
-
-
 class Learner(ABC):
     """A policy with its optimizer; what is learnt from an experience is decided by who fills in the blanks.
 
@@ -185,7 +156,7 @@ class Learner(ABC):
     rounds = 1
     """How often an iteration may sample until its batch holds only answers that say something."""
     reading: Reading = scoring
-    """How answers are read."""
+    """How: one by one, by default."""
 
     def __init__(self, stage: str, policy: Decoder, settings: PracticeSettings, **others: Decoder) -> None:
         self._stage, self.policy, self.settings = stage, policy, settings
@@ -290,24 +261,8 @@ class Learner(ABC):
         frozen = scoring.without_gradient(score, reference, sequences, parts, training_forward=True)
         if self.settings.entropy:  # the first step wants more than was said
             return scoring.without_gradient(score, self.policy, sequences, parts, True), frozen, Opening(), parts
-        old, opening = self._opened(score, self.policy, sequences, parts)
+        old, opening = scoring.opened(score, self.policy, sequences, parts, self.settings.mini_batch)
         return old, frozen, opening, parts
-
-    def _opened(
-        self, score: Scoring, model: Decoder, sequences: Sequences, parts: list[Tensor]
-    ) -> tuple[Tensor, Opening]:
-        """Scores (B, R) of a model that is about to be trained, and those of its first step if one forward makes them.
-
-        ``parts`` are those of one mini-batch after another.
-        """
-        first, rest = parts[0], parts[1:]
-        if len(first) < min(self.settings.mini_batch, len(sequences)):
-            return scoring.without_gradient(score, model, sequences, parts, training_forward=True), Opening()
-        opening = score(model, sequences.rows(first))
-        found = [opening.detach()[first.argsort()]]
-        if rest:
-            found.append(scoring.without_gradient(score, model, sequences, rest, training_forward=True))
-        return torch.cat(found), Opening(opening)
 
     def _mini_batches(self, n_rows: int, seed: int) -> Iterator[Tensor]:
         """Rows of every optimizer step; rows come in random order already, so the first epoch keeps it."""

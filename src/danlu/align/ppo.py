@@ -20,10 +20,11 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import losses, scoring
-from danlu.align.learner import Learner, Opening, PracticeSettings, Scored
+from danlu.align.learner import Learner, PracticeSettings, Scored
 from danlu.align.losses import PolicyLoss
 from danlu.align.practice import practise
 from danlu.align.rollout import Experience
+from danlu.align.scoring import Opening
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 
@@ -98,7 +99,9 @@ class ActorCritic(Learner):
         """Log-probabilities, values, rewards with their KL share, advantages."""
         options, sequences = self.settings, experience.sequences
         old, frozen, opening, parts = self._old_logprobs(experience, reference)
-        values, opening_values = self._opened(scoring.response_values, self.critic, sequences, parts)
+        values, opening_values = scoring.opened(
+            scoring.response_values, self.critic, sequences, parts, options.mini_batch
+        )
         rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
         advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
         white = losses.whiten(advantages, sequences.mask)
