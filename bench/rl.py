@@ -5,14 +5,14 @@ Out: ``results/rl-SIDE-*.json`` and the table; with ``--record FILE``, TRL's DPO
     repeat them.
 Left out: quality. What each side runs is in ``rl_ours``, ``rl_ppo``, ``rl_grpo`` and ``rl_dpo``.
 
-    python bench/rl.py ppo|grpo|dpo [--rounds 2] [--rows 32] [--epochs 4] [--dtype auto] [--record FILE]
+    python bench/rl.py ppo|grpo|dpo [--rounds 2] [--rows 32] [--epochs N ..] [--steps 2] [--dtype auto] [--bf16]
 
 PPO wants trl 1.12.0, the last that has it; the others the newest. Ours and theirs run in turn in one process, the first
 round thrown away. An iteration of PPO or GRPO is all of it: sampling answers of 64 tokens to prompts of 64, what is
 known of them before the update (old, reference, values, rewards), and every epoch. A step of DPO is everything that a
 pair costs in one epoch: the reference, which we read before the first step and TRL in every step, forward, backward,
-clip and AdamW. TRL comes with bf16 and with gradient checkpointing, which cost time where neither is needed: it is
-measured as it comes and without them (its PPO ignores both). Our process keeps big blocks of memory from going back to
+clip and AdamW. TRL comes with bf16 and with gradient checkpointing, which cost time where neither is needed: see
+``ways`` (its PPO ignores both). Our process keeps big blocks of memory from going back to
 the system (``device``), and TRL, being in it, gains from that too.
 """
 
@@ -129,29 +129,34 @@ def products(tokens: int, epochs: int, place: device.Device) -> str:
     return f"TRL's matrix products alone take {flops / speed:.1f} s at the {speed / 1e9:,.0f} GFLOP/s of this machine"
 
 
-def speeds_grpo(rounds: int, n: int, epochs: int, place: device.Device, scratch: Path) -> list[dict[str, Any]]:
+def speeds_grpo(
+    rounds: int, n: int, epochs: int, bf16: bool, place: device.Device, scratch: Path
+) -> list[dict[str, Any]]:  # fmt: skip
     """Seconds an iteration of GRPO, with a reward that costs nothing."""
     from rl_grpo import theirs
 
-    tokenizer, half = tokenizer_of(LARGE["vocab_size"]), place.compute_dtype == torch.bfloat16
+    tokenizer = tokenizer_of(LARGE["vocab_size"])
     policy = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer)
     prompts = draw(n // GROUP, tokenizer, PROMPT)
 
     def make() -> dict[str, Run]:
         return {"ours": partial(our_iteration, grpo(policy, tokenizer, prompts, GROUP, epochs, place))} | {
-            name: theirs(policy, scratch, prompts, GROUP, epochs, *options) for name, options in ways(half).items()
+            name: theirs(policy, scratch, prompts, GROUP, epochs, *options)
+            for name, options in ways(place, bf16).items()
         }
 
     what = f"GRPO, {shape(place)}, {n // GROUP} groups of {GROUP} answers of {PROMPT} + {NEW}, {epochs} epochs"
     return rows_of(what, "s/iteration", 2.5, n * (PROMPT + NEW), in_turn(rounds, make))
 
 
-def speeds_dpo(rounds: int, n: int, steps: int, place: device.Device, scratch: Path) -> list[dict[str, Any]]:
+def speeds_dpo(
+    rounds: int, n: int, steps: int, bf16: bool, place: device.Device, scratch: Path
+) -> list[dict[str, Any]]:  # fmt: skip
     """Seconds a step of DPO."""
     from rl_dpo import draw, loop_settings, ours, theirs
 
     pairs = draw(n * steps, LARGE["vocab_size"], PROMPT, NEW, varied=False)
-    settings, half, micro = loop_settings(steps, n, 1e-5), place.compute_dtype == torch.bfloat16, 8
+    settings, micro = loop_settings(steps, n, 1e-5), 8 if place.kind == "cpu" else 0
     folder = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer_of(LARGE["vocab_size"]))
 
     def seconds(run: Callable[[], tuple[list[float], float]]) -> dict[str, float]:
@@ -159,9 +164,10 @@ def speeds_dpo(rounds: int, n: int, steps: int, place: device.Device, scratch: P
 
     def make() -> dict[str, Run]:
         policy = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
-        mine = partial(ours, policy, pairs, settings, "dpo", micro if place.kind == "cpu" else 0)
+        mine = partial(ours, policy, pairs, settings, "dpo", micro)
         runs = {"ours": mine} | {
-            name: theirs(folder, scratch, pairs, settings, "dpo", *options) for name, options in ways(half).items()
+            name: theirs(folder, scratch, pairs, settings, "dpo", *options)
+            for name, options in ways(place, bf16).items()
         }
         return {name: partial(seconds, run) for name, run in runs.items()}
 
@@ -169,9 +175,16 @@ def speeds_dpo(rounds: int, n: int, steps: int, place: device.Device, scratch: P
     return rows_of(what, "s/step", 2.5, 2 * n * (PROMPT + NEW), in_turn(rounds, make))
 
 
-def ways(half: bool) -> dict[str, tuple[bool, bool]]:
-    """How TRL is run: whether with bf16, and whether with gradient checkpointing."""
-    return {"as it comes": (True, True), PLAIN if half else f"float32, {PLAIN}": (half, False)}
+def ways(place: device.Device, bf16: bool) -> dict[str, tuple[bool, bool]]:
+    """How TRL is run: whether with bf16, and whether with gradient checkpointing.
+
+    It comes with both. A CPU without bf16 is several times slower in it, and that is measured only if asked for.
+    """
+    half = place.compute_dtype == torch.bfloat16
+    found = {"as it comes": (True, True)} if half or bf16 else {}
+    if not half:
+        found["float32"] = (False, True)
+    return found | {PLAIN if half else f"float32, {PLAIN}": (half, False)}
 
 
 def shape(place: device.Device) -> str:
@@ -201,9 +214,10 @@ def main() -> None:
     parser.add_argument("side", choices=("ppo", "grpo", "dpo"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rows", type=int, default=32, help="answers of an iteration, pairs of a step")
-    parser.add_argument("--epochs", type=int, nargs="+", help="of an update: 4 for ppo, 1 and 4 for grpo")
-    parser.add_argument("--steps", type=int, default=3, help="of dpo")
+    parser.add_argument("--epochs", type=int, nargs="+", help="of an update: 4 for ppo, 1 for grpo")
+    parser.add_argument("--steps", type=int, default=2, help="of dpo")
     parser.add_argument("--dtype", default="auto", help="of our matrix products")
+    parser.add_argument("--bf16", action="store_true", help="TRL with bf16 too where the CPU has none: slow")
     parser.add_argument("--record", type=Path, help="write TRL's DPO losses into this file")
     asked = parser.parse_args()
     place = device.choose(dtype=asked.dtype)
@@ -212,10 +226,10 @@ def main() -> None:
         match asked.side:
             case "dpo":
                 rows = curves(scratch, asked.record)
-                rows += speeds_dpo(asked.rounds, asked.rows, asked.steps, place, scratch)
+                rows += speeds_dpo(asked.rounds, asked.rows, asked.steps, asked.bf16, place, scratch)
             case "grpo":
-                for epochs in asked.epochs or (1, 4):
-                    rows += speeds_grpo(asked.rounds, asked.rows, epochs, place, scratch)
+                for epochs in asked.epochs or (1,):
+                    rows += speeds_grpo(asked.rounds, asked.rows, epochs, asked.bf16, place, scratch)
             case _:
                 for epochs in asked.epochs or (4,):
                     rows += speeds_ppo(asked.rounds, asked.rows, epochs, place, scratch)

@@ -74,7 +74,7 @@ class Ours:
 def ppo(policy: Path, reward: Path, tokenizer: Tokenizer, prompts: list[list[int]], epochs: int, place: Device) -> Ours:
     """PPO with a reward model and a critic of the policy's size."""
     settings = PPOSettings(
-        batch_size=len(prompts), mini_batch=len(prompts), micro_batch=_micro(place, len(prompts)), epochs=epochs,
+        batch_size=len(prompts), mini_batch=len(prompts), micro_batch=len(prompts), epochs=epochs,
         max_new_tokens=NEW, lr=LR, critic_lr=LR, approx_kl_limit=FAR, kl_coefficient=BETA, iterations=10**6,
     )  # fmt: skip
     learnt, frozen, critic, judge = (_load(folder, place) for folder in (policy, policy, reward, reward))
@@ -88,7 +88,7 @@ def grpo(
     """GRPO with a reward that costs nothing."""
     n = group * len(prompts)
     settings = GRPOSettings(
-        batch_size=n, mini_batch=n, micro_batch=_micro(place, n), group_size=group, epochs=epochs, max_new_tokens=NEW,
+        batch_size=n, mini_batch=n, micro_batch=n, group_size=group, epochs=epochs, max_new_tokens=NEW,
         lr=LR, approx_kl_limit=FAR, kl_coefficient=BETA, iterations=10**6,
     )  # fmt: skip
     learnt, frozen = (_load(policy, place) for _ in range(2))
@@ -106,11 +106,6 @@ def even(sampled: Sampled) -> Tensor:
 def share_of_even(ids: list[int]) -> float:
     """The same of one answer."""
     return sum(id % 2 == 0 for id in ids) / len(ids)
-
-
-def _micro(place: Device, rows: int) -> int:
-    """Rows of a forward: what a CPU's caches hold, on a GPU all."""
-    return 8 if place.kind == "cpu" else rows
 
 
 def _load(folder: Path, place: Device) -> Decoder:
