@@ -12,8 +12,8 @@ round thrown away. An iteration of PPO or GRPO is all of it: sampling answers of
 known of them before the update (old, reference, values, rewards), and every epoch. A step of DPO is everything that a
 pair costs in one epoch: the reference, which we read before the first step and TRL in every step, forward, backward,
 clip and AdamW. TRL comes with bf16 and with gradient checkpointing, which cost time where neither is needed: see
-``ways`` (its PPO ignores both). Our process keeps big blocks of memory from going back to
-the system (``device``), and TRL, being in it, gains from that too.
+``ways`` (its PPO ignores both). Our process keeps big blocks of memory from going back to the system (``device``), and
+TRL, being in it, gains from that too.
 """
 
 from __future__ import annotations

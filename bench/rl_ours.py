@@ -97,10 +97,9 @@ def grpo(
 
 def even(sampled: Sampled) -> Tensor:
     """The share of an answer's ids that are even: a score that differs from answer to answer."""
-    return torch.tensor([
-        share_of_even(row[start : start + NEW].tolist())
-        for row, start in zip(sampled.sequences.tokens, sampled.sequences.prompt_lengths.tolist(), strict=True)
-    ])  # fmt: skip
+    tokens, starts = sampled.sequences.tokens, sampled.sequences.prompt_lengths.tolist()
+    rows = zip(tokens.tolist(), starts, strict=True)
+    return torch.tensor([share_of_even(ids[start : start + NEW]) for ids, start in rows], device=tokens.device)
 
 
 def share_of_even(ids: list[int]) -> float:

@@ -75,7 +75,8 @@ class PracticeSettings(AnsweringSettings, ComputeSettings):
     mini_batch: int = Field(64, ge=1)
     """Answers per optimizer step."""
     micro_batch: int = Field(32, ge=1)
-    """Answers per forward and backward; smaller needs less memory and changes nothing else."""
+    """Answers per forward and backward; smaller needs less memory. As many as ``mini_batch`` spare an update a forward,
+    and nothing else changes."""
     epochs: int = Field(1, ge=1)
     """Passes over an experience."""
     max_new_tokens: int = Field(48, ge=1)
