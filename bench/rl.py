@@ -19,6 +19,7 @@ TRL, being in it, gains from that too.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -29,7 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import trl
+from torch.utils.flop_counter import FlopCounterMode
 
 from danlu import device, hub
 from danlu.model import ModelConfig, parameters
@@ -43,21 +46,30 @@ PLAIN = "without gradient checkpointing"
 
 
 def in_turn(rounds: int, make: Callable[[], Mapping[str, Run]]) -> dict[str, list[dict[str, float]]]:
-    """What every run tells, by name; they are made anew for every round, and the first is thrown away."""
+    """What every run tells, by name; they are made anew for every round.
+
+    The first round is thrown away but for what it counts on a CPU: operations of matrix products. They tell how much of
+    a ratio can come from doing less, and how much from doing it faster.
+    """
     seen: dict[str, list[dict[str, float]]] = {}
+    counted: dict[str, float] = {}
     for turn in range(rounds + 1):
         runs = dict(make())
         for name in list(runs):
-            told = runs.pop(name)()
+            count = not turn and not torch.cuda.is_available()
+            with FlopCounterMode(display=False) if count else contextlib.nullcontext() as counter:
+                told = runs.pop(name)()
             gc.collect()
             print(turn, name, {key: round(value, 2) for key, value in told.items()}, flush=True)
+            if counter is not None:
+                counted[name] = counter.get_total_flops() / told.pop("iterations", 1.0)
             if turn:
-                seen.setdefault(name, []).append(told)
+                seen.setdefault(name, []).append(told | ({"flops": counted[name]} if counted else {}))
     return seen
 
 
 def rows_of(
-    what: str, unit: str, times: float, tokens: int, seen: Mapping[str, list[dict[str, float]]], note: str = ""
+    what: str, unit: str, times: float, tokens: int, seen: Mapping[str, list[dict[str, float]]], place: device.Device
 ) -> list[dict[str, Any]]:
     """A row of the table for every way in which TRL was run.
 
@@ -65,26 +77,36 @@ def rows_of(
         what: was measured.
         unit: of its seconds.
         times: as fast as TRL is the target.
-        tokens: of an iteration, all that are read or drawn once.
+        tokens: of an iteration, prompts and answers.
         seen: from ``in_turn``; "ours", and TRL's ways by name.
-        note: for all rows.
+        place: where.
     """
     middle = {
         name: {key: statistics.median(one[key] for one in told) for key in told[0]} for name, told in seen.items()
     }
-    mine = middle.pop("ours")
-    values = [one["seconds"] for one in seen["ours"]]
-    parts = ", ".join(f"{key} {value:.2f}" for key, value in mine.items() if key != "seconds")
-    found = []
+    mine, found = middle.pop("ours"), []
     for name, other in middle.items():
-        notes = [f"{tokens / mine['seconds']:,.0f} against {tokens / other['seconds']:,.0f} tokens/s"]
-        notes += [f"our seconds: {parts}"] if parts else []
-        notes += [f"TRL's sampling {other['sampling']:.2f}"] if "sampling" in other else []
         found.append(row(
-            what, values, unit, f"{times:g} x TRL's speed", other["seconds"] >= times * mine["seconds"],
-            other["seconds"], f"TRL {trl.__version__}, {name}", "; ".join(notes + ([note] if note else [])),
+            f"{what}, {shape(place)}", [one["seconds"] for one in seen["ours"]], unit, f"{times:g} x TRL's speed",
+            other["seconds"] >= times * mine["seconds"], other["seconds"], f"TRL {trl.__version__}, {name}",
+            "; ".join(notes(tokens, mine, other, place)),
         ))  # fmt: skip
     return found
+
+
+def notes(tokens: int, mine: dict[str, float], other: dict[str, float], place: device.Device) -> list[str]:
+    """Tokens a second, where the seconds went, and how many operations there were to do."""
+    found = [f"{tokens / mine['seconds']:,.0f} against {tokens / other['seconds']:,.0f} tokens/s"]
+    parts = [f"{key} {mine[key]:.2f}" for key in ("sampling", "scoring", "update") if key in mine]
+    found += [f"our seconds: {', '.join(parts)}"] if parts else []
+    found += [f"TRL's sampling {other['sampling']:.2f}"] if "sampling" in other else []
+    if "flops" in mine:
+        speed = device.matmul_flops(torch.float32, place.kind)
+        found.append(
+            f"matrix products of {mine['flops'] / 1e12:.2f} against {other['flops'] / 1e12:.2f} TFLOP; this machine "
+            f"does {speed / 1e9:,.0f} GFLOP/s in float32"
+        )
+    return [*found, f"transformers {transformers.__version__}"]
 
 
 def our_iteration(ours: Ours) -> dict[str, float]:
@@ -110,23 +132,8 @@ def speeds_ppo(rounds: int, n: int, epochs: int, place: device.Device, scratch: 
 
     seen = in_turn(rounds, make)
     return rows_of(
-        f"PPO, {shape(place)}, {n} answers of {PROMPT} + {NEW}, {epochs} epochs", "s/iteration", 5.0,
-        n * (PROMPT + NEW), seen, products(n * (PROMPT + NEW), epochs, place),
+        f"PPO, {n} answers of {PROMPT} + {NEW}, epochs: {epochs}", "s/iteration", 5.0, n * (PROMPT + NEW), seen, place,
     )  # fmt: skip
-
-
-def products(tokens: int, epochs: int, place: device.Device) -> str:
-    """How long TRL's matrix products take at the speed of the machine: what no trainer that does them all can beat.
-
-    A forward is one pass and a backward two: an update is three passes an epoch of policy and critic; before it come
-    one of the policy, the reference, the critic and the reward model, and one of the policy for sampling.
-    """
-    config = ModelConfig(**LARGE)
-    body = parameters(config).matmul - config.vocab_size * config.d_model
-    of_policy, of_others = 3 * epochs + 3, 3 * epochs + 2
-    flops = 2 * tokens * (of_policy * parameters(config).matmul + of_others * body)
-    speed = device.matmul_flops(place.compute_dtype, place.kind)
-    return f"TRL's matrix products alone take {flops / speed:.1f} s at the {speed / 1e9:,.0f} GFLOP/s of this machine"
 
 
 def speeds_grpo(
@@ -145,8 +152,8 @@ def speeds_grpo(
             for name, options in ways(place, bf16).items()
         }
 
-    what = f"GRPO, {shape(place)}, {n // GROUP} groups of {GROUP} answers of {PROMPT} + {NEW}, {epochs} epochs"
-    return rows_of(what, "s/iteration", 2.5, n * (PROMPT + NEW), in_turn(rounds, make))
+    what = f"GRPO, {n // GROUP} groups of {GROUP} answers of {PROMPT} + {NEW}, epochs: {epochs}"
+    return rows_of(what, "s/iteration", 2.5, n * (PROMPT + NEW), in_turn(rounds, make), place)
 
 
 def speeds_dpo(
@@ -160,7 +167,7 @@ def speeds_dpo(
     folder = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer_of(LARGE["vocab_size"]))
 
     def seconds(run: Callable[[], tuple[list[float], float]]) -> dict[str, float]:
-        return {"seconds": run()[1] / steps}
+        return {"seconds": run()[1] / steps, "iterations": float(steps)}
 
     def make() -> dict[str, Run]:
         policy = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
@@ -171,8 +178,8 @@ def speeds_dpo(
         }
         return {name: partial(seconds, run) for name, run in runs.items()}
 
-    what = f"DPO, {shape(place)}, {n} pairs of {PROMPT} + {NEW}"
-    return rows_of(what, "s/step", 2.5, 2 * n * (PROMPT + NEW), in_turn(rounds, make))
+    what = f"DPO, {n} pairs of {PROMPT} + {NEW}"
+    return rows_of(what, "s/step", 2.5, 2 * n * (PROMPT + NEW), in_turn(rounds, make), place)
 
 
 def ways(place: device.Device, bf16: bool) -> dict[str, tuple[bool, bool]]:
