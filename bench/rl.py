@@ -103,7 +103,7 @@ def notes(tokens: int, mine: dict[str, float], other: dict[str, float], place: d
     if "flops" in mine:
         speed = device.matmul_flops(torch.float32, place.kind)
         found.append(
-            f"matrix products of {mine['flops'] / 1e12:.2f} against {other['flops'] / 1e12:.2f} TFLOP; this machine "
+            f"matrix products of {mine['flops'] / 1e12:.3g} against {other['flops'] / 1e12:.3g} TFLOP; this machine "
             f"does {speed / 1e9:,.0f} GFLOP/s in float32"
         )
     return [*found, f"transformers {transformers.__version__}"]
