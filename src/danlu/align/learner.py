@@ -281,7 +281,7 @@ class Learner(ABC):
         options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
         n_tokens: Tensor = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            logprobs, entropy = self._logprobs(scored.opening, sequences.rows(rows))
+            logprobs, entropy = self._logprobs(sequences.rows(rows), scored.opening.take(rows))
             result = self._policy_loss(logprobs, scored, rows, len(index), n_tokens)
             ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
@@ -297,10 +297,9 @@ class Learner(ABC):
         """Steps of what is trained beside the policy, on the same rows."""
         return {}
 
-    def _logprobs(self, opening: Opening, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, sequences: Sequences, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, R), and the summed entropy if it is wanted: it costs a second pass over the logits."""
         if not self.settings.entropy:
-            known = opening.take()
             found = self.reading.response_logprobs(self.policy, sequences) if known is None else known
             return found, torch.zeros(())
         logprobs, entropy = self.reading.response_logprobs_entropy(self.policy, sequences)

@@ -124,7 +124,7 @@ class ActorCritic(Learner):
         options, sequences, total = self.settings, scored.experience.sequences, 0.0
         n_tokens = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            known = scored.opening_values.take()
+            known = scored.opening_values.take(rows)
             values = scoring.response_values(self.critic, sequences.rows(rows)) if known is None else known
             loss = losses.ppo_value_loss(
                 values, scored.values[rows], scored.returns[rows], scored.mask[rows], options.value_clip

@@ -79,15 +79,19 @@ class Opening:
 
     The first step starts from the very weights that scored, so this saves a forward and moves no bit. Kept only where a
     step is one micro-batch, whose activations training has room for anyway.
+
+    Args:
+        found: a row for each of ``rows``.
+        rows: of the experience.
     """
 
-    def __init__(self, found: Tensor | None = None) -> None:
-        self._found = found
+    def __init__(self, found: Tensor | None = None, rows: Tensor | None = None) -> None:
+        self._found, self._rows = found, rows
 
-    def take(self) -> Tensor | None:
-        """It, once; afterwards, when weights have moved, None."""
-        found, self._found = self._found, None
-        return found
+    def take(self, rows: Tensor) -> Tensor | None:
+        """It, once, if it is of these rows; afterwards, when weights have moved, None."""
+        found, known, self._found, self._rows = self._found, self._rows, None, None
+        return found if known is not None and torch.equal(known, rows) else None
 
 
 def pad(
@@ -217,7 +221,7 @@ def opened(
     found = [opening.detach()[first.argsort()]]
     if rest:
         found.append(without_gradient(score, model, sequences, rest, training_forward=True))
-    return torch.cat(found), Opening(opening)
+    return torch.cat(found), Opening(opening, first)
 
 
 def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:

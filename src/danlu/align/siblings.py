@@ -42,7 +42,7 @@ def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None)
     Rows of similar lengths come together, as in ``scoring.parts_by_length``; where no two rows have the same prompt
     that is what this gives.
     """
-    index = torch.arange(len(sequences)) if rows is None else rows
+    index = torch.arange(len(sequences)) if rows is None else rows.flatten()
     numbers, lengths = index.tolist(), sequences.lengths[index].tolist()
     pieces = [family[start : start + size] for family in _families(sequences.rows(index))
               for start in range(0, len(family), size)]  # fmt: skip
