@@ -26,6 +26,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +86,23 @@ def rows_of(
         name: {key: statistics.median(one[key] for one in told) for key in told[0]} for name, told in seen.items()
     }
     mine, found = middle.pop("ours"), []
+    speed = device.matmul_flops(torch.float32, place.kind)
     for name, other in middle.items():
         found.append(row(
             f"{what}, {shape(place)}", [one["seconds"] for one in seen["ours"]], unit, f"{times:g} x TRL's speed",
             other["seconds"] >= times * mine["seconds"], other["seconds"], f"TRL {trl.__version__}, {name}",
-            "; ".join(notes(tokens, mine, other, place)),
+            "; ".join(notes(tokens, mine, other, speed)),
         ))  # fmt: skip
     return found
 
 
-def notes(tokens: int, mine: dict[str, float], other: dict[str, float], place: device.Device) -> list[str]:
-    """Tokens a second, where the seconds went, and how many operations there were to do."""
+def notes(tokens: int, mine: dict[str, float], other: dict[str, float], speed: float) -> list[str]:
+    """Tokens a second, where the seconds went, and how many operations there were to do at how many a second."""
     found = [f"{tokens / mine['seconds']:,.0f} against {tokens / other['seconds']:,.0f} tokens/s"]
     parts = [f"{key} {mine[key]:.2f}" for key in ("sampling", "scoring", "update") if key in mine]
     found += [f"our seconds: {', '.join(parts)}"] if parts else []
     found += [f"TRL's sampling {other['sampling']:.2f}"] if "sampling" in other else []
     if "flops" in mine:
-        speed = device.matmul_flops(torch.float32, place.kind)
         found.append(
             f"matrix products of {mine['flops'] / 1e12:.3g} against {other['flops'] / 1e12:.3g} TFLOP; this machine "
             f"does {speed / 1e9:,.0f} GFLOP/s in float32"
@@ -117,7 +118,9 @@ def our_iteration(ours: Ours) -> dict[str, float]:
 
 def speeds_ppo(rounds: int, n: int, epochs: int, place: device.Device, scratch: Path) -> list[dict[str, Any]]:
     """Seconds an iteration of PPO, with a reward model and a critic of the policy's size."""
-    from rl_ppo import theirs  # only an old TRL has it
+    if find_spec("trl.experimental.ppo") is None:
+        raise SystemExit(f"TRL {trl.__version__} has no PPO; install trl 1.12.0, the last that has it")
+    from rl_ppo import theirs
 
     tokenizer, half = tokenizer_of(LARGE["vocab_size"]), place.compute_dtype == torch.bfloat16
     policy = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer)
