@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from mortal import Killed, Mortal, without_times
-from torch import Tensor
+from torch import Tensor, nn
 
 from danlu import hub
 from danlu.align import losses, scoring
 from danlu.align.ppo import ActorCritic, PPOSettings, ppo
 from danlu.align.rewards import RewardScore
 from danlu.align.rollout import Cursor, Experience, Prompt, Rollouts, Sampled, Score, gather_prompts
+from danlu.align.scoring import Opening
 from danlu.errors import UserError
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
@@ -184,6 +185,31 @@ def test_splitting_into_micro_batches_changes_nothing(
         moved.append(torch.cat([p.detach().flatten() for p in getattr(trained, role).parameters()]))
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2e-6)
     torch.testing.assert_close(moved[0], moved[2], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("mini_batch", [4, 8])
+def test_the_first_step_makes_no_forward_again_and_moves_the_same(
+    make_model: MakeModel, collect: Callable[..., Experience], mini_batch: int
+) -> None:
+    moved, forwards = [], []
+    for kept in (True, False):
+        trained = learner(make_model, micro_batch=8, mini_batch=mini_batch)
+        scored = trained.score(collect(), make_model(seed=9), beta=0.1)
+        if not kept:
+            scored = replace(scored, opening=Opening(), opening_values=Opening())
+        models, seen = (trained.policy, trained.critic), [0, 0]
+
+        def count(module: nn.Module, *_: object, models: tuple[Decoder, ...] = models, seen: list[int] = seen) -> None:
+            seen[[model.norm for model in models].index(module)] += 1
+
+        for model in models:
+            model.norm.register_forward_hook(count)
+        trained.update(scored, 0, seed=0)
+        moved.append([parameter for model in models for parameter in model.parameters()])
+        forwards.append(seen)
+    steps = 2 * 8 // mini_batch
+    assert forwards == [[steps - 1, steps - 1], [steps, steps]]
+    assert all(torch.equal(one, other) for one, other in zip(*moved, strict=True))
 
 
 def test_an_update_that_went_too_far_stops_before_its_step(

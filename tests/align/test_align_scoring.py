@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from danlu.align import scoring
+from danlu.align.scoring import Opening
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message
 from danlu.tokens import chat
@@ -92,3 +93,11 @@ def test_what_does_not_fit_goes_from_the_prompts_left(tokenizer: Tokenizer) -> N
     cut, kept = scoring.answer_ids(tokenizer, prompt, Answer("花月"), len(answer) + 3)
     assert kept == answer
     assert cut == whole[-3:]
+
+
+def test_what_was_opened_is_taken_once_and_for_its_rows_alone() -> None:
+    rows, found = torch.tensor([2, 0]), torch.ones(2, 3)
+    assert Opening(found, rows).take(torch.tensor([0, 2])) is None
+    opening = Opening(found, rows)
+    assert opening.take(rows) is found
+    assert opening.take(rows) is None

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from danlu.align import losses
+from danlu.align import losses, siblings
 from danlu.align.learner import Learner, PracticeSettings, Scored
 from danlu.align.losses import PolicyLoss, RunningMean
 from danlu.align.practice import practise
@@ -120,6 +120,7 @@ class Grouped(Learner):
     """
 
     settings: GRPOSettings
+    reading = siblings
 
     def __init__(self, policy: Decoder, settings: GRPOSettings) -> None:
         super().__init__("grpo", policy, settings)
@@ -133,14 +134,15 @@ class Grouped(Learner):
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Compared:
         """Log-probabilities, and each answer's score against the method's baseline."""
-        old, frozen, _ = self._old_logprobs(experience, reference)
+        old, frozen, opening, _ = self._old_logprobs(experience, reference)
         lengths = experience.sequences.mask.sum(1)
         scores = experience.scores + losses.overlong_penalty(lengths, self.settings.max_new_tokens, self._margin)
         if self.method.kl == "score":
             scores = scores - beta * losses.kl_k1(old, frozen).sum(1)
         advantages = self._advantages(scores, groups_of(experience)) * self.tells(experience)
         self._seen = self._seen.update(scores)
-        return Compared(experience, old, frozen, advantages[:, None], beta if self.method.kl == "loss" else 0.0)
+        paid = beta if self.method.kl == "loss" else 0.0
+        return Compared(experience, old, frozen, advantages[:, None], paid, opening=opening)
 
     def tells(self, experience: Experience) -> Tensor:
         """(B,) bool, whether an answer was scored otherwise than one that it is compared with."""

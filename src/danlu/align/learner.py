@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from danlu.align.averaging import WeightMean
 from danlu.align.losses import PolicyLoss
 from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
-from danlu.align.scoring import Sequences
+from danlu.align.scoring import Opening, Reading, Sequences
 from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.infer.vllm import require_vllm
@@ -77,7 +77,8 @@ class PracticeSettings(AnsweringSettings, ComputeSettings):
     mini_batch: int = Field(64, ge=1)
     """Answers per optimizer step."""
     micro_batch: int = Field(32, ge=1)
-    """Answers per forward and backward; smaller needs less memory and changes nothing else."""
+    """Answers per forward and backward; smaller needs less memory. As many as ``mini_batch`` spare an update a forward,
+    and nothing else changes."""
     epochs: int = Field(1, ge=1)
     """Passes over an experience."""
     max_new_tokens: int = Field(48, ge=1)
@@ -129,12 +130,14 @@ class Scored:
         logprobs: (B, R) of the policy that sampled, by the training forward.
         reference: (B, R) of the SFT model.
         advantages: (B, R), how much better than expected.
+        opening: ``logprobs`` of the first step.
     """
 
     experience: Experience
     logprobs: Tensor
     reference: Tensor
     advantages: Tensor
+    opening: Opening = field(default_factory=Opening, kw_only=True)
 
     @property
     def mask(self) -> Tensor:
@@ -156,6 +159,8 @@ class Learner(ABC):
     """Answers sampled per prompt."""
     rounds = 1
     """How often an iteration may sample until its batch holds only answers that say something."""
+    reading: Reading = scoring
+    """How: one by one, by default."""
 
     def __init__(self, stage: str, policy: Decoder, settings: PracticeSettings, **others: Decoder) -> None:
         self._stage, self.policy, self.settings = stage, policy, settings
@@ -263,16 +268,16 @@ class Learner(ABC):
         if self._mean is not None:
             self._mean.load(parts["mean"])
 
-    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, Opening, list[Tensor]]:
         """Log-probabilities (B, R) of the policy and of the reference, and the parts in which they were computed."""
-        sequences = experience.sequences
+        sequences, score = experience.sequences, self.reading.response_logprobs
         blocks = scoring.split(torch.arange(len(sequences)), self.settings.mini_batch)
         parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
-        old, frozen = (
-            scoring.without_gradient(scoring.response_logprobs, model, sequences, parts, training_forward=True)
-            for model in (self.policy, reference)
-        )
-        return old, frozen, parts
+        frozen = scoring.without_gradient(score, reference, sequences, parts, training_forward=True)
+        if self.settings.entropy:  # the first step wants more than was said
+            return scoring.without_gradient(score, self.policy, sequences, parts, True), frozen, Opening(), parts
+        old, opening = scoring.opened(score, self.policy, sequences, parts, self.settings.mini_batch)
+        return old, frozen, opening, parts
 
     def _units(self, scored: Any) -> Tensor:
         """(N, k) the rows that are learnt from, k at a time: those that one loss needs together."""
@@ -288,14 +293,14 @@ class Learner(ABC):
             yield from (units[part] for part in scoring.split(order, size))
 
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
-        return scoring.parts_by_length(sequences, self.settings.micro_batch, rows)
+        return self.reading.parts_by_length(sequences, self.settings.micro_batch, rows)
 
     def _policy_step(self, scored: Any, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
         """One optimizer step of the policy, or None and no step if it would start from too far away."""
         options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
         n_tokens: Tensor = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            logprobs, entropy = self._logprobs(sequences.rows(rows))
+            logprobs, entropy = self._logprobs(sequences.rows(rows), scored.opening.take(rows))
             result = self._policy_loss(logprobs, scored, rows, index.numel(), n_tokens)
             ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
@@ -311,11 +316,12 @@ class Learner(ABC):
         """Steps of what is trained beside the policy, on the same rows."""
         return {}
 
-    def _logprobs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, sequences: Sequences, known: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, R), and the summed entropy if it is wanted: it costs a second pass over the logits."""
         if not self.settings.entropy:
-            return scoring.response_logprobs(self.policy, sequences), torch.zeros(())
-        logprobs, entropy = scoring.response_logprobs_entropy(self.policy, sequences)
+            found = self.reading.response_logprobs(self.policy, sequences) if known is None else known
+            return found, torch.zeros(())
+        logprobs, entropy = self.reading.response_logprobs_entropy(self.policy, sequences)
         return logprobs, entropy.sum()
 
     def _mix_in(self, mix: Sequences) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """How likely ranked answers are, from rows that hold their common beginning once: log-probabilities of K answers.
 
 In:  ``Ranking``s of ``comparisons``, any ``Decoder`` with a language head.
-Out: ``LikelihoodBatch``; (B, K) summed log-probabilities and token counts; the former for many rankings at once;
-    ``remembered``, which keeps on disk what is computed once.
+Out: ``LikelihoodBatch``; (B, K) summed log-probabilities and token counts; the former for many rankings at once; those
+    of every token; ``remembered``, which keeps on disk what is computed once.
 Left out: what is learnt from them (``direct``); answers one by one (``scoring``, whose numbers these are).
 
 A token that answers share is read and given to the vocabulary once, and counts in each of them.
@@ -22,7 +22,7 @@ from danlu.align.comparisons import PADDING, RankedBatch, Ranking, batch_of
 from danlu.files import atomic_write
 from danlu.model.attention import SHARED
 from danlu.model.decoder import Decoder
-from danlu.model.losses import linear_logprobs
+from danlu.model.losses import linear_logprobs, linear_logprobs_entropy
 
 AT_ONCE = 64  # comparisons, or single answers, per forward where nothing is learnt
 
@@ -62,13 +62,28 @@ def answer_logprobs(model: Decoder, batch: LikelihoodBatch) -> tuple[Tensor, Ten
     Returns:
         (B, K) fp32 sums over tokens, differentiable, 0 where there is no answer; (B, K) fp32 counts, there 1.
     """
-    rows, counted = batch.ranked, _counted(batch)
+    counted = _counted(batch)
     learnt = counted.any(1)  # B, T
-    states = model.hidden(rows.tokens, rows.positions, rows.documents).states.flatten(0, 1)
-    found = linear_logprobs(states[_before(rows.documents)[learnt]], model.output_weight, rows.tokens[learnt])
+    found, _ = _read(model, batch, learnt)
     spread = torch.zeros(learnt.shape, dtype=found.dtype, device=found.device).masked_scatter(learnt, found)
     sums = (spread[:, None] * counted).sum(-1)
     return sums, counted.sum(-1).clamp(min=1).to(sums.dtype)
+
+
+def token_logprobs(model: Decoder, batch: LikelihoodBatch, entropy: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probability of every token of every answer, and the entropy in nats of the distribution behind it.
+
+    Returns:
+        Two (N,) fp32, differentiable, answer after answer; the entropies are zeros if they are not asked for.
+    """
+    counted = _counted(batch)
+    learnt = counted.any(1)  # B, T
+    logprobs, entropies = _read(model, batch, learnt, entropy)
+    # A shared token belongs to every answer, and stands before all that is an answer's own.
+    places = torch.zeros(learnt.shape, dtype=torch.int64, device=learnt.device)
+    places[learnt] = torch.arange(len(logprobs), device=learnt.device)
+    index = places[:, None].expand(counted.shape)[counted]
+    return logprobs[index], entropies[index]
 
 
 def parts_of(rankings: Sequence[Ranking], size: int) -> Iterator[list[int]]:
@@ -94,6 +109,17 @@ def remembered(path: Path, compute: Callable[[], Mapping[str, Tensor]]) -> dict[
         with atomic_write(path, "wb") as handle:
             handle.write(save(dict(compute())))
     return load_file(path)
+
+
+def _read(model: Decoder, batch: LikelihoodBatch, learnt: Tensor, entropy: bool = False) -> tuple[Tensor, Tensor]:
+    """(M,) log-probabilities of those tokens where ``learnt`` (B, T) is True, and entropies."""
+    rows = batch.ranked
+    states = model.hidden(rows.tokens, rows.positions, rows.documents).states.flatten(0, 1)
+    read = states[_before(rows.documents)[learnt]], model.output_weight, rows.tokens[learnt]
+    if entropy:
+        return linear_logprobs_entropy(*read)
+    found = linear_logprobs(*read)
+    return found, torch.zeros_like(found)
 
 
 def _counted(batch: LikelihoodBatch) -> Tensor:

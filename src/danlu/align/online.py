@@ -89,7 +89,7 @@ class OnlinePairs(Learner):
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Ordered:
         """Log-probabilities, and a pair for every prompt whose answers did not all score alike."""
-        old, frozen, _ = self._old_logprobs(experience, reference)
+        old, frozen, *_ = self._old_logprobs(experience, reference)
         groups = groups_of(experience)
         pairs = losses.best_and_worst(experience.scores, groups)
         pushed = torch.zeros(len(groups), 1, device=groups.device)

@@ -24,6 +24,7 @@ from danlu.align.learner import Learner, PracticeSettings, Scored
 from danlu.align.losses import PolicyLoss
 from danlu.align.practice import practise
 from danlu.align.rollout import Experience
+from danlu.align.scoring import Opening
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 
@@ -67,10 +68,12 @@ class Valued(Scored):
     Attributes:
         values: (B, R) of the critic.
         returns: (B, R) what the critic should have said.
+        opening_values: ``values`` of the first step.
     """
 
     values: Tensor
     returns: Tensor
+    opening_values: Opening
 
 
 class ActorCritic(Learner):
@@ -97,12 +100,14 @@ class ActorCritic(Learner):
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Valued:
         """Log-probabilities, values, rewards with their KL share, advantages."""
         options, sequences = self.settings, experience.sequences
-        old, frozen, parts = self._old_logprobs(experience, reference)
-        values = scoring.without_gradient(scoring.response_values, self.critic, sequences, parts)
+        old, frozen, opening, parts = self._old_logprobs(experience, reference)
+        values, opening_values = scoring.opened(
+            scoring.response_values, self.critic, sequences, parts, options.mini_batch
+        )
         rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
         advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
         white = losses.whiten(advantages, sequences.mask)
-        return Valued(experience, old, frozen, white, values, returns)
+        return Valued(experience, old, frozen, white, values, returns, opening_values, opening=opening)
 
     def summary(self, scored: Valued) -> dict[str, float]:
         """What every learner tells, and how much the critic foresaw."""
@@ -121,7 +126,8 @@ class ActorCritic(Learner):
         options, sequences, total = self.settings, scored.experience.sequences, 0.0
         n_tokens = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
-            values = scoring.response_values(self.critic, sequences.rows(rows))
+            known = scored.opening_values.take(rows)
+            values = scoring.response_values(self.critic, sequences.rows(rows)) if known is None else known
             loss = losses.ppo_value_loss(
                 values, scored.values[rows], scored.returns[rows], scored.mask[rows], options.value_clip
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +59,39 @@ class Sequences:
         offsets = torch.arange(self.mask.shape[1], device=self.mask.device)
         starts = torch.arange(len(self), device=self.mask.device) * self.tokens.shape[1] + self.prompt_lengths - 1
         return (starts[:, None] + offsets)[self.mask]
+
+
+class Reading(Protocol):
+    """How answers are read: one by one (this module), or beside those to the same prompt (``siblings``)."""
+
+    def response_logprobs(self, model: Decoder, sequences: Sequences) -> Tensor:
+        """(B, R) log-probabilities."""
+
+    def response_logprobs_entropy(self, model: Decoder, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """The same with entropies."""
+
+    def parts_by_length(self, sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:
+        """Rows of each forward."""
+
+
+class Opening:
+    """What one forward said before the update, differentiable still: the first step need not make it again.
+
+    The first step starts from the very weights that scored, so this saves a forward and moves no bit. Kept only where a
+    step is one micro-batch, whose activations training has room for anyway.
+
+    Args:
+        found: a row for each of ``rows``.
+        rows: of the experience.
+    """
+
+    def __init__(self, found: Tensor | None = None, rows: Tensor | None = None) -> None:
+        self._found, self._rows = found, rows
+
+    def take(self, rows: Tensor) -> Tensor | None:
+        """It, once, if it is of these rows; afterwards, when weights have moved, None."""
+        found, known, self._found, self._rows = self._found, self._rows, None, None
+        return found if known is not None and torch.equal(known, rows) else None
 
 
 def pad(
@@ -163,6 +197,31 @@ def without_gradient(
             found.append(score(model, sequences.rows(rows)).detach())
     # Put together outside inference mode, so that what is made from it can meet autograd.
     return torch.cat(found)[torch.cat(list(parts)).argsort()]
+
+
+def opened(
+    score: Scoring, model: Decoder, sequences: Sequences, parts: Sequence[Tensor], step: int
+) -> tuple[Tensor, Opening]:
+    """Score, by the forward of training, a model that is about to be trained.
+
+    Args:
+        score: one of the functions above, of (B, R).
+        model: for it.
+        sequences: all rows.
+        parts: row indices of each forward, of one optimizer step after another.
+        step: rows of an optimizer step.
+
+    Returns:
+        As ``without_gradient``; and the scores of the first step, if that is one part.
+    """
+    first, rest = parts[0], parts[1:]
+    if len(first) < min(step, len(sequences)):
+        return without_gradient(score, model, sequences, parts, training_forward=True), Opening()
+    opening = score(model, sequences.rows(first))
+    found = [opening.detach()[first.argsort()]]
+    if rest:
+        found.append(without_gradient(score, model, sequences, rest, training_forward=True))
+    return torch.cat(found), Opening(opening, first)
 
 
 def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:
