@@ -4,7 +4,7 @@ In:  the runs ``runs/bench-tang-SEED`` (``bench/tang.py``), finished up to their
 Out: ``results/methods-*.json`` and the table; arms in every run's ``lab/methods/``, ``results.json`` in ``--out``.
 Left out: what is done (``danlu.lab``); peers; nobody else compares methods at equal distance.
 
-    python bench/methods.py [--answers N] [--looks N] [--kl NATS ...] [SEED ...] [section.key=value ...]
+    python bench/methods.py [--answers N] [--looks N] [--kl NATS] [SEED ...] [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def main() -> None:
         "--answers", type=int, default=0, help="sampled by each method; as many as the recipe's ppo if 0"
     )
     parser.add_argument("--looks", type=int, default=4)
-    parser.add_argument("--kl", type=float, nargs="*", default=KLS, help="nats at which gold is read")
+    parser.add_argument("--kl", type=float, action="append", help="nats at which gold is read; as often as wanted")
     parser.add_argument("--out", type=Path, default=Path("runs") / "methods")
     words = parser.parse_args()
     seeds = [word for word in words.words if "=" not in word] or ["0", "1", "2"]
     said = [*SAID, *(word for word in words.words if "=" in word)]
-    question = Question(answers=words.answers, looks=words.looks, kls=words.kl, said=said)
+    question = Question(answers=words.answers, looks=words.looks, kls=words.kl or KLS, said=said)
     try:
         results = compare([Path("runs") / f"bench-tang-{seed}" for seed in seeds], question, words.out, Console())
     except UserError as error:

@@ -138,7 +138,7 @@ def _set_aside(run: Path) -> list[Path]:
 
 
 def _arms(run: Path, heard: Iterable[str]) -> list[Path]:
-    """Models of experiments on the run (``lab``): the stages that read the snapshot are linked, the policies are not."""
+    """Models of experiments on the run (``lab``): what read the snapshot is linked there, the policies are not."""
     arms = [path.parent for path in sorted(run.glob(f"lab/*/*/{RESOLVED}"))]
     models = [model for arm in arms for model in _models(arm, _below(_manifests(arm), heard))]
     return [model for model in models if not model.parent.is_symlink()]

@@ -11,7 +11,7 @@ from danlu.lab import laws
 from danlu.lab.best_of_n import curve, weights
 from danlu.lab.goodhart import panels
 from danlu.lab.laws import Law
-from danlu.lab.methods import summary, table
+from danlu.lab.methods import caption, summary, table
 
 
 def look(iteration: int, kl: float, judge: float, reward: float = 0.0, **more: float) -> laws.Look:
@@ -78,6 +78,20 @@ def test_the_best_of_n_counts_every_choice_once():
     assert rows[2]["judge"] == pytest.approx((0.0 + 7.0) / 2)
     assert rows[2]["reward"] == pytest.approx((4.0 + 1.0) / 2)
     assert rows[1]["kl"] == pytest.approx(math.log(2) - 0.5)
+
+
+def test_a_caption_says_what_was_spent_and_how_sure_a_look_is():
+    sft = [{"length": 26.4, "judge_error": 0.033}]
+    budget = {"answers": 1536, "per_step": 64, "steps": 24}
+    said = caption({"runs": ["a"], "budget": budget, "sft": sft, "most_tokens": 40, "judge": "poems", "prompts": 300})
+    for words in (
+        "1 run. ",
+        "1,536 sampled answers (of 26 tokens",
+        "24 steps of 64",
+        "300 held-out prompts",
+        "look 0.033",
+    ):
+        assert words in said
 
 
 def ended(kl: float, judge: float) -> laws.Look:

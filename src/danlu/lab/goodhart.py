@@ -19,13 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from danlu.align import monitor
 from danlu.align.rollout import Experience
 from danlu.console import Console
 from danlu.files import atomic_write, read_json, write_json
 from danlu.lab import best_of_n, laws
 from danlu.lab.arms import Arm, Said, budget_of, make, settings, stage_of
-from danlu.lab.looks import Look, Observer
+from danlu.lab.looks import Look, Observer, told
 from danlu.pipeline import read_recipe
 from danlu.recipe import Recipe
 from danlu.report import open_run
@@ -98,7 +97,7 @@ class Goodhart:
         assert start is not None, "there is a size"
         results = {
             "run": self._run.name, "budget": asdict(self._budget), "prompts": self._question.prompts,
-            "judge": observer.settings.judge, "kl_budget": self._kl_budget, "sft": monitor.short(start), "arms": arms,
+            "judge": observer.settings.judge, "kl_budget": self._kl_budget, "sft": told(start), "arms": arms,
         }  # fmt: skip
         write_json(self._out / "results.json", results)
         with atomic_write(self._out / "goodhart.svg") as handle:
@@ -151,7 +150,7 @@ class Goodhart:
             "peak": {key: laws.peak(path)[key] for key in ("iteration", "kl", "judge", "reward")},
             "alarm_after": path[len(alarmed)]["iteration"] if len(alarmed) < len(path) else None,
             "recovered": {name: laws.recovered(path, look) for name, look in stops.items()},
-            "looks": [monitor.short(look) for look in path],
+            "looks": [told(look) for look in path],
         }
 
 
@@ -172,7 +171,7 @@ def panels(results: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, flo
     The proxy is counted in them already (``align.rewards``); the judge's are told by the error of its mean.
     """
     start = results["sft"]
-    deviation = start["judge_error"] * results["prompts"] ** 0.5
+    deviation = start["judge_error"] * results["prompts"] ** 0.5 or 1.0  # a judge may find all of few answers alike
     drawn: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for arm in results["arms"]:
         first, looks = arm["looks"][0], [look for look in arm["looks"] if "reward" in look]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from danlu import hub
-from danlu.align import prompts
+from danlu.align import monitor, prompts
 from danlu.align.learner import PracticeSettings
 from danlu.align.monitor import Monitor
 from danlu.align.rewards import scorer
@@ -150,6 +150,11 @@ class Observer:
     def _tell(self, stage_dir: Path, look: Look) -> None:
         shown = " ".join(f"{name}={look[name]:.3g}" for name in ("kl", "reward", "judge") if name in look)
         self._console.say(f"  {stage_dir.parent.name} after {look['iteration']}: {shown}")
+
+
+def told(look: Look) -> Look:
+    """A look as it stands in results: after which step, and its figures."""
+    return {"iteration": look["iteration"], **monitor.short(look)}
 
 
 def _weights(file: Path) -> dict[str, Tensor]:

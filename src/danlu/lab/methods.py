@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from danlu.align import monitor
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.files import atomic_write, write_json
 from danlu.lab import laws
 from danlu.lab.arms import Arm, Said, budget_of, make, settings, stage_of
-from danlu.lab.looks import Look, Observer
+from danlu.lab.looks import Look, Observer, told
 from danlu.pipeline import read_recipe
 from danlu.recipe import Recipe
 from danlu.report import open_run
@@ -83,12 +82,12 @@ def compare(runs: Sequence[Path], question: Question, out: Path, console: Consol
     results = {
         "runs": [run.name for run in runs], "budget": asdict(budget) | {"steps": budget.steps},
         "prompts": question.prompts, "most_tokens": ppo["max_new_tokens"], "judge": ppo["judge"],
-        **summary(paths, question.kls), "paths": {name: [[monitor.short(look) for look in path] for path in found]
+        **summary(paths, question.kls), "paths": {name: [[told(look) for look in path] for path in found]
                                          for name, found in paths.items()},
     }  # fmt: skip
     write_json(out / "results.json", results)
     with atomic_write(out / "table.md") as handle:
-        handle.write(table(results, judge(ppo["judge"]).rates) + "\n")
+        handle.write(f"{table(results, judge(ppo['judge']).rates)}\n\n{caption(results)}\n")
     return results
 
 
@@ -110,11 +109,11 @@ def summary(paths: Mapping[str, Sequence[Sequence[Look]]], kls: Sequence[float])
         name: {
             "at": {f"{kl:g}": [laws.at_kl(path, kl) for path in found] for kl in kls},
             "at_shared": [laws.at_kl(path, kl) for path, kl in zip(found, shared, strict=True)],
-            "end": [monitor.short(path[-1]) for path in found],
+            "end": [told(path[-1]) for path in found],
         }
         for name, found in paths.items()
     }
-    sft = [monitor.short(path[0]) for path in next(iter(paths.values()))]
+    sft = [told(path[0]) for path in next(iter(paths.values()))]
     return {"shared_kl": shared, "sft": sft, "methods": methods}
 
 
@@ -135,6 +134,19 @@ def table(results: Mapping[str, Any], rates: Sequence[str]) -> str:
     for name, found in methods.items():
         lines.append(_row(name, [*found["at"].values(), found["at_shared"], *_ends(found["end"], rates)]))
     return "\n".join(lines)
+
+
+def caption(results: Mapping[str, Any]) -> str:
+    """What a reader of the table has to know."""
+    budget, sft = results["budget"], results["sft"]
+    tokens, error = (statistics.fmean(look[key] for look in sft) for key in ("length", "judge_error"))
+    runs = "1 run" if len(results["runs"]) == 1 else f"{len(results['runs'])} runs, means with the least and the most"
+    return (
+        f"{runs}. Each method: {budget['answers']:,} sampled answers (of {tokens:.0f} tokens on average for sft, "
+        f"{results['most_tokens']} at most), {budget['steps']} steps of {budget['per_step']}. Gold: judge "
+        f"'{results['judge']}' on {results['prompts']} held-out prompts; standard error of one look {error:.3f}. KL in "
+        "nats per answer; a dash: not reached."
+    )
 
 
 def _recipe(run: Path, question: Question) -> Recipe:
