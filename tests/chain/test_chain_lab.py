@@ -72,6 +72,14 @@ def test_goodhart_leaves_figures_and_a_picture(run):
     assert manifests(run) == before
 
 
+def test_what_is_compared_stands_on_the_same_ground(run):
+    with pytest.raises(UserError, match="'sft' lies below what is compared; make another run with that sft"):
+        lab("methods", run, "sft.lr=0.1", "--method", "dpo", *LITTLE)
+    (run / "rankings").unlink()
+    with pytest.raises(UserError, match="has no finished stage 'rankings'; danlu run makes it"):
+        lab("methods", run, "--method", "ppo", *LITTLE)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

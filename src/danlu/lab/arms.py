@@ -141,14 +141,26 @@ def make(arm: Arm, console: Console) -> Run:
     """Bring an arm up to date; what is finished is skipped, what was killed goes on.
 
     Raises:
-        UserError: a stage could not be made, or the base lacks one.
+        UserError: the base lacks a stage below what is made here, or its own is out of date, or ``said`` is about one:
+            what is compared has to stand on the same ground.
     """
-    recipe = read_recipe(str(arm.base / "recipe.yaml"), [*arm.said, {"run": {"goal": arm.goal}}])
+    source = str(arm.base / "recipe.yaml")
+    before, recipe = read_recipe(source), read_recipe(source, [*arm.said, {"run": {"goal": arm.goal}}])
     made_here = {name for one in arm.said if isinstance(one, Mapping) for name in one}
+    shared = [spec.name for spec in stages_of(recipe) if spec.name not in made_here]
     arm.dir.mkdir(parents=True, exist_ok=True)
-    for spec in stages_of(recipe):
-        place = arm.dir / spec.name
-        if spec.name not in made_here and Run(arm.base).finished(spec.name) and not place.exists():
-            place.symlink_to(os.path.relpath((arm.base / spec.name).resolve(), arm.dir.resolve()))
+    for name in shared:
+        if recipe.sections[name] != before.sections[name]:
+            raise UserError(
+                f"'{name}' lies below what is compared; make another run with that {name}, and name it here"
+            )
+        if not Run(arm.base).finished(name):
+            raise UserError(f"{arm.base} has no finished stage '{name}'; danlu run makes it")
+        if not (arm.dir / name).exists():
+            (arm.dir / name).symlink_to(os.path.relpath((arm.base / name).resolve(), arm.dir.resolve()))
     votes = snapshot_path(arm.base)
-    return execute(recipe, arm.dir, console, votes=votes if votes.is_file() else None)
+    run = execute(recipe, arm.dir, console, votes=votes if votes.is_file() else None)
+    for name in shared:
+        if not (arm.dir / name).is_symlink():
+            raise UserError(f"stage '{name}' of {arm.base} is out of date; bring it up to date first: danlu run")
+    return run
