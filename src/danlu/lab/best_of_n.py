@@ -40,7 +40,7 @@ def sample(observer: Observer, among: int) -> tuple[Experience, Tensor]:
 def curve(proxy: Tensor, gold: Tensor) -> list[Look]:
     """Rows for n = 1, 2, 4, ... from the scores of N answers to each of P prompts; both (P, N).
 
-    Answers without a proxy that is a number are never the best. Distances are those of ``losses.best_of_n_kl``.
+    An answer without a proxy that is a number is the worst. Distances are those of ``losses.best_of_n_kl``.
     """
     proxy = proxy.double().masked_fill(~torch.isfinite(proxy), -math.inf)
     order = proxy.argsort(dim=1, stable=True)
