@@ -62,8 +62,8 @@ def test_what_a_stop_keeps_of_the_peak():
     shares = [laws.kept(before), laws.kept(RISES_AND_FALLS), laws.kept(RISES_AND_FALLS, kl_budget=2.0)]
     assert [laws.recovered(RISES_AND_FALLS, one) for one in shares] == pytest.approx([1.0, 1 / 6, 2 / 3])
     assert laws.stopped_by_alarm(RISES_AND_FALLS[:3]) == RISES_AND_FALLS[:3]
-    falls = [look(0, 0.0, 1.0), look(2, 1.0, 0.5)]
-    assert laws.recovered(falls, falls[1]) is None
+    noise = [look(0, 0.0, 1.0), look(2, 1.0, 1.028), look(4, 2.0, 0.5)]
+    assert laws.recovered(noise, noise[2]) is None, "two errors of 0.01 are 0.0283 apart"
 
 
 def test_the_best_of_n_counts_every_choice_once():

@@ -184,22 +184,15 @@ def panels(results: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, flo
 
 def describe(results: dict[str, Any]) -> str:
     """What came of it, for a person: a row per arm in Markdown."""
-    stops = list(results["arms"][0]["recovered"])
-    heads = [
-        "method",
-        "rankings",
-        "alpha",
-        "beta",
-        "gold peaks at",
-        "by the law at",
-        *(f"kept: {stop}" for stop in stops),
-    ]
+    heads = ["method", "rankings", "alpha", "beta", "most gold", "by the law"]
+    heads += [f"kept: {stop}" for stop in results["arms"][0]["recovered"]]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
     for arm in results["arms"]:
         law, kept = arm["law"] or {}, [_DASH if one is None else f"{one:.0%}" for one in arm["recovered"].values()]
+        most = f"{arm['peak']['judge'] - arm['looks'][0]['judge']:+.2f} at {_nats(arm['peak']['kl'])}"
         cells = [
-            arm["method"], f"{arm['rankings']:,}", _number(law.get("alpha")), _number(law.get("beta")),
-            _nats(arm["peak"]["kl"]), _nats(law.get("peak_kl")), *kept,
+            arm["method"], f"{arm['rankings']:,}", _number(law.get("alpha")), _number(law.get("beta")), most,
+            _nats(law.get("peak_kl")), *kept,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -109,7 +109,11 @@ def kept(looks: Sequence[Look], kl_budget: float = math.inf) -> Look:
 
 
 def recovered(looks: Sequence[Look], look: Look) -> float | None:
-    """What share of the gold gained at the peak a look holds, negative if it is below the SFT model's; None without a
-    gain."""
-    gain = float(peak(looks)["judge"] - looks[0]["judge"])
-    return float(look["judge"] - looks[0]["judge"]) / gain if gain > 0 else None
+    """What share of the gold gained at the peak a look holds, negative if it is below the SFT model's.
+
+    Returns:
+        None if the gain at the peak is within two standard errors: a share of noise says nothing.
+    """
+    top, start = peak(looks), looks[0]
+    gain, error = top["judge"] - start["judge"], math.hypot(top["judge_error"], start["judge_error"])
+    return float((look["judge"] - start["judge"]) / gain) if gain > 2.0 * error else None

@@ -124,7 +124,7 @@ def over_optimisation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, fl
             axes.set_title(method, loc="left")
             axes.set_xlabel("sqrt(KL to the chat model), nats per answer")
             axes.axhline(0.0, color=MIST, linewidth=0.6)
-        drawn[0][0].set_ylabel("gained, deviations of the chat model's answers\n(dashed: proxy, solid: gold)")
+        drawn[0][0].set_ylabel("gained, in deviations\n(dashed: proxy, solid: gold)")
         drawn[0][0].legend(frameon=False)
         figure.tight_layout()
         return _svg(figure)
