@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from danlu import __version__, accounts_cli, feedback_cli, flywheel_cli, serve_cli
+from danlu import __version__, accounts_cli, feedback_cli, flywheel_cli, lab_cli, serve_cli
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.serve_cli import Shots, Where
@@ -33,6 +33,7 @@ app.add_typer(feedback_cli.feedback, name="feedback")
 app.add_typer(feedback_cli.reviews, name="reviews")
 app.add_typer(accounts_cli.keys, name="keys")
 app.add_typer(accounts_cli.users, name="users")
+app.add_typer(lab_cli.lab, name="lab")
 app.command()(serve_cli.serve)
 app.command()(flywheel_cli.flywheel)
 

@@ -57,7 +57,7 @@ def learned_from(rater: str, store: str, runs: Iterable[Path]) -> list[Learned]:
         if Run(run).working():
             raise UserError(f"{run} is being made of the votes of '{rater}'; wait for it or stop it, then try again")
         stages = _below(_manifests(run), heard)
-        models = (*_models(run, stages), *_set_aside(run), *_versions(run, rater))
+        models = (*_models(run, stages), *_set_aside(run), *_versions(run, rater), *_arms(run, heard))
         found.append(Learned(run, sum(heard.values()), stages, models))
     return found
 
@@ -135,6 +135,13 @@ def _set_aside(run: Path) -> list[Path]:
     """Models of stages that were replaced, of which some learned from an older snapshot: of whom, nobody knows now."""
     aside = run / REPLACED
     return _models(aside, _below(_manifests(aside), (VOTES, LABELS))) if aside.is_dir() else []
+
+
+def _arms(run: Path, heard: Iterable[str]) -> list[Path]:
+    """Models of experiments on the run (``lab``): what read the snapshot is linked there, the policies are not."""
+    arms = [path.parent for path in sorted(run.glob(f"lab/*/*/{RESOLVED}"))]
+    models = [model for arm in arms for model in _models(arm, _below(_manifests(arm), heard))]
+    return [model for model in models if not model.parent.is_symlink()]
 
 
 def _versions(run: Path, rater: str) -> list[Path]:

@@ -50,16 +50,28 @@ def learned_run(folder: Path, votes: str = "") -> Run:
     return run
 
 
+def experiment(run: Run) -> Path:
+    """An arm of the lab: its reward model is the run's, its policy its own."""
+    arm = run.dir / "lab" / "methods" / "grpo"
+    write_json(arm / "resolved.json", {})
+    (arm / "reward").symlink_to("../../../reward")
+    write_json(arm / "grpo" / "manifest.json", {"state": "done", "parents": {"reward": "2"}, "outside": {}})
+    (arm / "grpo" / "model").mkdir()
+    return arm
+
+
 def test_forgetting_a_rater_says_what_learned_from_them_and_cleans_the_snapshot(tmp_path, monkeypatch):
     monkeypatch.setenv("DANLU_RUNS", str(tmp_path))
     one = learned_run(tmp_path / "one")
     other = learned_run(tmp_path / "other")  # has a store and a snapshot of its own
+    arm = experiment(one)
     with one.locked(), pytest.raises(UserError, match="is being made of the votes of 'alice'; wait for it or stop it"):
         danlu("feedback", "forget", "alice", one.dir)
     said = danlu("feedback", "forget", "alice", one.dir)
     assert "2 votes, 2 reasons, 0 thumbs" in said
     assert "out of date: reward, ppo, compress; make them again: danlu run" in said
     models = [str(one.dir / stage / "model") for stage in ("reward", "ppo", "compress")]
+    models.append(str(arm / "grpo" / "model"))
     assert f"models that learned from them: {', '.join(models)}" in said
     assert "sft/model" not in said
     assert [p.rater for p in read_preferences(snapshot_path(one.dir))] == ["bob"]

@@ -13,3 +13,13 @@ def test_every_panel_of_losses_has_the_unit_of_its_stage(monkeypatch):
     svg = pictures.losses(dict.fromkeys(TRAINED, rows), TRAINED)
     assert re.findall(r">((?:nats )?per [a-z ]+)<", svg) == list(TRAINED.values())
     assert pictures.losses({"pretrain": [], "sft": rows}, TRAINED).count("nats per") == 1
+
+
+def test_over_optimisation_is_a_panel_a_method_with_a_dashed_proxy_beside_every_gold(monkeypatch):
+    monkeypatch.setitem(pictures._STYLE, "svg.fonttype", "none")
+    rows = [(0.0, 0.0, 0.0), (1.0, 1.0, 0.5)]
+    few, many = "250 rankings", "2,000 rankings"
+    svg = pictures.over_optimisation({"ppo": {few: rows, many: rows}, "best_of": {few: rows}})
+    assert svg.count("stroke-dasharray") == 3
+    assert all(f">{words}<" in svg for words in ("ppo", "best_of", few, many))
+    assert pictures.over_optimisation({}) == ""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from danlu.console import Console
-from danlu.train.checkpoint import load_latest, save_checkpoint
+from danlu.train.checkpoint import checkpoints, load_latest, save_checkpoint
 
 
 class Said(Console):
@@ -71,3 +71,9 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 1)
     save_checkpoint(tmp_path, 1, {"w": torch.zeros(1)}, {"again": True})
     assert load_latest(tmp_path).state == {"again": True}
+
+
+def test_as_many_are_kept_as_are_wanted(tmp_path):
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, {"w": torch.zeros(1)}, {}, keep=4)
+    assert [place.name for place in checkpoints(tmp_path)] == ["000002", "000003", "000004", "000005"]

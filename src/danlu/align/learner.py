@@ -35,6 +35,7 @@ from danlu.infer.vllm import require_vllm
 from danlu.model.decoder import Decoder
 from danlu.recipe import Settings
 from danlu.streams import stream_seed
+from danlu.train.checkpoint import KEEP
 from danlu.train.optim import Optimizer
 
 
@@ -111,6 +112,8 @@ class PracticeSettings(AnsweringSettings, ComputeSettings):
     """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
     probe_every: int = Field(10, ge=1)
     """Iterations between looks from outside, and between checkpoints."""
+    checkpoints: int = Field(KEEP, ge=1)
+    """Newest checkpoints that are kept; more of them let the path be looked at afterwards."""
     probe_tokens: int = Field(4096, ge=0)
     """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
     stop_on_alarm: bool = False

@@ -230,7 +230,7 @@ class Practice:
             "beta": self._controller.beta, "looks": self._looks, "alarms": self._alarms, "seconds": self._seconds,
             "learner": self._learner.state(),
         }  # fmt: skip
-        save_checkpoint(self._stage.dir / "ckpt", iteration, tensors, state)
+        save_checkpoint(self._stage.dir / "ckpt", iteration, tensors, state, self._settings.checkpoints)
 
     def _resume(self) -> int:
         """Go back to the newest sound checkpoint; returns how many iterations are done."""

@@ -106,6 +106,30 @@ def alignment(probes: Sequence[Mapping[str, Any]], hidden: str) -> str:
         return _svg(figure)
 
 
+def over_optimisation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]]) -> str:
+    """Proxy (dashed) and gold against sqrt(KL), a panel per method, a colour per reward model (Gao et al., figure 1).
+
+    Args:
+        panels: method -> what the reward model was taught from -> (sqrt(KL), proxy gained, gold gained) of every look.
+    """
+    if not panels:
+        return ""
+    with plt.rc_context(_STYLE):
+        figure, drawn = plt.subplots(1, len(panels), figsize=(3.6 * len(panels) + 0.8, 3.2), squeeze=False)
+        for axes, (method, models) in zip(drawn[0], panels.items(), strict=True):
+            for (label, rows), colour in zip(models.items(), itertools.cycle((GOLD, CINNABAR, JADE, INK, MIST))):
+                distance, proxy, gold = zip(*rows, strict=True)
+                axes.plot(distance, proxy, "--", color=colour, linewidth=1.2)
+                axes.plot(distance, gold, "o-", color=colour, linewidth=1.4, markersize=4, label=label)
+            axes.set_title(method, loc="left")
+            axes.set_xlabel("sqrt(KL to the chat model), nats per answer")
+            axes.axhline(0.0, color=MIST, linewidth=0.6)
+        drawn[0][0].set_ylabel("gained, in deviations\n(dashed: proxy, solid: gold)")
+        drawn[0][0].legend(frameon=False)
+        figure.tight_layout()
+        return _svg(figure)
+
+
 def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
     """Grouped bars: metric -> {stage of life: value}."""
     shown = {name: row for name, row in values.items() if row}

@@ -37,8 +37,10 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write the checkpoint of a step atomically and forget all but the newest two.
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = KEEP
+) -> None:
+    """Write the checkpoint of a step atomically and forget all but the newest ``keep``.
 
     Raises:
         UserError: the disk is too full for it.
@@ -51,7 +53,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
         write_json(beside / STATE, {"step": step, "sha256": hash_file(beside / TENSORS), "state": dict(state)})
     for other in folder.iterdir():
         leftover = other.name.startswith(".")  # of a process that was killed while it wrote
-        if leftover or other in _checkpoints(folder)[:-KEEP]:
+        if leftover or other in checkpoints(folder)[:-keep]:
             shutil.rmtree(other)
 
 
@@ -65,7 +67,7 @@ def load_latest(folder: Path, console: Console | None = None) -> Checkpoint | No
     Returns:
         None if there is no sound checkpoint.
     """
-    for place in reversed(_checkpoints(folder)):
+    for place in reversed(checkpoints(folder)):
         try:
             manifest = read_json(place / STATE)
             if hash_file(place / TENSORS) != manifest["sha256"]:
@@ -79,6 +81,6 @@ def load_latest(folder: Path, console: Console | None = None) -> Checkpoint | No
     return None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint directories, oldest first."""
     return sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))

@@ -104,7 +104,7 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
             if last or progress.step % settings.eval_every == 0:
                 _evaluate(model, task, progress, stage, world)
             if last or (progress.step % settings.save_every == 0 and not progress.skipped_in_a_row):
-                _save(model, optimizer, progress, stage, world)
+                _save(model, optimizer, progress, settings, stage, world)
     return {
         "steps": progress.step,
         "skipped_steps": progress.skipped,
@@ -230,11 +230,18 @@ def _diverged(progress: Progress, stage: Stage) -> UserError:
     )
 
 
-def _save(model: Decoder, optimizer: Optimizer, progress: Progress, stage: Stage, world: parallel.World) -> None:
+def _save(
+    model: Decoder,
+    optimizer: Optimizer,
+    progress: Progress,
+    settings: LoopSettings,
+    stage: Stage,
+    world: parallel.World,
+) -> None:
     if world.main:
         tensors = {_MODEL + name: tensor for name, tensor in _weights(model).items()}
         tensors |= {_OPTIMIZER + name: tensor for name, tensor in optimizer.tensors().items()}
-        save_checkpoint(stage.dir / CHECKPOINTS, progress.step, tensors, asdict(progress))
+        save_checkpoint(stage.dir / CHECKPOINTS, progress.step, tensors, asdict(progress), settings.checkpoints)
     world.wait()
 
 

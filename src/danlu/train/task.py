@@ -16,6 +16,7 @@ from torch import Tensor
 
 from danlu.device import ComputeSettings
 from danlu.model.decoder import Decoder
+from danlu.train.checkpoint import KEEP
 
 
 class LoopSettings(ComputeSettings):
@@ -55,6 +56,8 @@ class LoopSettings(ComputeSettings):
     """Steps between evaluations on held-out data; the last step is always followed by one."""
     save_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what a power cut can cost."""
+    checkpoints: int = Field(default=KEEP, ge=1)
+    """Newest checkpoints that are kept; more of them let the path be looked at afterwards."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
     max_skips: int = Field(default=5, ge=1)
