@@ -37,6 +37,7 @@ from danlu.train.checkpoint import TENSORS, checkpoints
 LOOKS = "looks.json"
 _ROWS = 64  # per forward
 _POLICY = ("policy/", "model/")  # how practice and the training loop call the weights in a checkpoint
+_MEAN = "mean/"  # and practice their mean, which is what it keeps where there is one
 
 Look = dict[str, Any]
 
@@ -158,7 +159,11 @@ def told(look: Look) -> Look:
 
 
 def _weights(file: Path) -> dict[str, Tensor]:
-    """The policy's weights in a checkpoint, by the names of its modules."""
+    """The weights in a checkpoint that the stage would keep, by the names of the policy's modules."""
     tensors = load_file(file)
     prefix = next(prefix for prefix in _POLICY if any(name.startswith(prefix) for name in tensors))
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own, mean = (
+        {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
+        for kind in (prefix, _MEAN)
+    )
+    return own | mean
