@@ -84,8 +84,8 @@ def test_an_adapter_that_peft_made_loads_here(name: str, tmp_path: Path) -> None
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     some = {"llama-tiny": ["q_proj", "down_proj"], "gpt2-tiny": ["c_attn", "c_fc"]}[name]
     config = peft.LoraConfig(
-        r=4, lora_alpha=6, target_modules=some, use_rslora=True, use_dora=name == "gpt2-tiny", fan_in_fan_out="c_fc" in some,
-        alpha_pattern={some[1]: 12}, rank_pattern={some[1]: 2},
+        r=4, lora_alpha=6, target_modules=some, use_rslora=True, alpha_pattern={some[1]: 12}, rank_pattern={some[1]: 2},
+        use_dora=name == "gpt2-tiny", fan_in_fan_out=name == "gpt2-tiny",
     )  # fmt: skip
     theirs = peft.get_peft_model(theirs, config)
     shaken(p for p in theirs.parameters() if p.requires_grad)

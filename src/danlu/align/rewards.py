@@ -133,7 +133,7 @@ def _model_score(
     return RewardScore(
         trunk.reward_model(stage, place, shared), *read_scale(folder), micro_batch, missing_end_penalty, heads=every,
         kappa=term.kappa,
-    )
+    )  # fmt: skip
 
 
 def _loaded(folder: Path, place: device.Device) -> Decoder:

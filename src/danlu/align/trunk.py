@@ -44,7 +44,7 @@ def reward_model(stage: Stage, place: device.Device, shared: Decoder | None) -> 
         shared: the trunk; None where the policy has no adapter.
     """
     if shared is not None and _is_on_base(stage):
-        return with_adapter(_scalar(shared), stage.inputs["reward"] / FOLDER)
+        return with_adapter(_scalar(shared), stage.inputs["reward"] / FOLDER).requires_grad_(False)
     if shared is not None:
         stage.console.say(
             f"{stage.name}: the reward model has no adapter on this very SFT model in these bits and stays a model of "

@@ -1,11 +1,12 @@
-"""Adapters on disk, as peft keeps them: ``adapter_config.json`` and ``adapter_model.safetensors``, Hugging Face's names.
+"""Adapters on disk, as peft keeps them: ``adapter_config.json``, ``adapter_model.safetensors``, Hugging Face's names.
 
 In:  a model with an adapter in it; or a directory that peft, or anything that writes its format, has made.
 Out: the other of the two.
 Left out: putting adapters into models (``lora``); adapters of other kinds than LoRA and DoRA; pickled ones.
 
-Where a family keeps several of our layers in one (GPT-2: q, k and v), their adapters become one of the joint rank, whose
-B is zero outside of the blocks; the other way, each takes the whole A and its rows of B. The numbers are the same.
+Where a family keeps several of our layers in one (GPT-2: q, k and v), their adapters become one of the joint rank, with
+a B that is zero outside of its blocks; the other way, each takes the whole A and its rows of B. The numbers are the
+same.
 """
 
 from __future__ import annotations
@@ -155,13 +156,14 @@ def _config(model: Decoder, lora: LoRA, sizes: Mapping[str, Size], base: Path, t
     scalar = model.head_kind == "scalar"
     config = LoraConfig(
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM", base_model_name_or_path=str(Path(base).resolve()),
-        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout, use_dora=lora.dora, inference_mode=True,  # type: ignore[arg-type]
+        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout, use_dora=lora.dora, inference_mode=True,
         target_modules=sorted({name.rpartition(".")[2] for name in sizes}), fan_in_fan_out=turned,
         rank_pattern={name: size.rank for name, size in sizes.items() if size.rank != first.rank},
         alpha_pattern={name: size.alpha for name, size in sizes.items() if size.alpha != first.alpha},  # type: ignore[misc]
         modules_to_save=["score"] if scalar else None,
     )  # fmt: skip
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    said: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -203,11 +205,9 @@ def _split(
         found = f"{tuple(b.shape)} times {tuple(a.shape)}"
         raise UserError(f"{folder / TENSORS}: the adapter of '{theirs}' is {found} and the model's layer is "
                         f"{(sum(heights), width)}; it belongs to another model")  # fmt: skip
-    lengths = [None] * len(ours) if m is None else m.flatten().split(heights)
-    return {
-        name: Parts(a, rows, length)
-        for name, rows, length in zip(ours, b.split(heights), lengths, strict=True)
-    }  # fmt: skip
+    lengths: Sequence[Tensor | None] = [None] * len(ours) if m is None else torch.split(m.flatten(), heights)
+    rows = torch.split(b, heights)
+    return {name: Parts(a, block, length) for name, block, length in zip(ours, rows, lengths, strict=True)}
 
 
 def _scaling(config: Mapping[str, Any], name: str, rank: int) -> float:

@@ -95,7 +95,7 @@ def inject(model: Decoder, lora: LoRA, seed: int) -> Decoder:
 
     first = next(iter(lora.layers.values()))
     config = LoraConfig(
-        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout, use_dora=lora.dora,  # type: ignore[arg-type]
+        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout, use_dora=lora.dora,
         target_modules=[*lora.layers],
         rank_pattern={name: size.rank for name, size in lora.layers.items() if size.rank != first.rank},
         alpha_pattern={name: size.alpha for name, size in lora.layers.items() if size.alpha != first.alpha},  # type: ignore[misc]
@@ -120,7 +120,8 @@ def _layer_class() -> type[nn.Module]:
         @torch.no_grad()
         def dense(self, dtype: torch.dtype) -> Tensor:
             """The merged weight (out, in): decoding with latents multiplies with parts of it."""
-            weight: Tensor = self.base_layer.dense(torch.float32)
+            base: Any = self.base_layer
+            weight: Tensor = base.dense(torch.float32)
             variant = self.lora_variant.get(NAME)
             if variant is None:
                 return (weight + self.get_delta_weight(NAME)).to(dtype)

@@ -5,8 +5,8 @@ Out: ``FrozenLinear``, which stands wherever ``Linear`` does; gradients pass thr
 Left out: models on disk, which have no such weights; the scales of scales ("double quantization", 0.37 bits a weight);
 kernels that multiply four bits as they are.
 
-NF4 (Dettmers et al. 2023, arXiv 2305.14314, section 3): the sixteen values of which a normal variable takes each equally
-often, times the largest magnitude of a block of 64 weights. 4.5 bits a weight.
+NF4 (Dettmers et al. 2023, arXiv 2305.14314, section 3): sixteen values, each the nearest for an equal share of a normal
+variable, times the largest magnitude of a block of 64 weights. 4.5 bits a weight.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 In:  the settings ``adapter`` of a stage, the model that it goes on from.
 Out: a model of which only an adapter is trained; what of it moves; its directory beside the stage's ``model/``.
-Left out: the adapters themselves (``hub.lora``) and their files (``hub.adapter``), which are peft's; several adapters on
-one base (``align.trunk``).
+Left out: the adapters themselves (``hub.lora``) and their files (``hub.adapter``), which are peft's; several adapters
+on one base (``align.trunk``).
 
 ``model/`` stays a whole model, merged when it is written: whatever reads a stage's model needs to know nothing of this.
 """
@@ -40,11 +40,11 @@ class AdapterSettings(Settings):
     kind: Literal["none", "lora", "dora"] = "none"
     """none trains every weight; lora adds a product of two thin matrices to each target; dora also learns how long its
     rows are."""
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Columns of the thin matrices."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Their product is multiplied by this over the rank; twice the rank is usual."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of an adapter's inputs left out in training; where a policy practises there can be none."""
     targets: tuple[Target, ...] = ()
     """Linear layers of the blocks that get one: q, k, v, o, gate, up, down, q_a, q_b, kv_a, kv_b; every one if none is
@@ -55,7 +55,7 @@ class AdapterSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.kind == "none" and self != type(self)():
+        if self.kind == "none" and any(getattr(self, n) != f.default for n, f in type(self).model_fields.items()):
             raise ValueError("kind is none, so nothing else of adapter is read; set kind to lora or dora")
         if self.kind == "dora" and self.base_bits == 8:
             raise ValueError("dora measures the base's rows, which peft cannot in 8 bits; set base_bits to 4, 16 or 32")

@@ -252,7 +252,7 @@ def _resume(model: Decoder, optimizer: Optimizer, stage: Stage) -> Progress:
 
 
 def _weights(model: Decoder) -> dict[str, Tensor]:
-    """Parameters and buffers, shared ones once; where some are frozen, what is trained: the rest lies on disk already."""
+    """Parameters and buffers, shared ones once; of a model with frozen parts what is trained: the rest lies on disk."""
     if frozen(model):
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
