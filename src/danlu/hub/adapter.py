@@ -156,14 +156,20 @@ def _config(model: Decoder, lora: LoRA, sizes: Mapping[str, Size], base: Path, t
     scalar = model.head_kind == "scalar"
     config = LoraConfig(
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM", base_model_name_or_path=str(Path(base).resolve()),
-        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout, use_dora=lora.dora, inference_mode=True,
+        r=first.rank, lora_alpha=_whole(first.alpha), lora_dropout=lora.dropout,  # type: ignore[arg-type]
+        use_dora=lora.dora, inference_mode=True,
         target_modules=sorted({name.rpartition(".")[2] for name in sizes}), fan_in_fan_out=turned,
         rank_pattern={name: size.rank for name, size in sizes.items() if size.rank != first.rank},
-        alpha_pattern={name: size.alpha for name, size in sizes.items() if size.alpha != first.alpha},  # type: ignore[misc]
+        alpha_pattern={name: _whole(size.alpha) for name, size in sizes.items() if size.alpha != first.alpha},
         modules_to_save=["score"] if scalar else None,
     )  # fmt: skip
     said: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
     return {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
+
+
+def _whole(alpha: float) -> float:
+    """The same number, an integer if it is one: some readers of the format know no other."""
+    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

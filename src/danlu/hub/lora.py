@@ -95,10 +95,10 @@ def inject(model: Decoder, lora: LoRA, seed: int) -> Decoder:
 
     first = next(iter(lora.layers.values()))
     config = LoraConfig(
-        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout, use_dora=lora.dora,
-        target_modules=[*lora.layers],
+        r=first.rank, lora_alpha=first.alpha, lora_dropout=lora.dropout,  # type: ignore[arg-type]
+        use_dora=lora.dora, target_modules=[*lora.layers],
         rank_pattern={name: size.rank for name, size in lora.layers.items() if size.rank != first.rank},
-        alpha_pattern={name: size.alpha for name, size in lora.layers.items() if size.alpha != first.alpha},  # type: ignore[misc]
+        alpha_pattern={name: size.alpha for name, size in lora.layers.items() if size.alpha != first.alpha},
     )  # fmt: skip
     config._register_custom_module(dict.fromkeys(LAYERS, _layer_class()))
     dtype = model.compute_dtype
@@ -139,7 +139,7 @@ def wrapped(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def shape_of(model: nn.Module) -> LoRA:
     """The shape of the adapter in a model."""
-    layers = {name: Size(layer.r[NAME], layer.scaling[NAME] * layer.r[NAME]) for name, layer in wrapped(model)}
+    layers = {name: Size(layer.r[NAME], layer.lora_alpha[NAME]) for name, layer in wrapped(model)}
     config: Any = model.peft_config[NAME]  # type: ignore[index]
     return LoRA(layers, config.use_dora, config.lora_dropout)
 
