@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from danlu import hub
+from danlu.cli import app
 from danlu.errors import UserError
 from danlu.hub import adapter, lora
 from danlu.hub.lora import Size
 from danlu.model import Decoder, ModelConfig, preset
+from danlu.tokens.bpe import train_bpe
+from danlu.tokens.chat import SPECIALS, TOKENIZER_CONFIG
+from danlu.tokens.tokenizer import Tokenizer
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -108,6 +113,28 @@ def test_a_reward_models_head_goes_with_its_adapter(tmp_path: Path) -> None:
     tokens = TOKENS.clamp(min=1)  # 0 is padding
     with torch.no_grad():
         torch.testing.assert_close(theirs(tokens).logits[:, 0], model(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_is_merged_on_export(tmp_path: Path) -> None:
+    backend = train_bpe(["one two"], vocab_size=300, han_run=1, min_frequency=2, specials=SPECIALS)
+    tokenizer = Tokenizer(backend, TOKENIZER_CONFIG)
+    torch.manual_seed(1)
+    model = Decoder(preset("llama-tiny", vocab_size=tokenizer.vocab_size)).to(torch.bfloat16)
+    hub.save(model, tmp_path / "base", tokenizer, card={"title": "test"})
+    adapter.write_adapter(adapt(hub.load(tmp_path / "base"), SOME), tmp_path / "adapter", tmp_path / "base", {})
+    ran = CliRunner().invoke(
+        app, ["export", str(tmp_path / "base"), str(tmp_path / "out"), "--adapter", str(tmp_path / "adapter")]
+    )
+    assert ran.exit_code == 0, ran.output
+    merged = hub.load(tmp_path / "out", dtype=None)
+    assert merged.embed.weight.dtype == torch.bfloat16
+    live = adapter.with_adapter(hub.load(tmp_path / "base"), tmp_path / "adapter")
+    torch.testing.assert_close(
+        merged.blocks[0].attn.q.weight, live.blocks[0].attn.q.dense(torch.bfloat16), atol=0, rtol=0
+    )
+    assert torch.equal(merged.blocks[0].attn.k.weight.float(), live.blocks[0].attn.k.weight)
+    with pytest.raises(UserError, match="exists"):
+        hub.export_merged(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
 
 
 def test_adapters_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:

@@ -117,6 +117,9 @@ def _layer_class() -> type[nn.Module]:
     class Adapted(Wrapped):
         """A linear layer of ours with an adapter beside it."""
 
+        def _get_in_out_features(self, module: Any) -> tuple[int, int]:
+            return module.in_features, module.out_features
+
         @torch.no_grad()
         def dense(self, dtype: torch.dtype) -> Tensor:
             """The merged weight (out, in): decoding with latents multiplies with parts of it."""
