@@ -73,6 +73,9 @@ def test_transformers_and_peft_load_our_adapters(name: str, dora: bool, tmp_path
     with torch.no_grad():
         found = theirs(TOKENS).logits
     after = logits(model)
+    with torch.no_grad():  # a few tokens with a cache: latents are decoded by parts of the merged weight
+        decoded = model.hidden(TOKENS[:, :4], cache=model.new_cache(3, 8)).states
+        torch.testing.assert_close(decoded, model.hidden(TOKENS[:, :4]).states, atol=1e-5, rtol=1e-5)
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(found, after, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits(lora.merged(model)), after, atol=1e-5, rtol=1e-5)

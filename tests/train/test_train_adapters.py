@@ -15,6 +15,8 @@ from danlu.model import Decoder, Linear, ModelConfig
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import adapters, sft
 from danlu.train.adapters import AdapterSettings
+from danlu.train.compiled import compile_blocks
+from danlu.train.task import LoopSettings, Task
 
 pytest.importorskip("peft")
 DORA = {"kind": "dora", "rank": 2, "alpha": 4.0, "dropout": 0.1, "targets": ("q", "down")}
@@ -66,7 +68,7 @@ def test_dropout_is_addressed_by_step_and_looks_see_none_of_it(tiny_config):
     def loss(model, batch):
         seen.append(model(torch.tensor([[1, 2, 3]])).detach())
 
-    task = adapters.with_dropout(adapters.Task(lambda step: [0, 1], loss, lambda model: {}), AdapterSettings(**DORA), 5)
+    task = adapters.with_dropout(Task(lambda step: [0, 1], loss, lambda model: {}), AdapterSettings(**DORA), 5)
     for step in (3, 3, 4):
         for batch in task.batches(step):
             task.loss(model, batch)
@@ -101,3 +103,16 @@ def test_mixtures_have_adapters_of_attention_only():
         adapters.attach(model, AdapterSettings(kind="lora", targets=("up",)), seed=0)
     adapters.attach(model, AdapterSettings(kind="lora"), seed=0)
     assert all(".attn." in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_blocks_with_lora_are_one_graph_and_those_with_dora_are_left(tiny_config):
+    model = Decoder(replace(tiny_config, n_layers=1))
+    adapters.attach(model, AdapterSettings(kind="lora", base_bits=4, targets=("q", "up")), seed=0)
+    tokens = torch.arange(8).view(1, -1)
+    plain = model(tokens)
+    for block in model.blocks:
+        block.compile(fullgraph=True, backend="eager")
+    model(tokens).sum().backward()
+    torch.testing.assert_close(model(tokens), plain)
+    other = adapters.attach(Decoder(tiny_config), AdapterSettings(kind="dora", targets=("q",)), seed=0)
+    assert "DoRA" in compile_blocks(other, LoopSettings(compile="yes"), "cpu")
