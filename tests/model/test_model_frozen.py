@@ -8,6 +8,8 @@ from torch import nn
 from danlu.model import Decoder, FrozenLinear, Linear, ModelConfig
 from danlu.model.frozen import BLOCK, NF4, dequantize_blocks, quantize_blocks
 
+VALUES = torch.tensor(NF4)
+
 
 def test_codes_and_scales_by_hand() -> None:
     weight = torch.zeros(2, 40)
@@ -16,16 +18,16 @@ def test_codes_and_scales_by_hand() -> None:
     assert scale.tolist() == [2.0, 0.0]  # 80 numbers are two blocks, the second of nothing
     assert codes[:2].tolist() == [15 << 4 | 0, 10 << 4 | 9]
     assert len(codes) == BLOCK  # two to a byte
-    back = dequantize_blocks(codes, scale, (2, 40), torch.float32)
+    back = dequantize_blocks(codes, scale, VALUES, (2, 40), torch.float32)
     torch.testing.assert_close(back[0, :5], torch.tensor([2.0, -2.0, 2 * NF4[10], 2 * NF4[9], 0.0]))
 
 
 def test_every_value_is_its_own_code_and_no_weight_is_off_by_more_than_half_a_step() -> None:
     exact = torch.tensor(NF4).repeat(4).view(1, -1) * 3
-    assert torch.equal(dequantize_blocks(*quantize_blocks(exact), (1, 64), torch.float32), exact)
+    assert torch.equal(dequantize_blocks(*quantize_blocks(exact), VALUES, (1, 64), torch.float32), exact)
     weight = torch.randn(48, 100, generator=torch.Generator().manual_seed(0))
     codes, scale = quantize_blocks(weight)
-    off = (dequantize_blocks(codes, scale, (48, 100), torch.float32) - weight).flatten()
+    off = (dequantize_blocks(codes, scale, VALUES, (48, 100), torch.float32) - weight).flatten()
     widest = max(b - a for a, b in itertools.pairwise(NF4)) / 2
     assert (off.abs() <= widest * scale.repeat_interleave(BLOCK)[: off.numel()] + 1e-6).all()
     assert codes.nbytes + scale.nbytes <= 4.5 / 8 * weight.numel() + BLOCK

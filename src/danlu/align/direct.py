@@ -113,8 +113,8 @@ def dpo(stage: Stage) -> dict[str, Any]:
     place = settings.machine()
     base = stage.inputs["sft"] / "model"
     policy, tokenizer = hub.load_pretrained(base)
-    policy.to(place.kind).compute_in(place.compute_dtype)
     adapters.attach(policy, settings.adapter, stream_seed(stage.seed, stage.name, "adapter"))
+    policy.to(place.kind).compute_in(place.compute_dtype)
     preferences, votes = read_comparisons(stage)
     train, heldout, watched = _lessons(stage, preferences, settings, policy, tokenizer)
     if not settings.steps:

@@ -168,8 +168,8 @@ class _Teacher:
             settings = settings.model_copy(update={"steps": math.ceil(len(train) / settings.batch_size)})
         seed = stream_seed(self._stage.seed, self._stage.name, "head", *purpose)
         log_nu = _log_nu(train, settings) if settings.ties == "davidson" else None
-        model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu).to(place.kind)
-        adapters.attach(model, settings.adapter, stream_seed(seed, "adapter"))
+        model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu)
+        adapters.attach(model, settings.adapter, stream_seed(seed, "adapter")).to(place.kind)
         task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind)
         task = adapters.with_dropout(task, settings.adapter, seed)
         figures = run_loop(model, task, settings, stage)

@@ -28,10 +28,11 @@ def policy_and_reference(
 ) -> tuple[Decoder, Decoder]:  # fmt: skip
     """What is trained, and the SFT model that it starts from: two models, or one with an adapter and without."""
     folder = stage.inputs["sft"] / "model"
-    policy = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
     if settings.kind == "none":
-        return policy, hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
-    attach(policy, settings, stream_seed(stage.seed, stage.name, "adapter"))
+        first, second = (hub.load(folder, device=place.kind).compute_in(place.compute_dtype) for _ in range(2))
+        return first, second
+    policy = attach(hub.load(folder), settings, stream_seed(stage.seed, stage.name, "adapter"))
+    policy.to(place.kind).compute_in(place.compute_dtype)  # now that it is small
     return policy, bare(policy)
 
 

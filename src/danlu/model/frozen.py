@@ -41,9 +41,13 @@ def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes[:, 0] << 4 | codes[:, 1], scale
 
 
-def dequantize_blocks(codes: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The inverse of ``quantize_blocks``, nearly: a weight of ``shape`` (out, in) as numbers of ``dtype``."""
-    values = torch.tensor(NF4, device=codes.device)
+def dequantize_blocks(
+    codes: Tensor, scale: Tensor, values: Tensor, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    """The inverse of ``quantize_blocks``, nearly: a weight of ``shape`` (out, in) as numbers of ``dtype``.
+
+    ``values``: ``NF4`` as a tensor, where the codes are.
+    """
     places = torch.stack([codes >> 4, codes & 15], dim=1).view(-1, BLOCK).int()
     flat = (values[places] * scale[:, None]).flatten()
     return flat[: shape[0] * shape[1]].view(shape).to(dtype)
@@ -55,6 +59,7 @@ class FrozenLinear(nn.Module):
     compute_dtype: torch.dtype = torch.float32
     codes: Tensor
     scale: Tensor
+    values: Tensor
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -63,6 +68,7 @@ class FrozenLinear(nn.Module):
         codes, scale = quantize_blocks(linear.weight)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
+        self.register_buffer("values", torch.tensor(NF4, device=codes.device), persistent=False)  # a GPU waits for none
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         self.compute_dtype = getattr(linear, "compute_dtype", linear.weight.dtype)
 
@@ -73,12 +79,12 @@ class FrozenLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as numbers of ``dtype``."""
-        return dequantize_blocks(self.codes, self.scale, (self.out_features, self.in_features), dtype)
+        return dequantize_blocks(self.codes, self.scale, self.values, (self.out_features, self.in_features), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out) in ``compute_dtype``."""
         x = x.to(self.compute_dtype)
-        out: Tensor = _Product.apply(x, self.codes, self.scale, self.out_features)  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x, self.codes, self.scale, self.values, self.out_features)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -86,12 +92,11 @@ class _Product(torch.autograd.Function):
     """``x`` times a 4-bit weight. The backward makes the weight anew: kept, it would take 16 bits until then."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, rows: int) -> Tensor:
-        ctx.save_for_backward(codes, scale)
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, values: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(codes, scale, values)
         ctx.shape = rows, x.shape[-1]
-        return F.linear(x, dequantize_blocks(codes, scale, ctx.shape, x.dtype))
+        return F.linear(x, dequantize_blocks(codes, scale, values, ctx.shape, x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        codes, scale = ctx.saved_tensors
-        return dy @ dequantize_blocks(codes, scale, ctx.shape, dy.dtype), None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return dy @ dequantize_blocks(*ctx.saved_tensors, ctx.shape, dy.dtype), None, None, None, None

@@ -143,7 +143,7 @@ def write(model: Decoder, stage: Stage, base: Path, settings: AdapterSettings, f
     """Write a model's adapter into its stage's directory, for peft; nothing if it has none.
 
     Args:
-        model: trained.
+        model: whose adapter was trained.
         stage: whose.
         base: directory of the model that it went on from.
         settings: how many bits the base had goes with the adapter.
