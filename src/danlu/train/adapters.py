@@ -139,7 +139,7 @@ def move_to(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise RuntimeError(f"another model's state: {[*surplus, *missing][0]}")
 
 
-def write(model: Decoder, stage: Stage, base: Path, settings: AdapterSettings, folder: str = FOLDER) -> None:
+def write(model: Decoder, stage: Stage, base: Path, settings: AdapterSettings) -> None:
     """Write a model's adapter into its stage's directory, for peft; nothing if it has none.
 
     Args:
@@ -147,10 +147,9 @@ def write(model: Decoder, stage: Stage, base: Path, settings: AdapterSettings, f
         stage: whose.
         base: directory of the model that it went on from.
         settings: how many bits the base had goes with the adapter.
-        folder: of the adapter.
     """
     if adapted(model):
-        write_adapter(model, stage.dir / folder, base, identity(base, settings))
+        write_adapter(model, stage.dir / FOLDER, base, identity(base, settings))
 
 
 def identity(base: Path, settings: AdapterSettings) -> dict[str, Any]:
