@@ -121,6 +121,19 @@ def measure(shape: str, kind: str, asked: argparse.Namespace) -> dict[str, float
     return found
 
 
+def compared(shape: str, found: dict[str, dict[str, float]], answers: int, tokens: int) -> list[dict[str, Any]]:
+    """Rows of the table: every kind beside four models of their own."""
+    size, full = parameters(ModelConfig(**SHAPES[shape])).total / 1e6, found[FULL]["mib"]
+    return [
+        row(
+            f"PPO, {size:.0f}M, {answers} answers of {tokens}: peak memory, {kind}", [found[kind]["mib"]], "MiB",
+            "less than four models", found[kind]["mib"] < full, full, FULL,
+            f"{found[kind]['seconds']:.0f} s for the stage, {found[FULL]['seconds']:.0f} s with {FULL}",
+        )
+        for kind in [*KINDS][1:]
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,15 +147,8 @@ def main() -> None:
         print(json.dumps(iterate(asked.child, asked.folder, asked.answers, asked.tokens, asked.dtype)))
         return
     rows = []
-    for shape, config in SHAPES.items():
-        found = {kind: measure(shape, kind, asked) for kind in KINDS}
-        size, full = parameters(ModelConfig(**config)).total / 1e6, found[FULL]["mib"]
-        for kind in [*KINDS][1:]:
-            seconds = f"{found[kind]['seconds']:.0f} s for the stage, {found[FULL]['seconds']:.0f} s with {FULL}"
-            rows.append(row(
-                f"PPO, {size:.0f}M, {asked.answers} answers of {asked.tokens}: peak memory, {kind}",
-                [found[kind]["mib"]], "MiB", "less than four models", found[kind]["mib"] < full, full, FULL, seconds,
-            ))  # fmt: skip
+    for shape in SHAPES:
+        rows += compared(shape, {kind: measure(shape, kind, asked) for kind in KINDS}, asked.answers, asked.tokens)
     print(save("trunk", rows))
 
 

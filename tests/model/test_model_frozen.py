@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from danlu.model import Decoder, FrozenLinear, Linear, ModelConfig
-from danlu.model.frozen import BLOCK, NF4, dequantize_blocks, quantize_blocks
+from danlu.model.frozen import BLOCK, NF4, byte_values, dequantize_blocks, quantize_blocks
 
-VALUES = torch.tensor(NF4)
+VALUES = byte_values()
 
 
 def test_codes_and_scales_by_hand() -> None:
