@@ -104,4 +104,5 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return dy @ dequantize_blocks(*ctx.saved_tensors, ctx.shape, dy.dtype), None, None, None, None
+        codes, scale, values = ctx.saved_tensors
+        return dy @ dequantize_blocks(codes, scale, values, ctx.shape, dy.dtype), None, None, None, None
