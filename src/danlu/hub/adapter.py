@@ -207,7 +207,8 @@ def _split(
     if a is None or b is None:
         raise UserError(f"{folder / TENSORS} lacks half of the adapter of '{theirs}'; fetch it again")
     m = tensors.get(theirs + _ENDS["m"], tensors.get(theirs + _ENDS["m"] + ".weight"))
-    if a.shape != (b.shape[1], width) or len(b) != sum(heights) or (m is not None and m.numel() != len(b)):
+    thin = a.ndim == b.ndim == 2 and len(a) > 0 and a.shape[1] == width and b.shape == (sum(heights), len(a))
+    if not thin or (m is not None and m.numel() != sum(heights)):
         found = f"{tuple(b.shape)} times {tuple(a.shape)}"
         raise UserError(f"{folder / TENSORS}: the adapter of '{theirs}' is {found} and the model's layer is "
                         f"{(sum(heights), width)}; it belongs to another model")  # fmt: skip
