@@ -15,12 +15,12 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from danlu import __version__, align, compress, corpus, evals, tokens, train
+from danlu import __version__, align, compress, corpus, evals, foresight, tokens, train
 from danlu.align import database
 from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
-from danlu.errors import UserError, beside, unknown
+from danlu.errors import UserError, unknown
 from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
@@ -82,10 +82,10 @@ class StageSpec:
 
 # Weights and two moments in every checkpoint that is kept and in the one being written, and the finished model.
 _TRAINED = 3 * (KEEP + 1) + 1
-# The same with a critic beside the policy, and the best policy so far in every checkpoint.
-_PRACTISED = 7 * (KEEP + 1) + 1
+# The same with a critic beside the policy, and in every checkpoint the best policy so far and the mean of all.
+_PRACTISED = 8 * (KEEP + 1) + 1
 # The same without a critic.
-_COMPARED = 4 * (KEEP + 1) + 1
+_COMPARED = 5 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
@@ -110,6 +110,10 @@ STAGES: tuple[StageSpec, ...] = (
         "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
     ),
     StageSpec(
+        "online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",),
+        copies=_COMPARED,
+    ),
+    StageSpec(
         "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), copies=_TRAINED
     ),
     StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED),
@@ -128,7 +132,7 @@ SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
 # Settings that may name a file of the user's.
 PATHS = (
     "corpus.source", "pretrain.base", "sft.source", "run.votes", "guard.data", "ppo.prompts", "grpo.prompts",
-    "best_of.prompts",
+    "online_dpo.prompts", "best_of.prompts",
 )  # fmt: skip
 
 
@@ -201,7 +205,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     specs = stages_of(recipe)
     if until is not None and until not in {spec.name for spec in specs}:
         raise unknown("stage", until, (spec.name for spec in specs))
-    _check_outside(recipe, specs, out)
+    foresight.check(recipe, [spec.name for spec in specs], out, votes)
     run = Run(out)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
@@ -213,19 +217,6 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
             if spec.name == until:
                 break
     return run
-
-
-def _check_outside(recipe: Recipe, specs: Sequence[StageSpec], out: Path) -> None:
-    """Refuse before the first stage what a later one would not find hours after, or would find itself in."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose another --out, which names a directory")
-    for section in ("run", *(spec.name for spec in specs)):
-        recipe.sections[section].check_packages()
-        for option, path in recipe.sections[section].reads().items():
-            if not path.exists():
-                raise UserError(f"{section}.{option}: {path} does not exist{beside(path)}")
-            if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-                raise UserError(f"the run directory {out} lies in {section}.{option} ({path}); choose another --out")
 
 
 def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, votes: Path | None) -> None:

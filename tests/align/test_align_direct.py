@@ -16,7 +16,7 @@ from danlu import hub
 from danlu.align import likelihoods, paired, unpaired
 from danlu.align.comparisons import encode
 from danlu.align.direct import DPOSettings, dpo
-from danlu.align.judgements import Label, freeze_labels, labels_of
+from danlu.align.judgements import Label, freeze_labels, labels_of, write_labels
 from danlu.align.preferences import PreferenceStore
 from danlu.align.unpaired import Labelled, encode_labels, kto_loss
 from danlu.errors import UserError
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_asks_the_reference_once(
 
 
 def test_cutting_a_batch_up_changes_nothing_for_kto(make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> None:
-    labels = [label for preference in flowers(6) for label in labels_of(preference)]
+    labels = [(label, 1.0) for preference in flowers(6) for label in labels_of(preference)]
     examples = encode_labels(labels, tokenizer, 64, seed=1)
     policy, reference = make_model(seed=1), make_model()
     known = unpaired._logprobs(reference, examples, tokenizer.pad)
@@ -112,7 +112,8 @@ def test_cutting_a_batch_up_changes_nothing_for_kto(make_model: Callable[..., De
 def test_a_foreign_answer_belongs_to_another_prompt(tokenizer: Tokenizer) -> None:
     preferences = [replace(p, answers=tuple(Answer(f"{a.text}{p.id}") for a in p.answers)) for p in flowers(8)]
     labels = [label for preference in preferences for label in labels_of(preference)]
-    for label, example in zip(labels, encode_labels(labels, tokenizer, 64, seed=1), strict=True):
+    examples = encode_labels([(label, 1.0) for label in labels], tokenizer, 64, seed=1)
+    for label, example in zip(labels, examples, strict=True):
         own = {a.text for p in preferences if p.prompt == label.prompt for a in p.answers}
         foreign = tokenizer.decode(example.foreign_response).removesuffix("<|end|>")
         assert foreign not in own
@@ -151,6 +152,33 @@ def test_kto_hears_thumbs_and_all_bad(
     settings = with_loss("kto").model_copy(update={"steps": 1, "batch_size": 64, "eval_every": 1})
     figures = dpo(make_stage("dpo", settings, inputs, {"labels": tmp_path / "labels.jsonl"}))
     assert figures["answers"] == 48 + 3
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_votes_weigh_what_they_weigh_for_the_reward_model(
+    loss: str, tmp_path: Path, inputs: dict[str, Path], make_stage: Callable[..., Stage]
+) -> None:
+    """At the first step every loss is the same, so their mean tells the weights."""
+    turns, flower, thumbs = (Message("user", "写：春"),), Answer("花"), []
+    votes = [
+        Preference(f"{rater}{i}", turns, (flower, Answer("山" * (i + 1))), (0, 1), rater)
+        for rater, n in (("busy", 8), ("x", 1), ("y", 1))
+        for i in range(n)
+    ]
+    write_preferences(tmp_path / "votes.jsonl", votes)
+    for rater, n in (("loud", 4), ("x", 1), ("y", 1)):
+        thumbs += [Label(turns, flower, True, "train", rater)] * n
+    write_labels(tmp_path / "labels.jsonl", thumbs)
+    outside = {"votes": tmp_path / "votes.jsonl", "labels": tmp_path / "labels.jsonl"}
+    n = 24 + 10 if loss == "dpo" else 48 + 20 + 6
+    update = {"steps": 1, "batch_size": n, "vote_weight": 3.0, "rater_share": 0.5}
+    stage = make_stage("dpo", with_loss(loss).model_copy(update=update), inputs, outside)
+    figures = dpo(stage)
+    of_votes = 3.0 * (8 * 2 / 8 + 1 + 1)  # the busy one is held to two votes
+    of_thumbs = 3.0 * (4 * 2 / 4 + 1 + 1)
+    expected = math.log(2) * (24 + of_votes) if loss == "dpo" else 0.5 * (48 + 2 * of_votes + of_thumbs)
+    assert stage.metrics.read()[0]["loss"] == pytest.approx(expected / n, abs=1e-4)
+    assert figures["raters_held_back"] == (1 if loss == "dpo" else 2)
 
 
 def test_a_run_freezes_labels_for_kto_alone(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ def test_a_group_of_equal_scores_says_nothing() -> None:
         assert (advantages[[3, 4]] != 0.0).all()
 
 
+def test_the_best_and_the_worst_of_a_group_are_a_pair() -> None:
+    scores = torch.tensor([0.1, 5.0, 0.1, 2.0, 4.0, 3.0, 4.0, 9.0])
+    groups = torch.tensor([0, 1, 0, 1, 2, 2, 2, 3])
+    assert losses.best_and_worst(scores, groups).tolist() == [[1, 3], [4, 5]]  # equals, and one alone, are none
+    assert losses.best_and_worst(scores[:1], groups[:1]).shape == (0, 2)
+
+
 def test_group_advantages_by_hand() -> None:
     plain = torch.tensor([-1.0, 1.0, -5 / 3, -5 / 3, 10 / 3])
     torch.testing.assert_close(losses.group_advantages(SCORES, GROUPS, scale=False), plain)

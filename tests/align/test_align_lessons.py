@@ -74,7 +74,7 @@ def test_weights_are_of_votes_and_not_of_rankings(tmp_path: Path) -> None:
     write_preferences(tmp_path / "votes", [*busy, *held, *others])
     lessons = read(tmp_path / "rankings", tmp_path / "votes", vote_weight=3.0, rater_share=0.5)
     assert lessons.votes == 15
-    assert lessons.held_back == 1
+    assert lessons.held_back == {"busy"}
     weights = [weight for _, weight in lessons.split("train")]
     assert weights == [1.0] + [3.0 * 2 / 8] * 8 + [3.0, 3.0]
     assert sum(weights[1:9]) == pytest.approx(0.5 * sum(weights[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from live_server import Live, serving
 from playwright.sync_api import Page, expect
 
+from danlu.align.champion import Registry
 from danlu.align.preferences import PreferenceStore
 from danlu.files import write_json
 from danlu.records import Answer, Message
@@ -64,7 +66,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def live(model_dirs: dict[str, Path], runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with runs to look at; ``open_page`` opens this one."""
     store = PreferenceStore(tmp_path_factory.mktemp("ops") / "votes.sqlite")
-    app = create_app(model_dirs, store, Options(setup=Setup(rows=3), waiting=3, starters=("greet", "count"), runs=runs))
+    options = Options(setup=Setup(rows=3), waiting=3, starters=("greet", "count"), runs=runs, follow=runs / "tang")
+    app = create_app(model_dirs, store, options)
     with serving(app, store) as running:
         yield running
     store.close()
@@ -268,3 +271,17 @@ def test_orders_keep_every_answer_whatever_is_done_to_them():
     script = Path(__file__).with_name("order.test.mjs")
     done = subprocess.run([node, "--test", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_an_operator_sees_why_a_champion_is_not_followed(open_page, live, runs, model_dirs):
+    registry = Registry(runs / "tang")
+    registry.crown(registry.add(model_dirs["knows"], {"stage": "ppo"}), "first")
+    shutil.copytree(registry.place(registry.standing().champion), registry.run / "versions" / "broken")
+    (registry.run / "versions" / "broken" / "config.json").write_text("{")
+    registry.propose("broken", 0.5)
+    page = open_page()
+    while not httpx.get(f"{live.url}/api/operator/champion").json()["trouble"]:
+        page.wait_for_timeout(100)
+    go(page, "operator")
+    expect(page.get_by_role("alert")).to_contain_text("cannot follow it")
+    expect(page.get_by_role("alert")).to_contain_text("broken")

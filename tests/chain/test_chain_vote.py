@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from chromium import chromium
 from person import command, danlu, weights
+from playwright.sync_api import Browser
 
 from danlu.align.preferences import PreferenceStore
 
@@ -47,26 +48,26 @@ def answers(address: str) -> bool:
         return False
 
 
-def vote(address: str, question: str) -> None:
+def vote(browser: Browser, address: str, question: str) -> None:
     """Ask in the page, look at two answers, choose the left one."""
-    with chromium() as browser:
-        page = browser.new_page(locale="en-US")
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        page.get_by_role("button", name="Compare", exact=True).click()
-        page.get_by_label("Your message").fill(question)
-        page.keyboard.press("Enter")
-        page.get_by_role("button", name="Left is better").click()
-        page.get_by_role("status").wait_for()
+    page = browser.new_page(locale="en-US")
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_label("Your message").fill(question)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Left is better").click()
+    page.get_by_role("status").wait_for()
+    page.close()
 
 
 def test_a_vote_in_the_page_remakes_the_reward_model_and_what_follows_and_nothing_before(tiny_run, tmp_path):
     out = tmp_path / "tiny"
     shutil.copytree(tiny_run, out)
     before = weights(out)
-    with served(out) as address:
+    with served(out) as address, chromium() as browser:
         for number in range(3):  # one prompt in some is held out of training by its hash
-            vote(address, f"Continue: The old man lit the lamp {number} times.")
+            vote(browser, address, f"Continue: The old man lit the lamp {number} times.")
     kept = PreferenceStore(out / "feedback" / "preferences.db").all()
     assert len(kept) == 3
     assert any(one.split == "train" and one.pairs() for one in kept)

@@ -11,7 +11,7 @@ import torch
 from danlu import hub
 from danlu.errors import UserError
 from danlu.evals import EvalSettings, bits_per_byte, evaluate, heldout_prompts, heldout_text, judge, judged, measure
-from danlu.evals.perplexity import text_bits_per_byte
+from danlu.evals.perplexity import heldout_answers, text_bits_per_byte
 from danlu.files import read_json
 from danlu.tokens.shards import read_shards
 
@@ -87,6 +87,14 @@ def test_held_out_text_is_cut_down_evenly(tmp_path, make_stage, finished):
     whole = heldout_text(stage, tokenizer, 128, 10**9).shards.manifest
     part = heldout_text(stage, tokenizer, 128, whole["tokens"] // 3).shards.manifest
     assert part["tokens"] == pytest.approx(whole["tokens"] / 3, rel=0.2)
+
+
+def test_little_held_out_text_is_one_conversation(tmp_path, make_stage, finished):
+    model, tokenizer = hub.load_pretrained(finished["sft"] / "model")
+    stage = make_stage(tmp_path, SETTINGS, finished)
+    text = heldout_answers(stage, tokenizer, 128, n_tokens=1)
+    assert len(text.shards.ends) == 1
+    assert bits_per_byte(model, text) > 0
 
 
 def test_bits_per_byte_of_a_text(finished):

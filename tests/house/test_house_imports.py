@@ -11,8 +11,8 @@ ROOT = Path(danlu.__file__).parent
 GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "device"}
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
 HALL = [
-    "report", "places", "lineage", "pipeline", "flywheel", "talk", "doctor", "plan", "anatomy", "accounts_cli", "poll",
-    "feedback_cli", "flywheel_cli", "serve_cli", "cli",
+    "report", "places", "lineage", "foresight", "pipeline", "flywheel", "talk", "doctor", "plan", "anatomy",
+    "accounts_cli", "poll", "feedback_cli", "flywheel_cli", "serve_cli", "cli",
 ]  # fmt: skip
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -108,7 +108,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
         _sample(stage, settings, rollouts, chosen)
     world.wait()
     kept = [row for path in sorted((stage.dir / "samples").glob("*.jsonl")) for row in _read(path)]
-    text = heldout_answers(stage, tokenizer, room, max(settings.probe_tokens, room))
+    text = heldout_answers(stage, tokenizer, room, settings.probe_tokens)
     watch = Monitor(
         judge(settings.judge), heldout[: settings.probe_prompts], rollouts, model, reference, settings.scored_at_once,
         stage.seed, audits(stage, place, settings.scored_at_once, settings.missing_end_penalty), text,

@@ -21,8 +21,9 @@ import torch
 from pydantic import Field, model_validator
 
 from danlu import hub
-from danlu.align import monitor, paired, unpaired
+from danlu.align import lessons, monitor, paired, unpaired
 from danlu.align.judgements import LABELS, Label, labels_of, read_comparisons, read_labels
+from danlu.align.lessons import Lessons, VoteSettings
 from danlu.align.likelihoods import AT_ONCE
 from danlu.align.paired import Comparisons, Objective
 from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
@@ -48,7 +49,7 @@ _USUAL_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 _OF_ONE = {"label_smoothing": "dpo", "gamma": "simpo", "desirable_weight": "kto", "undesirable_weight": "kto"}
 
 
-class DPOSettings(LoopSettings, adapters.Adaptable):
+class DPOSettings(VoteSettings, LoopSettings, adapters.Adaptable):
     """The section ``dpo``; defaults suit a few million parameters, a tenth of the learning rate suits 100M and up."""
 
     loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = "dpo"
@@ -115,8 +116,8 @@ def dpo(stage: Stage) -> dict[str, Any]:
     policy, tokenizer = hub.load_pretrained(base)
     adapters.attach(policy, settings.adapter, stream_seed(stage.seed, stage.name, "adapter"))
     policy.to(place.kind).compute_in(place.compute_dtype)
-    preferences, votes = read_comparisons(stage)
-    train, heldout, watched = _lessons(stage, preferences, settings, policy, tokenizer)
+    found = read_comparisons(stage, settings)
+    train, heldout, watched, held_back = _lessons(stage, found, settings, policy, tokenizer)
     if not settings.steps:
         steps = math.ceil(settings.epochs * len(train) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
@@ -126,48 +127,58 @@ def dpo(stage: Stage) -> dict[str, Any]:
     facts = {"stage": stage.name, "loss": objective.loss, "beta": objective.beta, **count}
     hub.save(policy, stage.dir / "model", tokenizer, card=facts)  # and nothing that held-out votes change
     adapters.write(policy, stage, base, settings.adapter)
-    figures |= count | {"heldout": len(heldout), "votes": votes}
+    figures |= count | {"heldout": len(heldout), "votes": found.votes}
+    if held_back:
+        figures["raters_held_back"] = len(held_back)
     if len(heldout):
         interval = wilson(round(figures["val_accuracy"] * len(heldout)), len(heldout))
         figures["accuracy_interval"] = [round(end, 4) for end in interval]
-    drift = _drift(stage, settings, policy, tokenizer, preferences)
+    drift = _drift(stage, settings, policy, tokenizer, [preference for preference, _ in found.split("heldout")])
     return figures | ({"after": drift} if drift else {})
 
 
 def _lessons(
-    stage: Stage, preferences: list[Preference], settings: DPOSettings, policy: Decoder, tokenizer: Tokenizer
-) -> tuple[Comparisons | Labelled, Comparisons, Labelled | None]:
-    """What is learnt from, held-out comparisons, and for kto held-out answers.
+    stage: Stage, found: Lessons, settings: DPOSettings, policy: Decoder, tokenizer: Tokenizer
+) -> tuple[Comparisons | Labelled, Comparisons, Labelled | None, frozenset[str]]:
+    """What is learnt from, held-out comparisons, for kto held-out answers, and raters whose votes count for less.
 
     Raises:
         UserError: nothing to learn from, or for kto only one kind of it.
     """
     files = {name: stage.dir / REFERENCE / f"{name}.safetensors" for name in ("train", "heldout", "labels")}
-    heldout = Comparisons.read(_of(preferences, "heldout"), policy, tokenizer, files["heldout"])
+    heldout = Comparisons.read(found.split("heldout"), policy, tokenizer, files["heldout"])
     if settings.loss != "kto":
-        chosen = _needed(_of(preferences, "train"), settings, stage)
+        chosen = _needed(found.split("train"), settings, stage)
         if not chosen:
             raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
-        return Comparisons.read(chosen, policy, tokenizer, files["train"]), heldout, None
-    labels = [label for preference in preferences for label in labels_of(preference)]
-    if LABELS in stage.outside:
-        labels += read_labels(stage.outside[LABELS])
-    learnt = _needed(_of(labels, "train"), settings, stage)
-    good = sum(label.good for label in learnt)
+        return Comparisons.read(chosen, policy, tokenizer, files["train"]), heldout, None, found.held_back
+    labels, held_back = _labels(stage, found, settings)
+    learnt = _needed([one for one in labels if one[0].split == "train"], settings, stage)
+    good = sum(label.good for label, _ in learnt)
     if good in (0, len(learnt)):
         raise UserError(
             f"{stage.name}: kto needs good and bad answers and has {good} good and {len(learnt) - good} bad ones; "
             "rank or rate more answers"
         )
     train = Labelled.read(learnt, policy, tokenizer, stage.seed, files["train"])
-    return train, heldout, Labelled.read(_of(labels, "heldout"), policy, tokenizer, stage.seed, files["labels"])
+    apart = [one for one in labels if one[0].split == "heldout"]
+    return train, heldout, Labelled.read(apart, policy, tokenizer, stage.seed, files["labels"]), held_back
 
 
-def _of(judged: Sequence[_Judged], split: str) -> list[_Judged]:
-    return [one for one in judged if one.split == split]
+def _labels(stage: Stage, found: Lessons, settings: DPOSettings) -> tuple[list[tuple[Label, float]], frozenset[str]]:
+    """Single answers with what each counts for, and raters whose count for less.
+
+    Those of a comparison weigh as it does. The others are weighed among themselves: who has no more than a share of
+    either kind has no more of both.
+    """
+    weighed = zip(found.preferences, found.weights, strict=True)
+    labels = [(label, weight) for preference, weight in weighed for label in labels_of(preference)]
+    alone = read_labels(stage.outside[LABELS]) if LABELS in stage.outside else []
+    weights, held_back = lessons.weigh(alone, settings.vote_weight, settings.rater_share)
+    return [*labels, *zip(alone, weights, strict=True)], found.held_back | held_back
 
 
-def _needed(judged: list[_Judged], settings: DPOSettings, stage: Stage) -> list[_Judged]:
+def _needed(judged: list[tuple[_Judged, float]], settings: DPOSettings, stage: Stage) -> list[tuple[_Judged, float]]:
     """All of it, or as much as the steps can read, drawn at random: the reference need not read what nobody learns."""
     n = settings.steps * settings.batch_size
     if not 0 < n < len(judged):
@@ -200,11 +211,11 @@ def _task(
 
 
 def _drift(
-    stage: Stage, settings: DPOSettings, policy: Decoder, tokenizer: Tokenizer, preferences: Sequence[Preference]
+    stage: Stage, settings: DPOSettings, policy: Decoder, tokenizer: Tokenizer, heldout: Sequence[Preference]
 ) -> dict[str, float]:
     """How far the policy's own answers to held-out prompts went; nothing if there is no prompt that leaves room."""
     device, new = policy.output_weight.device.type, settings.max_new_tokens
-    turns = dict.fromkeys(preference.prompt for preference in _of(preferences, "heldout"))
+    turns = dict.fromkeys(preference.prompt for preference in heldout)
     prompts = list(islice(fitting_prompts(turns, tokenizer, policy.config.max_seq_len - new), settings.probe_prompts))
     if not prompts:
         return {}

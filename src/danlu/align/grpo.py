@@ -70,6 +70,8 @@ class GRPOSettings(PracticeSettings):
     """Answers per prompt."""
     mini_batch: int = Field(192, ge=1)
     """Answers per optimizer step; at least ``batch_size`` is one step per experience, as published."""
+    clip: float = Field(0.2, gt=0)
+    """Ratios beyond 1 -+ this earn nothing more."""
     clip_high: float | None = Field(None, gt=0)
     """How far a ratio may rise above 1 and still earn; if not said, the method's own: 0.28 for dapo, else ``clip``."""
     overlong: int | None = Field(None, ge=0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.align import lessons
+from danlu.align.lessons import Lessons, VoteSettings
 from danlu.align.preferences import PreferenceStore
 from danlu.files import atomic_write
 from danlu.records import Answer, Message, Preference, read_frozen
@@ -53,10 +54,12 @@ class Label:
         return Label(prompt, Answer.from_json(row["answer"]), bool(row["good"]), row["split"], row["rater"])
 
 
-def read_comparisons(stage: Stage) -> tuple[list[Preference], int]:
-    """Simulated rankings and people's votes that say something, and how many votes there were."""
-    found = lessons.read(stage.inputs["rankings"] / "preferences.jsonl", stage.outside.get(VOTES))
-    return [*found.preferences], found.votes
+def read_comparisons(stage: Stage, settings: VoteSettings) -> Lessons:
+    """Simulated rankings and people's votes that say something, with what each counts for."""
+    return lessons.read(
+        stage.inputs["rankings"] / "preferences.jsonl", stage.outside.get(VOTES),
+        vote_weight=settings.vote_weight, rater_share=settings.rater_share,
+    )  # fmt: skip
 
 
 def read_labels(path: Path) -> list[Label]:

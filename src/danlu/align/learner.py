@@ -2,8 +2,8 @@
 
 In:  an ``Experience``, the frozen reference model, the KL coefficient.
 Out: moved weights, and the numbers that tell whether the update was sound.
-Left out: what an answer was worth and the loss (``ppo``, ``grpo``); sampling (``rollout``); the order of iterations and
-checkpoints on disk (``practice``).
+Left out: what an answer was worth and the loss (``ppo``, ``grpo``, ``online``); sampling (``rollout``); the order of
+iterations and checkpoints on disk (``practice``).
 
 The first epoch walks the rows in the very micro-batches in which the old log-probabilities were computed: the first
 ratio is 1 to the last bit.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from danlu.align import losses, prompts, scoring
+from danlu.align.averaging import WeightMean
 from danlu.align.losses import PolicyLoss
 from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
@@ -85,8 +87,6 @@ class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
     """The policy's learning rate, falling linearly to 0."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm, of each model that is trained."""
-    clip: float = Field(0.2, gt=0)
-    """Ratios beyond 1 -+ this earn nothing more."""
     max_skips: int = Field(5, ge=1)
     """Steps in a row with a gradient that is not finite, or iterations in a row without one score that is a number,
     after which practice stops."""
@@ -104,6 +104,9 @@ class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
     """Reward per nat of entropy of the policy's next token; 0 is off."""
     mix: float = Field(0.0, ge=0)
     """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Share of its past that a mean of the policy's weights keeps at every iteration. The mean is what looks measure
+    and what is kept; the policy itself samples and learns. InstructGPT's is 0.992; 0 is off."""
     sampler: Literal["danlu", "vllm"] = "danlu"
     """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
     probe_every: int = Field(10, ge=1)
@@ -168,6 +171,7 @@ class Learner(ABC):
         self._roles = {"policy": policy, **others}
         self._optimizers = {role: _adam(model) for role, model in self._roles.items()}
         self._skipped_in_a_row = dict.fromkeys(self._roles, 0)  # each its own: a sound critic hides no broken policy
+        self._mean = WeightMean(policy, settings.ema) if settings.ema else None
 
     @abstractmethod
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Any:
@@ -207,7 +211,7 @@ class Learner(ABC):
         decay = 1.0 - iteration / self.settings.iterations
         steps: list[dict[str, float]] = []
         stopped = 0.0
-        for index in self._mini_batches(len(scored.mask), seed):
+        for index in self._mini_batches(self._units(scored), seed):
             taken = self._policy_step(scored, index, self.settings.lr * decay, mix)
             if taken is None:
                 stopped = 1.0
@@ -216,6 +220,8 @@ class Learner(ABC):
         means = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]} if steps else {}
         norms = [step[f"{role}_norm"] for step in steps for role in self._roles]
         skipped = sum(not math.isfinite(norm) for norm in norms)
+        if self._mean is not None:
+            self._mean.update()
         return means | {"steps": float(len(steps)), "stopped": stopped, "skipped_steps": float(skipped)}
 
     def summary(self, scored: Any) -> dict[str, float]:
@@ -232,6 +238,10 @@ class Learner(ABC):
             "finished": float(experience.finished.float().mean()),
         }
 
+    def shown(self) -> AbstractContextManager[None]:
+        """While it lasts the policy is what is to be looked at and kept: the mean of its weights, if there is one."""
+        return nullcontext() if self._mean is None else self._mean.in_place()
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside the tensors, as JSON data."""
         return {}
@@ -246,6 +256,8 @@ class Learner(ABC):
         for role, model in self._roles.items():
             result |= {f"{role}/{name}": tensor for name, tensor in adapters.moving(model).items()}
             result |= {f"{role}-adam/{name}": tensor for name, tensor in self._optimizers[role].tensors().items()}
+        if self._mean is not None:
+            result |= {f"mean/{name}": tensor for name, tensor in self._mean.tensors().items()}
         return result
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -257,6 +269,8 @@ class Learner(ABC):
         for role, model in self._roles.items():
             adapters.move_to(model, parts[role])
             self._optimizers[role].load(parts.get(f"{role}-adam", {}))
+        if self._mean is not None:
+            self._mean.load(parts["mean"])
 
     def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Log-probabilities (B, R) of the policy and of the reference, and the parts in which they were computed."""
@@ -269,13 +283,18 @@ class Learner(ABC):
         )
         return old, frozen, parts
 
-    def _mini_batches(self, n_rows: int, seed: int) -> Iterator[Tensor]:
-        """Rows of every optimizer step; rows come in random order already, so the first epoch keeps it."""
+    def _units(self, scored: Any) -> Tensor:
+        """(N, k) the rows that are learnt from, k at a time: those that one loss needs together."""
+        return torch.arange(len(scored.mask))[:, None]
+
+    def _mini_batches(self, units: Tensor, seed: int) -> Iterator[Tensor]:
+        """(n, k) units of every optimizer step; they come in random order already, so the first epoch keeps it."""
+        size = max(1, self.settings.mini_batch // units.shape[1])
         for epoch in range(self.settings.epochs):
-            order = torch.arange(n_rows)
+            order = torch.arange(len(units))
             if epoch:
-                order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(stream_seed(seed, epoch)))
-            yield from scoring.split(order, self.settings.mini_batch)
+                order = torch.randperm(len(units), generator=torch.Generator().manual_seed(stream_seed(seed, epoch)))
+            yield from (units[part] for part in scoring.split(order, size))
 
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
         return scoring.parts_by_length(sequences, self.settings.micro_batch, rows)
@@ -286,7 +305,7 @@ class Learner(ABC):
         n_tokens: Tensor = scored.mask[index].sum()
         for rows in self._micro_batches(sequences, index):
             logprobs, entropy = self._logprobs(sequences.rows(rows))
-            result = self._policy_loss(logprobs, scored, rows, len(index), n_tokens)
+            result = self._policy_loss(logprobs, scored, rows, index.numel(), n_tokens)
             ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
         loss, clipped, approx_kl = (sums / n_tokens.cpu()).tolist()

@@ -1,8 +1,8 @@
-"""What a reward model is taught from: simulated rankings and people's votes, looked through, weighted and counted.
+"""What is learnt from: simulated rankings and people's votes, looked through, weighted and counted.
 
 In:  the rankings and a snapshot of the votes.
 Out: ``Lessons``: preferences with a weight each, and how many were left out and why.
-Left out: token ids (``comparisons``), training (``reward``), who may vote (the preference store).
+Left out: token ids (``comparisons``), training (``reward``, ``direct``), who may vote (the preference store).
 
 People vote as people do. The same vote twice counts once. Who contradicts an earlier vote of theirs is taken at the
 last word; two raters who contradict each other both stay, and the reward model becomes less sure. Nothing is learnt
@@ -15,10 +15,35 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
 
 from danlu.align.splits import is_person, place
 from danlu.files import hash_value
+from danlu.recipe import Settings
 from danlu.records import Message, Preference, read_preferences
+
+
+class VoteSettings(Settings):
+    """What every stage can be told that learns from people's votes beside simulated rankings."""
+
+    vote_weight: float = Field(1.0, ge=0)
+    """What a person's vote counts for beside a simulated ranking."""
+    rater_share: float = Field(1.0, gt=0, le=1)
+    """Largest share that one rater's votes may have in the weight of all votes; 1 is no limit."""
+
+
+class Judged(Protocol):
+    """A vote, a thumb, or one answer of a comparison."""
+
+    @property
+    def rater(self) -> str:
+        """Who judged."""
+
+    @property
+    def split(self) -> str:
+        """ "train" or "heldout"."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +63,7 @@ class Lessons:
     weights: tuple[float, ...]
     votes: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
-    held_back: int = 0
+    held_back: frozenset[str] = frozenset()
 
     def split(self, name: str) -> list[tuple[Preference, float]]:
         """Those of "train" or "heldout"."""
@@ -64,11 +89,22 @@ def read(
     simulated = [one for one in read_preferences(rankings) if _decided(one, ties)]
     given = read_preferences(votes) if votes is not None else []
     kept, left_out = look_through(given, ties)
-    counted = Counter(vote.rater for vote in kept if is_person(vote.rater) and vote.split == "train")
-    limit = most_votes(counted.values(), rater_share)
-    weights = [vote_weight * min(1.0, limit / max(counted[vote.rater], 1)) for vote in kept]  # 0 is a file's count
-    held_back = sum(n > limit for n in counted.values())
+    weights, held_back = weigh(kept, vote_weight, rater_share)
     return Lessons((*simulated, *kept), (*[1.0] * len(simulated), *weights), len(given), left_out, held_back)
+
+
+def weigh(judged: Sequence[Judged], vote_weight: float, rater_share: float) -> tuple[list[float], frozenset[str]]:
+    """What each judgement counts for, and the raters whose count for less because there are so many of them.
+
+    Args:
+        judged: by people, or in a file that does not say by whom, which makes them no one rater's.
+        vote_weight: of one, where a simulated ranking weighs 1.
+        rater_share: largest share of the weight of all to learn from that one rater's may have.
+    """
+    counted = Counter(one.rater for one in judged if is_person(one.rater) and one.split == "train")
+    limit = most_votes(counted.values(), rater_share)
+    weights = [vote_weight * min(1.0, limit / max(counted[one.rater], 1)) for one in judged]  # 0 is a file's count
+    return weights, frozenset(rater for rater, n in counted.items() if n > limit)
 
 
 def look_through(votes: Sequence[Preference], ties: bool) -> tuple[list[Preference], dict[str, int]]:

@@ -81,9 +81,19 @@ class Comparisons:
     reference: Tensor
 
     @staticmethod
-    def read(preferences: Sequence[Preference], policy: Decoder, tokenizer: Tokenizer, file: Path) -> Comparisons:
-        """Ask the policy, which before its first step is the reference, or the file if it is there."""
-        rankings = [encode(preference, tokenizer, policy.config.max_seq_len) for preference in preferences]
+    def read(
+        chosen: Sequence[tuple[Preference, float]], policy: Decoder, tokenizer: Tokenizer, file: Path
+    ) -> Comparisons:
+        """Ask the policy, which before its first step is the reference, or the file if it is there.
+
+        Args:
+            chosen: comparisons with what each counts for.
+            policy: before its first step.
+            tokenizer: its.
+            file: where the answer is kept.
+        """
+        room = policy.config.max_seq_len
+        rankings = [encode(preference, tokenizer, room, weight) for preference, weight in chosen]
         found = remembered(file, lambda: {"answers": all_logprobs(policy, rankings, AT_ONCE, tokenizer.pad)})
         return Comparisons(rankings, found["answers"])
 
@@ -101,9 +111,9 @@ class Comparisons:
 
 
 def pair_loss(model: Decoder, batch: LikelihoodBatch, objective: Objective) -> LossOutput:
-    """The loss of each comparison, summed over comparisons; what ``measure`` tells is told of these too."""
+    """The weighted losses of all comparisons, summed; what ``measure`` tells is told of these too, without weights."""
     found, told = _read(model, batch, objective)
-    loss = objective.of_pairs(found, batch.ranks)
+    loss = batch.ranked.weights * objective.of_pairs(found, batch.ranks)
     sums = torch.stack([value.detach().sum() for value in told.values()]).tolist()  # a GPU is waited for once
     return LossOutput(loss.sum(), len(loss), batch.ranked.n_tokens, sums=dict(zip(told, sums, strict=True)))
 

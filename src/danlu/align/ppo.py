@@ -32,6 +32,8 @@ class PPOSettings(PracticeSettings):
 
     critic_lr: float = Field(2e-4, gt=0)
     """The critic's learning rate, falling linearly to 0."""
+    clip: float = Field(0.2, gt=0)
+    """Ratios beyond 1 -+ this earn nothing more."""
     dual_clip: float = Field(3.0, gt=1)
     """The loss of a token with negative advantage is capped at this times the advantage."""
     value_clip: float = Field(0.2, gt=0)

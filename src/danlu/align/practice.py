@@ -102,7 +102,7 @@ class Practice:
         self._cursor = Cursor(len(self._prompts), stage.seed, stage.name)
         self._mixed = _conversations(stage) if settings.mix else []
         room, tokens = reference.config.max_seq_len, settings.probe_tokens
-        text = heldout_answers(stage, tokenizer, room, max(tokens, room)) if tokens else None
+        text = heldout_answers(stage, tokenizer, room, tokens) if tokens else None
         self._monitor = Monitor(
             judge(settings.judge), heldout[: settings.probe_prompts], self._rollouts, learner.policy, reference,
             settings.micro_batch, stage.seed, further or {}, text,
@@ -124,7 +124,7 @@ class Practice:
                 self._stage.metrics.log(done, **row)
                 task.advance(reward=row.get("reward", math.nan), kl=row.get("kl", math.nan))
                 if done % self._settings.probe_every == 0 or done == self._settings.iterations:
-                    self._look(done)
+                    self._show(done)
                     self._save(done)
         adapters.move_to(self._learner.policy, self._best)
         return self._figures(done)
@@ -197,6 +197,11 @@ class Practice:
         ]
         return scoring.pad([p for p, _ in ids], [r for _, r in ids], self._tokenizer.pad, self._device)
 
+    def _show(self, iteration: int) -> None:
+        """A look at what would be kept; the sampler takes the policy's own weights back when it next draws."""
+        with self._learner.shown():
+            self._look(iteration)
+
     def _look(self, iteration: int) -> None:
         """A look from outside; notes the alarm, and keeps the weights if the proxy and the KL like them best."""
         self._sampler.refresh()
@@ -236,7 +241,7 @@ class Practice:
         found = load_latest(self._stage.dir / "ckpt", self._stage.console)
         self._stage.metrics.rewind(found.step if found else 0)
         if found is None:
-            self._look(0)
+            self._show(0)
             return 0
         self._best = {name.removeprefix(_BEST): t for name, t in found.tensors.items() if name.startswith(_BEST)}
         self._learner.load({name: t for name, t in found.tensors.items() if not name.startswith(_BEST)})
@@ -256,6 +261,7 @@ class Practice:
             "stopped_after": done if done < self._settings.iterations else 0,
             "iterations_without_step": sum(row.get("steps") == 0.0 and not row.get("stopped") for row in rows),
             "answers_without_score": int(sum(row.get("dropped", 0.0) for row in rows)),
+            "prompts_without_pair": int(sum(row.get("ties", 0.0) for row in rows)),
         }
         return {
             "kept": kept,

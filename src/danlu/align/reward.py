@@ -27,7 +27,7 @@ from danlu import device, hub
 from danlu.align import comparisons, heads, lessons, quality, scoring
 from danlu.align.comparisons import Objective, RankedBatch, Ranking, accuracy, batch_of, encode, ranking_loss
 from danlu.align.heads import Heads
-from danlu.align.lessons import Lessons, place_of
+from danlu.align.lessons import Lessons, VoteSettings, place_of
 from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
@@ -47,7 +47,7 @@ AUDIT = "audit"
 _CHUNK = 256
 
 
-class RewardSettings(LoopSettings, adapters.Adaptable):
+class RewardSettings(VoteSettings, LoopSettings, adapters.Adaptable):
     """The section ``reward``."""
 
     steps: int = Field(0, ge=0)
@@ -86,10 +86,6 @@ class RewardSettings(LoopSettings, adapters.Adaptable):
     """Share of the prompts that teach a second reward model, and not the first; it watches practice. 0 makes none."""
     require: bool = False
     """Whether practice is refused on a reward model that is not clearly better than the best baseline."""
-    vote_weight: float = Field(1.0, ge=0)
-    """What a person's vote counts for beside a simulated ranking."""
-    rater_share: float = Field(1.0, gt=0, le=1)
-    """Largest share that one rater's votes may have in the weight of all votes; 1 is no limit."""
 
 
 def reward(stage: Stage) -> dict[str, Any]:
@@ -184,7 +180,7 @@ class _Teacher:
         if found.left_out:
             figures["votes_left_out"] = dict(found.left_out)
         if found.held_back:
-            figures["raters_held_back"] = found.held_back
+            figures["raters_held_back"] = len(found.held_back)
         return figures
 
     def finish(self, taught: _Taught, folder: Path) -> dict[str, float]:

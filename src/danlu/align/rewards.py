@@ -1,8 +1,8 @@
 """What an answer is worth to whoever practises: the reward model's score, a rule of the user's, or a sum of such.
 
 In:  the settings ``rewards`` of a policy stage, the reward stage's directory, sampled answers.
-Out: ``scorer``: one function from sampled answers to scores, whatever they are made of; ``files_of``, the files behind
-    it; ``audits``, which nobody practises for.
+Out: ``scorer``: one function from sampled answers to scores, whatever they are made of; ``audits``, which nobody
+    practises for; ``check`` and ``files_of``, what can be said before there is a model.
 Left out: how a reward model is made (``reward``), the process of a rule (``rules``), KL and advantages (``losses``).
 
 A score that is not a number belongs to an answer that nobody could score: practice leaves the answer out.
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu import device, hub
-from danlu.align import heads, quality, scoring, trunk
+from danlu.align import heads, quality, rules, scoring, trunk
 from danlu.align.heads import Heads
 from danlu.align.reward import AUDIT, read_scale
 from danlu.align.rollout import Sampled, Score
@@ -89,6 +89,25 @@ def scorer(
     return Mixture(tuple((term.weight, score(term)) for term in terms), missing_end_penalty)
 
 
+def check(terms: Sequence[RewardTerm], stage: str, heads: int) -> None:
+    """Refuse, before anything is made, what could not be paid.
+
+    Args:
+        terms: what the stage's score is made of.
+        stage: its name.
+        heads: those that the reward model will have.
+
+    Raises:
+        UserError: no terms; doubt of a model with one head; a function that is not there.
+    """
+    if not terms:
+        raise UserError(f"{stage}.rewards is empty; name at least one source")
+    if heads < 2 and any(term.kappa for term in terms):
+        raise _one_head(stage)
+    for source in dict.fromkeys(term.source for term in terms if term.source != MODEL):
+        rules.check(source)
+
+
 def audits(stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float) -> dict[str, Score]:
     """Scores that are looked at beside the one that is practised for, by name: that of the model that audits it.
 
@@ -127,13 +146,19 @@ def _model_score(
     folder = stage.inputs["reward"] / "model"
     found = heads.read(folder)
     if term.kappa and found is None:
-        raise UserError(f"{stage.name}.rewards: kappa asks how far heads disagree, and the reward model has one; "
-                        "set reward.heads to 2 or more, or kappa to 0")  # fmt: skip
+        raise _one_head(stage.name)
     every = found.to(place.kind) if found is not None else None
     return RewardScore(
         trunk.reward_model(stage, place, shared), *read_scale(folder), micro_batch, missing_end_penalty, heads=every,
         kappa=term.kappa,
     )  # fmt: skip
+
+
+def _one_head(stage: str) -> UserError:
+    return UserError(
+        f"{stage}.rewards: kappa asks how far heads disagree, and the reward model has one; set reward.heads to 2 or "
+        "more, or kappa to 0"
+    )
 
 
 def _loaded(folder: Path, place: device.Device) -> Decoder:

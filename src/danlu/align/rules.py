@@ -104,6 +104,15 @@ class RuleScore:
         return scores
 
 
+def check(source: str) -> None:
+    """Whether a function can be had, in a process of its own as later: its module is run and nothing is asked.
+
+    Raises:
+        UserError: there is no such module or function, naming the nearest; the module cannot be imported.
+    """
+    _Worker(source).close()
+
+
 def module_file(source: str) -> Path | None:
     """The file that holds a function, so that a stage runs again when it changes; None if it is in no plain file.
 

@@ -166,10 +166,17 @@ def without_gradient(
 
 
 def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:
-    """Cut rows (all by default) into parts of ``size`` with similar lengths, so that little padding is computed."""
+    """Cut rows (all by default) into parts of ``size`` with similar lengths, so that little padding is computed.
+
+    Args:
+        sequences: all rows.
+        size: rows of a part.
+        rows: (N,), or (N, k) where k rows each are to stay together, in their order; the longest counts.
+    """
     index = torch.arange(len(sequences)) if rows is None else rows
-    order = sequences.lengths[index].cpu().argsort(stable=True)
-    return split(index[order], size)
+    units = index.reshape(len(index), -1)
+    order = sequences.lengths[units].amax(1).cpu().argsort(stable=True)
+    return [part.flatten() for part in split(units[order], max(1, size // units.shape[1]))]
 
 
 def split(index: Tensor, size: int) -> list[Tensor]:

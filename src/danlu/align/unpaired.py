@@ -31,13 +31,17 @@ from danlu.train.task import LossOutput
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with an answer, whether it was called good, and the prompt with an answer that belongs elsewhere."""
+    """A prompt with an answer, whether it was called good, and the prompt with an answer that belongs elsewhere.
+
+    ``weight`` is what the label counts for.
+    """
 
     prompt: list[int]
     response: list[int]
     good: bool
     foreign_prompt: list[int]
     foreign_response: list[int]
+    weight: float = 1.0
 
 
 class Baseline:
@@ -70,12 +74,14 @@ class UnpairedBatch:
         sequences: prompts and answers.
         good: (B,) bool.
         reference: (B,) fp32, log-probabilities under the reference.
+        weights: (B,) fp32, what each label counts for.
         baseline: of the step to which they belong.
     """
 
     sequences: Sequences
     good: Tensor
     reference: Tensor
+    weights: Tensor
     baseline: Baseline
 
 
@@ -88,8 +94,12 @@ class Labelled:
     foreign: Tensor
 
     @staticmethod
-    def read(labels: Sequence[Label], policy: Decoder, tokenizer: Tokenizer, seed: int, file: Path) -> Labelled:
-        """Ask the policy, which before its first step is the reference, or the file if it is there."""
+    def read(
+        labels: Sequence[tuple[Label, float]], policy: Decoder, tokenizer: Tokenizer, seed: int, file: Path
+    ) -> Labelled:
+        """Ask the policy, which before its first step is the reference, or the file if it is there; labels with what
+        each counts for.
+        """
         examples = encode_labels(labels, tokenizer, policy.config.max_seq_len, seed)
         found = remembered(file, lambda: _logprobs(policy, examples, tokenizer.pad))
         return Labelled(examples, found["answers"], found["foreign"])
@@ -105,22 +115,24 @@ class Labelled:
         baseline = Baseline(_foreign(examples, padding, device), self.foreign[index].to(device), size)
         sequences, reference = _sequences(examples, padding, device), self.reference[index].to(device)
         good = torch.tensor([example.good for example in examples], device=device)
+        weights = torch.tensor([example.weight for example in examples], device=device)
         parts = scoring.parts_by_length(sequences, size)
-        return [UnpairedBatch(sequences.rows(part), good[part], reference[part], baseline) for part in parts]
+        return [UnpairedBatch(sequences.rows(p), good[p], reference[p], weights[p], baseline) for p in parts]
 
 
-def encode_labels(labels: Sequence[Label], tokenizer: Tokenizer, room: int, seed: int) -> list[Example]:
+def encode_labels(labels: Sequence[tuple[Label, float]], tokenizer: Tokenizer, room: int, seed: int) -> list[Example]:
     """Labels in token ids, at most ``room`` of them per answer, each with the answer of another prompt where one is."""
-    ids = [scoring.answer_ids(tokenizer, label.prompt, label.answer, room) for label in labels]
+    ids = [scoring.answer_ids(tokenizer, label.prompt, label.answer, room) for label, _ in labels]
+    others = _elsewhere([label for label, _ in labels], seed)
     examples = []
-    for (prompt, response), label, other in zip(ids, labels, _elsewhere(labels, seed), strict=True):
+    for (prompt, response), (label, weight), other in zip(ids, labels, others, strict=True):
         foreign = ids[other][1]
-        examples.append(Example(prompt, response, label.good, prompt[-(room - len(foreign)) :], foreign))
+        examples.append(Example(prompt, response, label.good, prompt[-(room - len(foreign)) :], foreign, weight))
     return examples
 
 
 def kto_loss(model: Decoder, batch: UnpairedBatch, beta: float, weights: tuple[float, float]) -> LossOutput:
-    """KTO's loss, summed over answers; and how many are on their side of the baseline, which is told too.
+    """KTO's weighted losses, summed over answers; and how many are on their side of the baseline, which is told too.
 
     Args:
         model: the policy.
@@ -130,7 +142,7 @@ def kto_loss(model: Decoder, batch: UnpairedBatch, beta: float, weights: tuple[f
     """
     baseline = batch.baseline(model)
     ratios = scoring.response_logprobs(model, batch.sequences).sum(1) - batch.reference
-    loss = losses.kto(ratios, batch.good, baseline, beta, *weights).sum()
+    loss = (batch.weights * losses.kto(ratios, batch.good, baseline, beta, *weights)).sum()
     n, right = len(ratios), ((ratios > baseline) == batch.good).sum()
     sums = {"accuracy": float(right), "baseline": n * float(baseline)}
     return LossOutput(loss, n, int(batch.sequences.lengths.sum()), sums=sums)

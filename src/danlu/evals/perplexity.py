@@ -7,6 +7,7 @@ Left out: perplexity per token, which changes with the vocabulary; the loss itse
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ _ROW, _BATCH_TOKENS = 512, 8192
 
 
 def heldout_text(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int) -> Text:
-    """Held-out documents of a run, evenly spread over them, about ``n_tokens`` together; all if there are fewer.
+    """Held-out documents of a run, evenly spread over them, about ``n_tokens`` together; one at least, all if fewer.
 
     They are written to ``stage.dir/heldout`` as shards of their own, so that their bytes are counted exactly.
 
@@ -51,7 +52,7 @@ def heldout_answers(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_toke
         stage: with the input ``sft``.
         tokenizer: the models'.
         max_seq_len: longest row that the models can read.
-        n_tokens: how much text, prompts included.
+        n_tokens: how much text, prompts included; whole conversations, one at least.
     """
     conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
     encoded = [chat.encode_conversation(tokenizer, conversation) for conversation in conversations]
@@ -79,9 +80,10 @@ def text_bits_per_byte(model: Decoder, tokenizer: Tokenizer, text: str) -> dict[
 
 
 def _spread(sequences: Sequence[Masked], n_tokens: int) -> Iterator[Masked]:
-    """Some of the sequences, evenly spread over them, about ``n_tokens`` together; all if there are fewer."""
-    share = min(1.0, n_tokens / max(1, sum(len(ids) for ids, _ in sequences)))
-    return (one for place, one in enumerate(sequences) if int((place + 1) * share) > int(place * share))
+    """Some of the sequences, evenly spread over them, about ``n_tokens`` together; one at least, all if fewer."""
+    every = max(1, sum(len(ids) for ids, _ in sequences))
+    kept = min(every, max(n_tokens, math.ceil(every / max(1, len(sequences)))))
+    return (one for place, one in enumerate(sequences) if (place + 1) * kept // every > place * kept // every)
 
 
 def _as_text(folder: Path, sequences: Iterable[Masked], tokenizer: Tokenizer, max_seq_len: int) -> Text:

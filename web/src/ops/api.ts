@@ -98,6 +98,7 @@ export interface Condition {
 /** Who serves; the rest is there only with a standing. */
 export interface Champion {
   standing: { champion: string; since: string; candidate: string; share: number } | null;
+  trouble?: string; // why it is not followed
   round?: number;
   state?: string;
   votes_needed?: number | null;

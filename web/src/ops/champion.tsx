@@ -8,7 +8,12 @@ import { named, percent, w } from "./words";
 export function ChampionView() {
   return (
     <Show of={useLoaded(champion)}>
-      {(got) => (got.standing ? <Standing got={got} /> : <p class="note">{w("noChampion")}</p>)}
+      {(got) => (
+        <>
+          {got.trouble && <p class="problem" role="alert">{w("notFollowed", { why: got.trouble })}</p>}
+          {got.standing ? <Standing got={got} /> : <p class="note">{w("noChampion")}</p>}
+        </>
+      )}
     </Show>
   );
 }

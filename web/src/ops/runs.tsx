@@ -125,7 +125,7 @@ function Figures({ of }: { of: Stage["figures"] }) {
 
 /** The pictures of a stage; whatever else has a loss is drawn like the first. */
 function pictures(stage: string): { title: string; unit: string; series: Series[] }[] {
-  if (stage === "ppo" || stage === "grpo") {
+  if (["ppo", "grpo", "online_dpo"].includes(stage)) {
     const one = (key: "reward" | "kl", unit: string, colour: string) => ({
       title: `${stage}: ${w(key)}`, unit, series: [{ key, label: w(key), colour }],
     });

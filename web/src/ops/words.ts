@@ -85,6 +85,7 @@ const en = {
   // operator
   whoServes: "Champion",
   noChampion: "No champion yet: danlu flywheel makes one, and this server follows it.",
+  notFollowed: "The server cannot follow it, and goes on as it was: {why}",
   champion: "{hash} serves since {since}.",
   candidate: "{hash} is tried in {share} of the comparisons.",
   round: "Round {round}: {state}",
@@ -249,6 +250,7 @@ const zh: Record<Word, string> = {
   again: "下一个问题",
   whoServes: "当值模型",
   noChampion: "还没有当值模型：danlu flywheel 会选出一个，此服务随之更换。",
+  notFollowed: "服务无法跟随，仍照旧运行：{why}",
   champion: "{hash} 自 {since} 起当值。",
   candidate: "{hash} 在 {share} 的对比中受试。",
   round: "第 {round} 轮：{state}",

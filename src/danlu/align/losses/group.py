@@ -1,7 +1,7 @@
 """Formulas of learning from samples without a critic: what an answer is compared with, and what its tokens weigh.
 
 In:  (B,) scores of answers and which group, that is which prompt, each belongs to; (B,) lengths.
-Out: (B,) advantages, weights and penalties; the plain policy gradient; the baseline of a running mean.
+Out: (B,) advantages, weights and penalties; pairs; the plain policy gradient; the baseline of a running mean.
 Left out: the clipped surrogate (``policy``), which takes these advantages as it takes a critic's.
 """
 
@@ -25,6 +25,18 @@ def telling(scores: Tensor, groups: Tensor) -> Tensor:
     highest = table.masked_fill(~same, -math.inf).amax(1)
     lowest = table.masked_fill(~same, math.inf).amin(1)
     return highest > lowest
+
+
+def best_and_worst(scores: Tensor, groups: Tensor) -> Tensor:
+    """(P, 2) int64, the best and the worst answer of every group that is ``telling``, the first of equals.
+
+    With two answers a prompt it is the order of the two (online DPO: Guo et al., arXiv 2402.04792, algorithm 1).
+    """
+    same, table = groups[:, None] == groups, scores.expand(len(scores), -1)
+    best = table.masked_fill(~same, -math.inf).argmax(1)
+    worst = table.masked_fill(~same, math.inf).argmin(1)
+    speaks = same.int().argmax(1) == torch.arange(len(scores), device=scores.device)  # a group's first answer for it
+    return torch.stack([best, worst], 1)[speaks & telling(scores, groups)]
 
 
 def group_advantages(scores: Tensor, groups: Tensor, scale: bool) -> Tensor:

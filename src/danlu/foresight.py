@@ -1,0 +1,67 @@
+"""What a run would only find out hours later, found before its first stage.
+
+In:  a recipe, the stages that it needs, where it goes, the votes that it is to learn from.
+Out: nothing; or the first thing that cannot be, in a sentence.
+Left out: what one section knows by itself (its validators), and what only the data can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from danlu.align import AnsweringSettings, rewards
+from danlu.align.judgements import VOTES
+from danlu.align.preferences import PreferenceStore
+from danlu.errors import UserError, beside
+from danlu.places import votes_path
+from danlu.recipe import Recipe, Settings
+
+
+def check(recipe: Recipe, stages: Iterable[str], out: Path, votes: Path | None = None) -> None:
+    """Look at everything that stages will need from outside and from each other.
+
+    Args:
+        recipe: what to make.
+        stages: the names of those that it needs.
+        out: the run directory.
+        votes: a frozen copy of them, if there is one.
+
+    Raises:
+        UserError: something is missing, or the run would find itself in what it reads.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out, which names a directory")
+    names = [*stages]
+    for name in ("run", *names):
+        _check_files(name, recipe.sections[name], out)
+    for name in names:
+        section = recipe.sections[name]
+        if isinstance(section, AnsweringSettings):
+            rewards.check(section.rewards, name, heads=recipe.sections["reward"].heads)  # type: ignore[attr-defined]
+            if section.prompts == VOTES and not _has_votes(recipe, out, votes):
+                raise UserError(f"{name}.prompts=votes needs votes, and there are none yet; vote in the chat page")
+
+
+def _check_files(name: str, section: Settings, out: Path) -> None:
+    """Packages are installed, and the user's files are there and not around the run directory."""
+    section.check_packages()
+    for option, path in section.reads().items():
+        if not path.exists():
+            raise UserError(f"{name}.{option}: {path} does not exist{beside(path)}")
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"the run directory {out} lies in {name}.{option} ({path}); choose another --out")
+
+
+def _has_votes(recipe: Recipe, out: Path, votes: Path | None) -> bool:
+    """Whether anybody has voted where the run would look."""
+    if votes is not None:
+        return votes.is_file() and votes.stat().st_size > 0
+    own, chosen = votes_path(out), recipe.sections["run"].votes  # type: ignore[attr-defined]
+    if not chosen and not own.exists():
+        return False
+    store = PreferenceStore(chosen or own)
+    try:
+        return store.count() > 0
+    finally:
+        store.close()

@@ -1,0 +1,62 @@
+"""Mistakes that would be found after hours are found before the first stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from danlu import foresight
+from danlu.align.preferences import PreferenceStore
+from danlu.console import Console
+from danlu.errors import UserError
+from danlu.pipeline import execute, read_recipe
+from danlu.places import votes_path
+from danlu.records import Answer, Message
+
+RULES = "def polite(prompts, answers):\n    return [float('thanks' in answer) for answer in answers]\n"
+POLITE = "ppo.rewards=[{source: 'manners:%s'}]"
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (["ppo.rewards=[{kappa: 1.0}]"], "ppo.rewards: kappa asks how far heads disagree.* set reward.heads to 2"),
+        (["ppo.rewards=[]"], "ppo.rewards is empty"),
+        ([POLITE % "polit"], "unknown function 'polit' in module manners; did you mean 'polite'"),
+        (["ppo.rewards=[{source: 'rude:polite'}]"], "'rude:polite' cannot be imported: ModuleNotFoundError"),
+        (["ppo.rewards=[{source: 'mannerz:polite'}]"], "there is no module 'mannerz'"),
+        (["ppo.prompts=votes"], "ppo.prompts=votes needs votes, and there are none yet"),
+        (["ppo.prompts=askd.txt"], "ppo.prompts: askd.txt does not exist; did you mean 'asked.txt'"),
+        (["run.goal=online_dpo", "online_dpo.prompts=votes"], "online_dpo.prompts=votes needs votes"),
+    ],
+)
+def test_one_sentence_before_the_first_stage(
+    said: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "manners.py").write_text(RULES, encoding="utf-8")
+    (tmp_path / "rude.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
+    (tmp_path / "asked.txt").write_text("a\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        execute(read_recipe("tiny", said), tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_there_or_not_needed_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "manners.py").write_text(RULES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    store = PreferenceStore(votes_path(out))
+    check = read_recipe("tiny", ["ppo.prompts=votes", "ppo.rewards=[{kappa: 1}]", "reward.heads=2"])
+    with pytest.raises(UserError, match="there are none yet"):  # a store, and nobody has voted
+        foresight.check(check, ["reward", "ppo"], out)
+    store.vote(store.record((Message("user", "?"),), [Answer("a"), Answer("b")]), [0, 1], "ann")
+    store.close()
+    foresight.check(check, ["reward", "ppo"], out)
+    frozen = tmp_path / "votes.jsonl"
+    frozen.touch()
+    with pytest.raises(UserError, match="there are none yet"):  # what was frozen is what is learnt from
+        foresight.check(check, ["reward", "ppo"], out, frozen)
+    foresight.check(read_recipe("tiny", [POLITE % "polite"]), ["ppo"], out)
+    foresight.check(read_recipe("tiny", ["ppo.rewards=[{kappa: 1.0}]"]), ["reward", "grpo"], out)
