@@ -196,10 +196,13 @@ def export(
         str | None,
         typer.Option("--type", help="Of the matrices, with --to gguf: F16 (default), BF16, F32, Q8_0, Q4_0."),
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA or DoRA adapter in peft's format, merged into the model first.")
+    ] = None,
 ) -> None:
     """Copy a model out of a run for other programs."""
     from danlu.errors import unknown
-    from danlu.hub import export_directory, export_gguf
+    from danlu.hub import export_directory, export_gguf, export_merged
     from danlu.places import find_model
 
     if to not in ("hf", "gguf"):
@@ -208,7 +211,9 @@ def export(
         raise UserError("--type goes with --to gguf; a directory keeps the weights as they are")
     model = find_model(where, stage)
     if to == "gguf":
-        export_gguf(model, out, kind or "F16")
+        export_gguf(model, out, kind or "F16", adapter)
+    elif adapter is not None:
+        export_merged(model, adapter, out)
     else:
         export_directory(model, out)
     typer.echo(str(out))

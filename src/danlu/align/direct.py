@@ -30,11 +30,14 @@ from danlu.align.rollout import Cursor, Rollouts, fitting_prompts
 from danlu.align.unpaired import Labelled
 from danlu.errors import UserError
 from danlu.evals.intervals import wilson
+from danlu.hub.lora import adapted, bare
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Preference
 from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train import adapters
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, LossOutput, Task
 
@@ -46,7 +49,7 @@ _USUAL_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 _OF_ONE = {"label_smoothing": "dpo", "gamma": "simpo", "desirable_weight": "kto", "undesirable_weight": "kto"}
 
 
-class DPOSettings(VoteSettings, LoopSettings):
+class DPOSettings(VoteSettings, LoopSettings, adapters.Adaptable):
     """The section ``dpo``; defaults suit a few million parameters, a tenth of the learning rate suits 100M and up."""
 
     loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = "dpo"
@@ -109,17 +112,21 @@ def dpo(stage: Stage) -> dict[str, Any]:
     """
     settings = cast(DPOSettings, stage.settings)
     place = settings.machine()
-    policy, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
+    base = stage.inputs["sft"] / "model"
+    policy, tokenizer = hub.load_pretrained(base)
+    adapters.attach(policy, settings.adapter, stream_seed(stage.seed, stage.name, "adapter"))
     policy.to(place.kind).compute_in(place.compute_dtype)
     found = read_comparisons(stage, settings)
     train, heldout, watched, held_back = _lessons(stage, found, settings, policy, tokenizer)
     if not settings.steps:
         steps = math.ceil(settings.epochs * len(train) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    figures = run_loop(policy, _task(train, heldout, watched, settings, tokenizer.pad, stage), settings, stage)
+    task = _task(train, heldout, watched, settings, tokenizer.pad, stage)
+    figures = run_loop(policy, adapters.with_dropout(task, settings.adapter, stage.seed), settings, stage)
     objective, count = settings.objective(), {"answers" if settings.loss == "kto" else "comparisons": len(train)}
     facts = {"stage": stage.name, "loss": objective.loss, "beta": objective.beta, **count}
     hub.save(policy, stage.dir / "model", tokenizer, card=facts)  # and nothing that held-out votes change
+    adapters.write(policy, stage, base, settings.adapter)
     figures |= count | {"heldout": len(heldout), "votes": found.votes}
     if held_back:
         figures["raters_held_back"] = len(held_back)
@@ -215,6 +222,9 @@ def _drift(
     sampler = Generator(policy, tokenizer, policy.compute_dtype)
     rollouts = Rollouts(sampler, lambda *_: torch.zeros(len(prompts)), new, tokenizer.pad, device)
     seen = rollouts.collect(prompts, stage.seed, stage.name, "drift")
-    reference = hub.load(stage.inputs["sft"] / "model", device=device).compute_in(policy.compute_dtype)
+    if adapted(policy):
+        reference = bare(policy)
+    else:
+        reference = hub.load(stage.inputs["sft"] / "model", device=device).compute_in(policy.compute_dtype)
     found = monitor.distance(policy, reference, seen.sequences, AT_ONCE)
     return found | {"finished": float(seen.finished.float().mean())}

@@ -35,6 +35,7 @@ from danlu.infer.vllm import require_vllm
 from danlu.model.decoder import Decoder
 from danlu.recipe import Settings
 from danlu.streams import stream_seed
+from danlu.train import adapters
 from danlu.train.checkpoint import KEEP
 from danlu.train.optim import Optimizer
 
@@ -66,7 +67,7 @@ class AnsweringSettings(Settings):
         return prompts.file_of(self.prompts) | files_of(self.rewards)
 
 
-class PracticeSettings(AnsweringSettings, ComputeSettings):
+class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
     """What every stage of practice can be told; defaults suit a few million parameters, a tenth of the learning rates
     suits 100M and up.
     """
@@ -119,8 +120,16 @@ class PracticeSettings(AnsweringSettings, ComputeSettings):
     stop_on_alarm: bool = False
     """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
 
+    @field_validator("adapter")
+    @classmethod
+    def _drops_nothing(cls, value: adapters.AdapterSettings) -> adapters.AdapterSettings:
+        if value.dropout:
+            raise ValueError("a policy learns by ratios to what it said itself, without dropout; set dropout to 0")
+        return value
+
     def check_packages(self) -> None:
-        """The sampler is installed."""
+        """The sampler is installed, and what adapters need."""
+        super().check_packages()
         if self.sampler == "vllm":
             require_vllm()
 
@@ -253,7 +262,7 @@ class Learner(ABC):
         """Everything that a resumed run needs of the learner, by name."""
         result: dict[str, Tensor] = {}
         for role, model in self._roles.items():
-            result |= {f"{role}/{name}": tensor for name, tensor in model.state_dict().items()}
+            result |= {f"{role}/{name}": tensor for name, tensor in adapters.moving(model).items()}
             result |= {f"{role}-adam/{name}": tensor for name, tensor in self._optimizers[role].tensors().items()}
         if self._mean is not None:
             result |= {f"mean/{name}": tensor for name, tensor in self._mean.tensors().items()}
@@ -266,7 +275,7 @@ class Learner(ABC):
             part, _, rest = name.partition("/")
             parts.setdefault(part, {})[rest] = tensor
         for role, model in self._roles.items():
-            model.load_state_dict(parts[role])
+            adapters.move_to(model, parts[role])
             self._optimizers[role].load(parts.get(f"{role}-adam", {}))
         if self._mean is not None:
             self._mean.load(parts["mean"])
@@ -358,6 +367,6 @@ class Learner(ABC):
 
 def _adam(model: Decoder) -> Optimizer:
     """Adam with epsilon 1e-5: at the default the first, tiny gradients take steps as long as any (N+ details)."""
-    params = dict(model.named_parameters())
+    params = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rule = torch.optim.AdamW(params.values(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
     return Optimizer(params, [rule])

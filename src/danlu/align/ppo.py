@@ -4,9 +4,9 @@ In:  the SFT model (policy and reference), the reward model (score, and the crit
 Out: ``model/``, ``metrics.jsonl`` with a line per iteration, ``monitor.json`` with the looks from outside.
 Left out: the formulas (``losses``), the update of the policy (``learner``), the iterations (``practice``).
 
-Four models in one process: policy, reference, reward model, critic (InstructGPT, arXiv 2203.02155, section 3.5; the
-details that decide whether it works are those of Huang et al., arXiv 2403.17031). Policy and critic share no weights,
-so no coefficient balances their losses.
+Four models in one process (``trunk``): policy, reference, reward model, critic (InstructGPT, arXiv 2203.02155, section
+3.5; the details that decide whether it works are those of Huang et al., arXiv 2403.17031). Policy and critic share no
+weight that is trained, so no coefficient balances their losses.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from danlu import hub
-from danlu.align import losses, scoring
+from danlu.align import losses, scoring, trunk
 from danlu.align.learner import Learner, PracticeSettings, Scored
 from danlu.align.losses import PolicyLoss
 from danlu.align.practice import practise
@@ -55,8 +54,7 @@ def ppo(stage: Stage) -> dict[str, Any]:
     settings = cast(PPOSettings, stage.settings)
 
     def learner(policy: Decoder) -> ActorCritic:
-        critic = hub.load(stage.inputs["reward"] / "model", device=policy.output_weight.device.type)
-        return ActorCritic(policy, critic.compute_in(policy.compute_dtype), settings)
+        return ActorCritic(policy, trunk.critic(stage, policy, settings.adapter), settings)
 
     return practise(stage, learner)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from danlu import hub
-from danlu.align import monitor, prompts, scoring
+from danlu.align import monitor, prompts, scoring, trunk
 from danlu.align.elsewhere import Following, corrected, sampler_of
 from danlu.align.learner import Learner, PracticeSettings
 from danlu.align.losses import AdaptiveKL
@@ -31,11 +31,13 @@ from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.evals.perplexity import heldout_answers
+from danlu.hub.lora import adapted
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Conversation, read_conversations
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train import adapters
 from danlu.train.checkpoint import load_latest, save_checkpoint
 
 _BEST = "best."
@@ -54,16 +56,18 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     settings = cast(PracticeSettings, stage.settings)
     place, folder = settings.machine(), stage.inputs["sft"] / "model"
     stage.console.say(f"{stage.name} on {place.describe()}")
-    _, tokenizer = hub.load_pretrained(folder)
-    policy, reference = (hub.load(folder, device=place.kind).compute_in(place.compute_dtype) for _ in range(2))
+    tokenizer = Tokenizer.load(folder)
+    policy, reference = trunk.policy_and_reference(stage, settings.adapter, place)
     learner = make(policy)
-    score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty)
+    shared = reference if adapted(policy) else None
+    score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty, shared)
     further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
     rows, weights = max(settings.batch_size, settings.probe_prompts), stage.dir / "sampler"
     with sampler_of(settings.sampler, policy, tokenizer, weights, rows) as sampler:
         figures = Practice(stage, tokenizer, learner, reference, score, sampler, further).run()
     card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
+    adapters.write(policy, stage, folder, settings.adapter)
     return figures
 
 
@@ -122,7 +126,7 @@ class Practice:
                 if done % self._settings.probe_every == 0 or done == self._settings.iterations:
                     self._show(done)
                     self._save(done)
-        self._learner.policy.load_state_dict(self._best)
+        adapters.move_to(self._learner.policy, self._best)
         return self._figures(done)
 
     def _ask(self) -> list[str]:
@@ -214,7 +218,7 @@ class Practice:
                 f"  over-optimisation: the reward rises and the {fallen[0]} falls{stopping}", style="yellow"
             )
         if self._kept() == iteration:
-            self._best = {name: tensor.clone() for name, tensor in self._learner.policy.state_dict().items()}
+            self._best = {name: tensor.clone() for name, tensor in adapters.moving(self._learner.policy).items()}
 
     def _stopped(self) -> bool:
         return self._settings.stop_on_alarm and bool(self._alarms)

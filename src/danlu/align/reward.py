@@ -38,6 +38,7 @@ from danlu.records import Preference, read_preferences
 from danlu.run import Metrics, Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train import adapters
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, Task
 
@@ -46,7 +47,7 @@ AUDIT = "audit"
 _CHUNK = 256
 
 
-class RewardSettings(VoteSettings, LoopSettings):
+class RewardSettings(VoteSettings, LoopSettings, adapters.Adaptable):
     """The section ``reward``."""
 
     steps: int = Field(0, ge=0)
@@ -107,6 +108,7 @@ def reward(stage: Stage) -> dict[str, Any]:
     figures = model.figures | teacher.counts()
     figures |= quality.quality(model.model, sft, teacher.heldout, tokenizer.pad)
     scale = teacher.finish(model, stage.dir / "model")
+    adapters.write(model.model, stage, stage.inputs["sft"] / "model", settings.adapter)
     if settings.audit_share:
         figures[AUDIT] = teacher.audit()
     if not figures["beats_baselines"]:
@@ -162,8 +164,10 @@ class _Teacher:
             settings = settings.model_copy(update={"steps": math.ceil(len(train) / settings.batch_size)})
         seed = stream_seed(self._stage.seed, self._stage.name, "head", *purpose)
         log_nu = _log_nu(train, settings) if settings.ties == "davidson" else None
-        model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu).to(place.kind)
+        model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu)
+        adapters.attach(model, settings.adapter, stream_seed(seed, "adapter")).to(place.kind)
         task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind)
+        task = adapters.with_dropout(task, settings.adapter, seed)
         figures = run_loop(model, task, settings, stage)
         if settings.ties == "davidson":
             figures["nu"] = round(math.exp(model.score.log_nu.item()), 4)  # type: ignore[operator]

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu import device, hub
-from danlu.align import heads, quality, rules, scoring
+from danlu.align import heads, quality, rules, scoring, trunk
 from danlu.align.heads import Heads
 from danlu.align.reward import AUDIT, read_scale
 from danlu.align.rollout import Sampled, Score
@@ -56,8 +56,9 @@ class RewardTerm(Settings):
 
 
 def scorer(
-    terms: Sequence[RewardTerm], stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float
-) -> Score:
+    terms: Sequence[RewardTerm], stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float,
+    shared: Decoder | None = None,
+) -> Score:  # fmt: skip
     """The score that a policy stage practises for.
 
     Args:
@@ -66,6 +67,7 @@ def scorer(
         place: where the reward model is computed.
         micro_batch: rows per forward.
         missing_end_penalty: taken from an answer that did not end by itself.
+        shared: the frozen SFT model under the policy's adapter; the reward model then takes its weights, if it can.
 
     Raises:
         UserError: no terms; a function that is not there; a reward model that is required to beat the baselines and
@@ -74,14 +76,14 @@ def scorer(
     if not terms:
         raise UserError(f"{stage.name}.rewards is empty; name at least one source")
     if len(terms) == 1 and terms[0].source == MODEL and terms[0].weight == 1:
-        return _model_score(terms[0], stage, place, micro_batch, missing_end_penalty)
+        return _model_score(terms[0], stage, place, micro_batch, missing_end_penalty, shared)
 
     def told(sentence: str) -> None:
         stage.console.say(f"{stage.name}: {sentence}", style="yellow")
 
     def score(term: RewardTerm) -> Score:
         if term.source == MODEL:
-            return _model_score(term, stage, place, micro_batch, 0.0)
+            return _model_score(term, stage, place, micro_batch, 0.0, shared)
         return RuleScore(term.source, term.timeout, told)
 
     return Mixture(tuple((term.weight, score(term)) for term in terms), missing_end_penalty)
@@ -132,8 +134,9 @@ def files_of(terms: Sequence[RewardTerm]) -> dict[str, Path]:
 
 
 def _model_score(
-    term: RewardTerm, stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float
-) -> RewardScore:
+    term: RewardTerm, stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float,
+    shared: Decoder | None,
+) -> RewardScore:  # fmt: skip
     """The reward model's score.
 
     Raises:
@@ -146,8 +149,9 @@ def _model_score(
         raise _one_head(stage.name)
     every = found.to(place.kind) if found is not None else None
     return RewardScore(
-        _loaded(folder, place), *read_scale(folder), micro_batch, missing_end_penalty, heads=every, kappa=term.kappa
-    )
+        trunk.reward_model(stage, place, shared), *read_scale(folder), micro_batch, missing_end_penalty, heads=every,
+        kappa=term.kappa,
+    )  # fmt: skip
 
 
 def _one_head(stage: str) -> UserError:

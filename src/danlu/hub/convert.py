@@ -15,7 +15,9 @@ from torch import Tensor
 
 from danlu.errors import UserError, unknown
 from danlu.files import atomic_write
+from danlu.hub.adapter import with_adapter
 from danlu.hub.directory import load_pretrained, open_directory, write_directory
+from danlu.hub.lora import merged
 from danlu.tokens.tokenizer import Tokenizer
 
 _KEPT = ("reward.json", "LICENSE*", "NOTICE*")  # files that belong to a model and are not written anew
@@ -52,13 +54,35 @@ def import_model(source: Path, out: Path, dtype: str | None = None) -> None:
     write_directory(opened.model, opened.state, opened.state.dtype, out, opened.tokenizer, card=opened.facts)
 
 
-def export_gguf(source: Path, out: Path, kind: str) -> None:
+def export_merged(source: Path, adapter: Path, out: Path) -> None:
+    """Write a model with an adapter merged into it, in the dtype that the model is stored in.
+
+    Args:
+        source: directory of the base.
+        adapter: a LoRA or DoRA adapter in peft's format.
+        out: a directory that does not exist yet.
+
+    Raises:
+        UserError: ``out`` exists, or the adapter is not one of this model that danlu computes.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; name a directory that does not")
+    model, tokenizer = load_pretrained(source, dtype=None)
+    dtype = model.embed.weight.dtype
+    plain = merged(with_adapter(model, adapter)).to(dtype)
+    facts = {"title": out.name, "base": source.resolve().name, "adapter": adapter.resolve().name}
+    also = [file for pattern in _KEPT for file in source.glob(pattern)]
+    write_directory(plain, plain.state_dict(), dtype, out, tokenizer, card=facts, also=also)
+
+
+def export_gguf(source: Path, out: Path, kind: str, adapter: Path | None = None) -> None:
     """Write a language model's directory as a GGUF file.
 
     Args:
         source: the directory.
         out: a file that does not exist yet.
         kind: of its matrices, one of ``gguf.TYPES``.
+        adapter: a LoRA or DoRA adapter in peft's format that is merged first.
 
     Raises:
         UserError: ``out`` exists, or llama.cpp could not run the model; names what it lacks.
@@ -68,6 +92,7 @@ def export_gguf(source: Path, out: Path, kind: str) -> None:
     if out.exists():
         raise UserError(f"{out} exists; name a file that does not")
     model, tokenizer = load_pretrained(source)
+    model = merged(with_adapter(model, adapter)) if adapter is not None else model
     with atomic_write(out, "wb") as handle:
         write_gguf(model, dict(_dense(model.state_dict())), tokenizer, Path(handle.name), kind, source.resolve().name)
 

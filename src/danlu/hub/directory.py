@@ -21,6 +21,7 @@ from danlu.files import atomic_directory, atomic_write, free_space, hash_paths, 
 from danlu.hub.card import model_card
 from danlu.hub.config import family_of, fp8_block, from_hf, hf_config, quantization_format, refuse_counts
 from danlu.hub.families import Family
+from danlu.hub.lora import merged
 from danlu.hub.state import PACKED, LazyState, entries_of, theirs, without_memory
 from danlu.hub.weights import TensorFiles, weight_files, write_weights
 from danlu.model import Decoder, Encoder, ModelConfig
@@ -145,7 +146,7 @@ def save(model: Decoder | Encoder, folder: Path, tokenizer: Tokenizer | None, *,
     """Write a directory that ``load`` and transformers read, replacing what was there once everything is written.
 
     Args:
-        model: its parameters are written in the dtype they have.
+        model: its parameters are written in the dtype they have; one with an adapter is merged first, in fp32.
         folder: where to.
         tokenizer: the model's; without it nobody can tell padding from text, so a reward model needs it.
         card: provenance for README.md, in the order to be shown (see ``card.model_card``).
@@ -153,6 +154,7 @@ def save(model: Decoder | Encoder, folder: Path, tokenizer: Tokenizer | None, *,
     Raises:
         UserError: the shape has no Hugging Face counterpart, naming the option; or the disk is too full for it.
     """
+    model = merged(model) if isinstance(model, Decoder) else model
     write_directory(model, model.state_dict(), model.embed.weight.dtype, folder, tokenizer, card=card)
 
 

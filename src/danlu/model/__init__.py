@@ -10,6 +10,7 @@ from danlu.model.config import ModelConfig
 from danlu.model.count import Parameters, flops_per_token, kv_bytes, parameters
 from danlu.model.decoder import Decoder, Hidden, initialise
 from danlu.model.encoder import ENCODER_HEADS, Encoder, build
+from danlu.model.frozen import FrozenLinear
 from danlu.model.linear import Linear
 from danlu.model.losses import linear_cross_entropy, linear_logprobs, linear_logprobs_entropy
 from danlu.model.presets import PRESETS, preset
@@ -21,6 +22,7 @@ __all__ = [
     "Cache",
     "Decoder",
     "Encoder",
+    "FrozenLinear",
     "Hidden",
     "KVCache",
     "LatentCache",

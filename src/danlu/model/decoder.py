@@ -17,6 +17,7 @@ from danlu.model.attention import Context, Mask, cached_mask, causal_mask
 from danlu.model.block import Block
 from danlu.model.cache import Cache, KVCache, LatentCache
 from danlu.model.config import ModelConfig
+from danlu.model.frozen import FrozenLinear
 from danlu.model.heads import ScalarHead, last_values
 from danlu.model.linear import Linear
 from danlu.model.moe import MoE, Router
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Multiply in ``dtype`` from now on; returns the model."""
         for module in self.modules():
-            if isinstance(module, (Decoder, Linear, QuantLinear, MoE)):
+            if isinstance(module, (Decoder, Linear, QuantLinear, FrozenLinear, MoE)):
                 module.compute_dtype = dtype
         return self
 

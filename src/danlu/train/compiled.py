@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from danlu.hub.lora import adapted, shape_of
 from danlu.model.decoder import Decoder
 from danlu.model.fused import compiles
 from danlu.train.task import LoopSettings
@@ -34,6 +35,8 @@ def compile_blocks(model: Decoder, settings: LoopSettings, kind: str) -> str:
         return "not compiled (there is no GPU with Triton)"
     if settings.compile == "auto" and settings.steps < WORTHWHILE:
         return f"not compiled (fewer than {WORTHWHILE} steps)"
+    if adapted(model) and shape_of(model).dora:
+        return "not compiled (peft's DoRA breaks graphs)"
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     for part in (*model.blocks, *(depth.block for depth in getattr(model, "mtp", ())), model.norm):
         part.compile(fullgraph=True)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from danlu.errors import UserError
+from danlu.hub.lora import frozen
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.train import parallel
@@ -156,7 +157,7 @@ def train_step(
     if finite:
         torch._foreach_mul_(gradients, min(1.0, settings.clip / (norm + 1e-6)) / n)
         optimizer.step(lr)
-        if counts is not None:
+        if counts is not None and not frozen(model):
             model.update_router_bias(counts, settings.router_rate)
     return Step(finite, loss, norm, tokens, means)
 
@@ -258,7 +259,9 @@ def _resume(model: Decoder, optimizer: Optimizer, stage: Stage) -> Progress:
 
 
 def _weights(model: Decoder) -> dict[str, Tensor]:
-    """Parameters and buffers, shared ones once."""
+    """Parameters and buffers, shared ones once; of a model with frozen parts what is trained: the rest lies on disk."""
+    if frozen(model):
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 

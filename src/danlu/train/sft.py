@@ -2,7 +2,7 @@
 
 In:  the base model; documents to make instructions from, or the user's own conversations.
 Out: ``model/``, ``conversations/train.jsonl`` and ``heldout.jsonl``, figures.
-Left out: templates and loss mask (``tokens.chat``), adapters.
+Left out: templates and loss mask (``tokens.chat``), adapters themselves (``adapters``).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from danlu.files import hash_value
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, read_conversations, read_documents, write_conversations
 from danlu.run import Stage
+from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.shards import read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
-from danlu.train import parallel
+from danlu.train import adapters, parallel
 from danlu.train.continuations import prose_tasks
 from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
@@ -40,7 +41,7 @@ _FEW_TASKS = 200  # from a handful of long documents come as many as these
 _TEMPLATE_TOKENS = 24  # of turns and of 续写：, which a small vocabulary spells in bytes
 
 
-class SFTSettings(LanguageSettings):
+class SFTSettings(LanguageSettings, adapters.Adaptable):
     """The section ``sft``."""
 
     source: str = "prose"
@@ -83,7 +84,8 @@ def sft(stage: Stage) -> dict[str, Any]:
         UserError: nothing to learn from or nothing held out, or rows longer than the base model can read.
     """
     settings = cast(SFTSettings, stage.settings)
-    model, tokenizer = hub.load_pretrained(stage.inputs["pretrain"] / "model")
+    base = stage.inputs["pretrain"] / "model"
+    model, tokenizer = hub.load_pretrained(base)
     if settings.seq_len > model.config.max_seq_len:
         longest = model.config.max_seq_len
         raise UserError(f"sft.seq_len ({settings.seq_len}) is more than the base model can read ({longest})")
@@ -95,11 +97,14 @@ def sft(stage: Stage) -> dict[str, Any]:
     if not settings.steps:
         steps = math.ceil(settings.epochs * train.pack.n_rows / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
+    adapters.attach(model, settings.adapter, stream_seed(stage.seed, stage.name, "adapter"))
     task = language_task(train, val, settings, model, tokenizer, stage.seed, world, _sample(stage, tokenizer))
+    task = adapters.with_dropout(task, settings.adapter, stage.seed)
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
     if world.main:
         save_model(model, tokenizer, stage, {key: figures[key] for key in ("steps", "tokens", "val_loss")})
+        adapters.write(model, stage, base, settings.adapter)
     n_train, n_val = (text.shards.manifest["documents"] for text in (train, val))
     return {"conversations": n_train, "heldout": n_val, **count(model), **figures}
 
