@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
 from danlu.align import gate, redlines
 from danlu.align.champion import Registry
 from danlu.align.gate import Comparison, Condition, GateSettings, as_rows
+from danlu.align.judgements import VOTES
+from danlu.align.learner import PracticeSettings
+from danlu.align.practice import START
 from danlu.align.preferences import PreferenceStore
 from danlu.align.rounds import FLYWHEEL, Round, Rounds
 from danlu.align.tables import now
@@ -46,6 +49,9 @@ class FlywheelSettings(GateSettings):
 
     votes: int = Field(50, ge=1)
     """New votes that start a round."""
+    start: Literal["sft", "champion"] = "sft"
+    """Where practice sets out from in each round: the SFT model again, or the champion, which goes on from what it has
+    learnt. Either is held to the SFT model by its KL. Stages of practice only (ppo, grpo)."""
     share: float = Field(0.5, gt=0, le=1)
     """Of comparisons of the champion with itself, how many are with the candidate instead while there is one."""
     store: str = ""
@@ -151,6 +157,8 @@ class Flywheel:
                 f"the gate compares audit rewards, and the recipe of {self.run.dir} keeps no reward model apart; make "
                 "it again with reward.audit_share=0.2, or give the flywheel audit=false"
             )
+        if self.settings.start == "champion" and not isinstance(self.recipe.sections[aligned], PracticeSettings):
+            raise UserError(f"stage '{aligned}' sets out from the SFT model; give the flywheel start=sft")
         if self.registry.standing() is None:
             if not self.run.finished(aligned):
                 raise UserError(f"{self.run.dir} has no finished model of stage '{aligned}'; danlu run makes it")
@@ -173,7 +181,7 @@ class Flywheel:
         path, until = round_.dir / _VOTES, now()
         votes, kept = self.store.count(), freeze_votes(self.recipe, self.store, path)
         return {
-            "votes": votes, "until": until, "preferences": kept, "hash": hash_file(path),
+            "votes": votes, "until": until, "preferences": kept, "hash": hash_file(path), "champion": self._champion,
             "said": f"{kept} votes prefer something",
         }  # fmt: skip
 
@@ -250,8 +258,11 @@ class Flywheel:
         return {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
 
     def _make(self, until: str, round_: Round) -> None:
-        """The run's own stages, with the frozen votes; what is up to date is passed over."""
-        execute(self.recipe, self.run.dir, self._console, until, votes=round_.dir / _VOTES)
+        """The run's own stages, with what was frozen; what is up to date is passed over."""
+        frozen = {VOTES: round_.dir / _VOTES}
+        if self.settings.start == "champion":  # of that moment: a rollback while a stage is trained makes no other one
+            frozen[START] = self.registry.place((round_.result("freeze") or {}).get("champion", self._champion))
+        execute(self.recipe, self.run.dir, self._console, until, frozen)
 
     def _stage(self, round_: Round) -> Stage:
         """What ``trial`` works in: it is no stage of the pipeline, but reads and writes like one."""

@@ -38,6 +38,7 @@ from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.checkpoint import load_latest, save_checkpoint
 
+START = "champion"  # among what a stage reads from outside: a model to set out from, in place of the SFT model
 _BEST = "best."
 
 
@@ -45,7 +46,8 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     """Run a stage of practice, or go on with it.
 
     Args:
-        stage: with the inputs ``sft`` and ``reward``, and ``PracticeSettings``.
+        stage: with the inputs ``sft`` and ``reward``, ``PracticeSettings``, and outside perhaps a ``START``; the KL is
+            that from the SFT model all the same.
         make: from a policy to the learner that trains it.
 
     Returns:
@@ -55,7 +57,10 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     place, folder = settings.machine(), stage.inputs["sft"] / "model"
     stage.console.say(f"{stage.name} on {place.describe()}")
     _, tokenizer = hub.load_pretrained(folder)
-    policy, reference = (hub.load(folder, device=place.kind).compute_in(place.compute_dtype) for _ in range(2))
+    policy, reference = (
+        hub.load(one, device=place.kind).compute_in(place.compute_dtype)
+        for one in (stage.outside.get(START, folder), folder)
+    )
     learner = make(policy)
     score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty)
     further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
