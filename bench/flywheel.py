@@ -4,7 +4,7 @@ In:  time: a run with fewer simulated rankings, then rounds of votes over HTTP, 
 Out: ``results/flywheel-*.json`` and the table; the run stays in ``runs/bench-flywheel-SEED`` and is gone on with.
 Left out: peers; no other project closes this loop.
 
-    python bench/flywheel.py [--rounds 3] [--votes 1000] [--seed 0] [--port 8421]
+    python bench/flywheel.py [--rounds 3] [--votes 600] [--seed 0] [--port 8421]
 
 The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste: it ranks four answers while
 votes are collected, and compares two while a candidate is tried. After the last round two bad candidates have to be
@@ -46,7 +46,7 @@ from table import row, save
 
 POEMS = judge("poems")
 TOKENS, EXAM = 40, 1200
-TOGETHER, LOOK = 16, 50  # people at the same time; votes between two looks at a candidate
+TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
 # Few rankings of the model's own answers, so that there is something left to learn from people; an audit besides. Half
 # of the recipe's iterations a round, since a round goes on from the champion.
 LITTLE = {
@@ -220,7 +220,7 @@ def main() -> None:
     """Make the run, turn the flywheel, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--votes", type=int, default=1000, help="new votes that start a round")
+    parser.add_argument("--votes", type=int, default=600, help="new votes that start a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8421)
     parser.add_argument("--note", default="", help="what a reader of the table should know about this run")

@@ -36,7 +36,7 @@ from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
 from danlu.files import hash_file, read_json, write_json
 from danlu.pipeline import aligned_of, execute, freeze_votes, read_recipe
-from danlu.places import votes_path
+from danlu.places import snapshot_path, votes_path
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
 
@@ -162,7 +162,9 @@ class Flywheel:
         if self.registry.standing() is None:
             if not self.run.finished(aligned):
                 raise UserError(f"{self.run.dir} has no finished model of stage '{aligned}'; danlu run makes it")
-            first = self.registry.add(self.run.stage_dir(aligned) / "model", {"stage": aligned, "round": 0})
+            votes, lineage = snapshot_path(self.run.dir), {"stage": aligned, "round": 0}
+            learnt = {"votes": hash_file(votes)} if votes.is_file() else {}
+            first = self.registry.add(self.run.stage_dir(aligned) / "model", lineage | learnt)
             self.registry.crown(first, "the model that the run made")
 
     def _collect(self, round_: Round) -> dict[str, Any] | Waiting:
@@ -259,10 +261,26 @@ class Flywheel:
 
     def _make(self, until: str, round_: Round) -> None:
         """The run's own stages, with what was frozen; what is up to date is passed over."""
-        frozen = {VOTES: round_.dir / _VOTES}
-        if self.settings.start == "champion":  # of that moment: a rollback while a stage is trained makes no other one
-            frozen[START] = self.registry.place((round_.result("freeze") or {}).get("champion", self._champion))
-        execute(self.recipe, self.run.dir, self._console, until, frozen)
+        execute(self.recipe, self.run.dir, self._console, until, self._frozen(round_))
+
+    def _frozen(self, round_: Round) -> dict[str, Path]:
+        """What the stages of a round read, as it was at one moment: a rollback meanwhile makes no other stage of it."""
+        votes = {VOTES: round_.dir / _VOTES}
+        if self.settings.start == "sft":
+            return votes
+        champion = (round_.result("freeze") or {}).get("champion", self._champion)
+        if not self._untouched(champion):
+            self._console.say("the champion learnt from votes that were erased since: practice sets out from sft")
+            return votes
+        return votes | {START: self.registry.place(champion)}
+
+    def _untouched(self, version: str) -> bool:
+        """Whether the votes that a version learnt from are still all there: whoever was forgotten is not to be learnt
+        from by way of a champion. What a round freezes holds all that was frozen before, so no ancestor is asked."""
+        lineage = self.registry.lineage(version)
+        number, learnt = lineage.get("round", 0), lineage.get("votes")
+        votes = self.rounds.place(number) / _VOTES if number else snapshot_path(self.run.dir)
+        return learnt is None or (votes.is_file() and hash_file(votes) == learnt)
 
     def _stage(self, round_: Round) -> Stage:
         """What ``trial`` works in: it is no stage of the pipeline, but reads and writes like one."""

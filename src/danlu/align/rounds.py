@@ -88,13 +88,17 @@ class Rounds:
         rounds = self.all()
         return rounds[-1] if rounds else None
 
+    def place(self, number: int) -> Path:
+        """Where a round's results are."""
+        return self.dir / "rounds" / f"{number:04d}"
+
     def current(self) -> Round:
         """The round that is under way, or the next one, of which nothing is on disk yet."""
         last = self.last()
         if last is not None and last.state is not None:
             return last
         number = last.number + 1 if last else 1
-        return Round(number, self.dir / "rounds" / f"{number:04d}")
+        return Round(number, self.place(number))
 
     def summary(self) -> dict[str, Any]:
         """Where the flywheel is: round, state, what was last seen there, what its gates found, how the others ended."""
