@@ -222,6 +222,7 @@ def test_a_round_sets_out_from_the_champion_of_its_freeze(wheel, model_dirs):
     wheel.settings = wheel.settings.model_copy(update={"start": "champion"})
     round_ = wheel.rounds.current()
     round_.write("freeze", wheel._freeze(round_))
+    assert wheel.look()["since"] == round_.result("freeze")["ended"]
     wheel.registry.promote(wheel.registry.add(model_dirs["knows"], {}), "by hand")
     chosen = wheel._frozen(round_)
     assert chosen["champion"] == wheel.registry.place(first), "who reigns since then makes no other stage of it"
