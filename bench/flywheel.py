@@ -4,7 +4,7 @@ In:  time: a run with fewer simulated rankings, then rounds of votes over HTTP, 
 Out: ``results/flywheel-*.json`` and the table; the run stays in ``runs/bench-flywheel-SEED`` and is gone on with.
 Left out: peers; no other project closes this loop.
 
-    python bench/flywheel.py [--rounds 3] [--votes 600] [--seed 0] [--port 8421]
+    python bench/flywheel.py [--rounds 3] [--votes 400] [--seed 0] [--port 8421]
 
 The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste: it ranks four answers while
 votes are collected, and compares two while a candidate is tried. After the last round two bad candidates have to be
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import subprocess
 import sys
 import time
@@ -47,12 +48,13 @@ from table import row, save
 POEMS = judge("poems")
 TOKENS, EXAM = 40, 1200
 TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
-# Few rankings of the model's own answers, so that there is something left to learn from people; an audit besides. Half
-# of the recipe's iterations a round, since a round goes on from the champion.
+# Fewer rankings than the recipe's, so that there is something left to learn from people; an audit besides. GRPO, which
+# has no critic that would begin anew in every round; a few iterations, since a round goes on from the champion.
 LITTLE = {
-    "rankings": {"prompts": 300, "endings": 4600},
-    "reward": {"audit_share": 0.2},
-    "ppo": {"iterations": 12},
+    "run": {"aligned": "grpo"},
+    "rankings": {"prompts": 300, "endings": 2400},
+    "reward": {"audit_share": 0.2, "near_misses": 220},
+    "grpo": {"iterations": 10, "batch_size": 128, "probe_every": 5},
 }
 # A crowd that votes as often as it is asked can afford to look for small gains.
 WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.55, "max_votes": 3000, "votes_per_rater": 100}
@@ -92,11 +94,13 @@ def gold(run: Path, model: Path) -> dict[str, float]:
     }
 
 
-def questions(wheel: Flywheel) -> list[str]:
-    """What the crowd asks: training prompts, each once."""
+def questions(wheel: Flywheel, seed: int) -> list[str]:
+    """What the crowd asks: training prompts, each once, drawn from the whole book and not from its first chapters."""
     conversations, _ = read_conversations(wheel.run.dir / "sft" / "conversations" / "train.jsonl")
     asked = dict.fromkeys(c.messages[-2].content for c in conversations)
-    return [question for question in asked if POEMS.accepts(question)]
+    found = [question for question in asked if POEMS.accepts(question)]
+    random.Random(seed).shuffle(found)
+    return found
 
 
 def turn(wheel: Flywheel, crowd: Crowd, rounds: int) -> None:
@@ -220,19 +224,21 @@ def main() -> None:
     """Make the run, turn the flywheel, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--votes", type=int, default=600, help="new votes that start a round")
+    parser.add_argument("--votes", type=int, default=400, help="new votes that start a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8421)
     parser.add_argument("--note", default="", help="what a reader of the table should know about this run")
     words = parser.parse_args()
     run = Path("runs") / f"bench-flywheel-{words.seed}"
     if Registry(run).standing() is None:  # afterwards the stages belong to the flywheel
-        execute(read_recipe("tang", [LITTLE, f"seed={words.seed}"]), run, Console(), until="ppo")
+        execute(read_recipe("tang", [LITTLE, f"seed={words.seed}"]), run, Console(), until="rankings")
     wheel = Flywheel(run, FlywheelSettings(votes=words.votes, **WHEEL), Console())
+    wheel.registry.crown(wheel.registry.add(run / "sft" / "model", {"stage": "sft"}), "nobody has voted yet")
     wheel.go()
     with served(run, words.port) as http:
         taste = lambda question, text: POEMS.score(question, text)["total"]  # noqa: E731
-        crowd = Crowd(http, taste, questions(wheel), raters=40, seed=words.seed, together=TOGETHER)
+        crowd = Crowd(http, taste, questions(wheel, words.seed), raters=40, seed=words.seed, together=TOGETHER)
+        crowd.asked = wheel.store.count()  # a run that was interrupted goes on with what nobody has asked yet
         turn(wheel, crowd, words.rounds)
         rows = found(wheel, words.rounds)
         print(json.dumps(rows, ensure_ascii=False, indent=1), flush=True)
