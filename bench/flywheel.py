@@ -57,7 +57,7 @@ LITTLE = {
     "grpo": {"iterations": 10, "batch_size": 128, "probe_every": 5},
 }
 # A crowd that votes as often as it is asked can afford to look for small gains.
-WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.55, "max_votes": 3000, "votes_per_rater": 100}
+WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200}
 DRAWING = {"max_tokens": TOKENS, "temperature": 1.0, "top_p": 1.0}
 
 
