@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -139,9 +140,9 @@ def found(wheel: Flywheel, rounds: int) -> list[dict[str, Any]]:
 
 
 def minutes(one: Round) -> dict[str, float]:
-    """How long every state of a round took, by when its result was written; votes count up to the first."""
-    times = {state: path.stat().st_mtime for state in STATES if (path := one.dir / f"{state}.json").exists()}
-    return {after: round((times[after] - times[before]) / 60, 1) for before, after in pairwise(times)}
+    """How long every state of a round took, from when there were votes enough."""
+    times = {state: datetime.fromisoformat(result["ended"]) for state in STATES if (result := one.result(state))}
+    return {after: round((times[after] - times[before]).total_seconds() / 60, 1) for before, after in pairwise(times)}
 
 
 def plant(wheel: Flywheel, model: Path, passed: int) -> Round:
