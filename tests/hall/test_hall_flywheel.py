@@ -161,7 +161,7 @@ def test_a_round_goes_on_wherever_it_was_killed(wheel, model_dirs, killed_after)
         wheel.registry.promote(candidate, "and then the process was gone")
     again = Flywheel(wheel.run.dir, SETTINGS, QUIET)
     standing = again.registry.standing()
-    for vote in range(8):
+    for vote in range(10):
         shown = again.store.record(*_shown(standing, candidate))
         again.store.vote(shown, (1, 0), f"rater-{vote}")
     again.go()
