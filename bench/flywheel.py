@@ -1,23 +1,29 @@
 """Three rounds of the flywheel on ``tang``: does a crowd's taste, which no model ever sees, rise from round to round?
 
-In:  time: a run with few simulated rankings, then rounds of votes over HTTP, training and a canary.
-Out: ``results/flywheel-*.json`` and the table; the run stays in ``runs/bench-flywheel-SEED``.
+In:  time: a run with fewer simulated rankings, then rounds of votes over HTTP, training and a canary.
+Out: ``results/flywheel-*.json`` and the table; the run stays in ``runs/bench-flywheel-SEED`` and is gone on with.
 Left out: peers; no other project closes this loop.
 
-    python bench/flywheel.py [--rounds 3] [--votes 600] [--seed 0] [--port 8421]
+    python bench/flywheel.py [--rounds 3] [--votes 400] [--seed 0] [--port 8421]
 
-The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste. After the last round a
-candidate with noise on its weights has to be refused, and a rollback has to bring back the former champion's bytes.
+The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste: it ranks four answers while
+votes are collected, and compares two while a candidate is tried. After the last round two bad candidates have to be
+refused, much noise by the gate and a little, let past it, by the crowd, and a rollback has to bring back the former
+champion, on disk and in what the server answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +33,9 @@ import torch
 
 from crowd import Crowd
 from danlu import hub
+from danlu.align.champion import Registry
+from danlu.align.rounds import STATES, Round
+from danlu.align.tables import now
 from danlu.console import Console
 from danlu.evals import heldout_prompts, judge, judged, measure
 from danlu.evals.exam import answer
@@ -38,9 +47,19 @@ from danlu.records import read_conversations
 from table import row, save
 
 POEMS = judge("poems")
-TOKENS, EXAM = 40, 600
-# Few simulated rankings, so that there is something left to learn from people; an audit that sees other prompts.
-LITTLE = {"rankings": {"prompts": 300, "endings": 600}, "reward": {"audit_share": 0.2, "near_misses": 50}}
+TOKENS, EXAM = 40, 1200
+TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
+# Fewer rankings than the recipe's, so that there is something left to learn from people; an audit besides. GRPO, which
+# has no critic that would begin anew in every round; a few iterations, since a round goes on from the champion.
+LITTLE = {
+    "run": {"aligned": "grpo"},
+    "rankings": {"prompts": 300, "endings": 2400},
+    "reward": {"audit_share": 0.2, "near_misses": 220},
+    "grpo": {"iterations": 10, "batch_size": 128, "probe_every": 5},
+}
+# A crowd that votes as often as it is asked can afford to look for small gains.
+WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200}
+DRAWING = {"max_tokens": TOKENS, "temperature": 1.0, "top_p": 1.0}
 
 
 @contextlib.contextmanager
@@ -61,89 +80,174 @@ def served(run: Path, port: int) -> Iterator[httpx.Client]:
             server.terminate()
 
 
-def gold(wheel: Flywheel, model: Path) -> float:
-    """The hidden metric of a model's answers to held-out prompts, which nobody votes on."""
+@cache
+def gold(run: Path, model: Path) -> dict[str, float]:
+    """The hidden metric of a model's answers to held-out prompts, which nobody votes on, with its standard error."""
     weights, tokenizer = hub.load_pretrained(model)
-    path = wheel.run.dir / "sft" / "conversations" / "heldout.jsonl"
+    path = run / "sft" / "conversations" / "heldout.jsonl"
     prompts = heldout_prompts(path, POEMS, tokenizer, weights.config.max_seq_len - TOKENS, EXAM, 0)
     said = answer(Generator(weights, tokenizer), tokenizer, prompts, Sampling(max_new_tokens=TOKENS), 0)
-    return float(measure(POEMS, judged(POEMS, prompts, said))["score"])
+    rows = judged(POEMS, prompts, said)
+    totals = torch.tensor([one["scores"]["total"] for one in rows])
+    found = {key: float(value) for key, value in measure(POEMS, rows).items() if isinstance(value, (int, float))}
+    return {"gold": float(totals.mean()), "error": float(totals.std() / len(totals) ** 0.5), "prompts": len(totals)} | {
+        key: round(found[key], 4) for key in ("form_rate", "rhyme_rate", "rhyme_by_chance", "distinct_2")
+    }
 
 
-def questions(wheel: Flywheel) -> list[str]:
-    """What the crowd asks: training prompts, each once."""
+def questions(wheel: Flywheel, seed: int) -> list[str]:
+    """What the crowd asks: training prompts, each once, drawn from the whole book and not from its first chapters."""
     conversations, _ = read_conversations(wheel.run.dir / "sft" / "conversations" / "train.jsonl")
     asked = dict.fromkeys(c.messages[-2].content for c in conversations)
-    return [question for question in asked if POEMS.accepts(question)]
-
-
-def turn(wheel: Flywheel, crowd: Crowd, rounds: int) -> list[dict[str, Any]]:
-    """Rounds: the crowd votes whenever the flywheel waits for votes; the champion's gold before, and after each."""
-    waiting = wheel.go()
-    found = [{"round": 0, "gold": gold(wheel, wheel.registry.place(wheel.registry.standing().champion))}]
-    while len(found) <= rounds:
-        crowd.vote(min(waiting.votes or 100, 100), "champion", max_tokens=TOKENS, temperature=1.0, top_p=1.0)
-        waiting = wheel.go()
-        ended = [one for one in wheel.rounds.all() if one.result("verdict")]
-        for one in ended[len(found) - 1 :]:
-            verdict = one.result("verdict")
-            champion = wheel.registry.standing().champion
-            found.append({"round": one.number, "gold": gold(wheel, wheel.registry.place(champion)), **verdict})
-            print(found[-1], flush=True)
+    found = [question for question in asked if POEMS.accepts(question)]
+    random.Random(seed).shuffle(found)
     return found
 
 
-def refuses_noise(wheel: Flywheel, crowd: Crowd) -> bool:
-    """Whether a candidate with noise on its weights is refused, by the gate or by the crowd."""
+def turn(wheel: Flywheel, crowd: Crowd, rounds: int) -> None:
+    """Rounds: the crowd votes whenever the flywheel waits for votes."""
+    while len(ended(wheel)) < rounds:
+        if wheel.rounds.current().number > rounds - 1 and wheel.rounds.current().state != STATES[0]:
+            wheel.settings = wheel.settings.model_copy(update={"votes": sys.maxsize})  # no round after the last
+        waiting = wheel.go()
+        if wheel.rounds.current().state == "canary":
+            crowd.vote(LOOK, "champion", **DRAWING)
+        elif len(ended(wheel)) < rounds:
+            crowd.vote(min(waiting.votes or LOOK, 10 * LOOK), "champion", answers=4, **DRAWING)
+            print(waiting.what, time.strftime("%H:%M:%S"), flush=True)
+
+
+def ended(wheel: Flywheel) -> list[Round]:
+    """Rounds with a verdict."""
+    return [one for one in wheel.rounds.all() if one.result("verdict")]
+
+
+def found(wheel: Flywheel, rounds: int) -> list[dict[str, Any]]:
+    """The first champion's gold, and of every round its verdict, minutes by state and the gold of who reigned after."""
+    standing = wheel.registry.standing()
+    champion = standing.history[0].model if standing.history else standing.champion
+    run, place = wheel.run.dir, wheel.registry.place
+    rows = [{"round": 0, "promoted": True, **gold(run, place(champion))}]
+    for one in ended(wheel)[:rounds]:
+        verdict, canary, votes = one.result("verdict"), one.result("canary") or {}, one.result("collect")["votes"]
+        champion = verdict["candidate"] if verdict["promoted"] else champion
+        rows.append({
+            "round": one.number, "promoted": verdict["promoted"], "why": verdict.get("why", ""), "votes": votes,
+            "canary": [canary.get(name) for name in ("wins", "ties", "losses")], "minutes": minutes(one),
+            "conditions": one.conditions(), **gold(run, place(champion)),
+        })  # fmt: skip
+    return rows
+
+
+def minutes(one: Round) -> dict[str, float]:
+    """How long every state of a round took, from when there were votes enough."""
+    times = {state: datetime.fromisoformat(result["ended"]) for state in STATES if (result := one.result(state))}
+    return {after: round((times[after] - times[before]).total_seconds() / 60, 1) for before, after in pairwise(times)}
+
+
+def plant(wheel: Flywheel, model: Path, passed: int) -> Round:
+    """A round whose candidate is a model from elsewhere, and which has gone through so many states."""
+    bad, round_ = wheel.registry.add(model, {"stage": "planted"}), wheel.rounds.current()
+    for state in STATES[:passed]:
+        done = {"passed": True, "votes": wheel.store.count(), "until": now(), "conditions": [], "candidate": bad}
+        round_.write(state, done)
+    return round_
+
+
+def refused(wheel: Flywheel, crowd: Crowd, round_: Round) -> str:
+    """By which gate a planted candidate was refused; nothing if it was promoted or the champion is another one."""
     champion = wheel.registry.standing().champion
-    model, tokenizer = hub.load_pretrained(wheel.registry.place(champion))
+    wheel.go()
+    while round_.result("verdict") is None:
+        crowd.vote(LOOK, "champion", **DRAWING)
+        wheel.go()
+    print(json.dumps([round_.result("verdict"), round_.conditions()], ensure_ascii=False), flush=True)
+    same = wheel.registry.standing().champion == champion
+    return (round_.failed() or "") if same and not round_.result("verdict")["promoted"] else ""
+
+
+def noise(wheel: Flywheel, share: float) -> Path:
+    """The champion with noise on its weights, as a share of their deviation."""
+    model, tokenizer = hub.load_pretrained(wheel.registry.place(wheel.registry.standing().champion))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
+            parameter.add_(share * parameter.std() * torch.randn_like(parameter))
     hub.save(model, wheel.run.dir / "noise", tokenizer, card={"title": "noise"})
-    bad, round_ = wheel.registry.add(wheel.run.dir / "noise", {"stage": "noise"}), wheel.rounds.current()
-    for state in ("collect", "freeze", "reward", "reward_gate", "policy"):
-        round_.write(state, {"passed": True, "votes": wheel.store.count(), "conditions": [], "candidate": bad})
-    wheel.go()
-    while round_.result("verdict") is None:
-        crowd.vote(50, "champion", max_tokens=TOKENS, temperature=1.0)
-        wheel.go()
-    return not round_.result("verdict")["promoted"] and wheel.registry.standing().champion == champion
+    return wheel.run.dir / "noise"
 
 
-def restores(wheel: Flywheel) -> bool:
-    """Whether a rollback brings back the former champion's bytes."""
+def restores(wheel: Flywheel, crowd: Crowd) -> bool:
+    """Whether a rollback brings back the former champion's bytes, and its answers from the server."""
     before = wheel.registry.standing().before()
     kept = (wheel.registry.place(before) / WEIGHTS).read_bytes() if before else b""
     standing = wheel.registry.roll_back("bench")
-    return standing.champion == before and (wheel.registry.place(standing.champion) / WEIGHTS).read_bytes() == kept
+    time.sleep(10)  # the server looks once a second, and loads
+    crowd.met.clear()
+    crowd.vote(LOOK, "champion", **DRAWING)
+    same = standing.champion == before and (wheel.registry.place(standing.champion) / WEIGHTS).read_bytes() == kept
+    return same and crowd.met.keys() == {before}
+
+
+def claims(
+    rows: list[dict[str, Any]], by_gate: str, by_crowd: str, restored: bool, said: str
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What was promised, and beside it what a round costs and what the crowd's votes decided."""
+    promoted = [one for one in rows if one["promoted"]]
+    rises = [after["gold"] - before["gold"] for before, after in pairwise(promoted)]
+    note = f"gold by reign {_listed(promoted, 'gold')}, standard error {rows[0]['error']:.3f}"
+    note += f" on {rows[0]['prompts']} held-out prompts; {len(rows) - len(promoted)} of {len(rows) - 1} rounds refused"
+    bad = f"much noise on the weights by {by_gate or 'nobody'}, a little by {by_crowd or 'nobody'}"
+    rounds = rows[1:]
+    return [
+        row("flywheel: gold gained in a promoted round", rises, "points", "> 0 in each", bool(rises) and min(rises) > 0,
+            note=note + (said and f"; {said}")),
+        row("flywheel: rounds promoted", [float(len(promoted) - 1)], f"of {len(rounds)}", "3", len(promoted) > 3),
+        row("flywheel: bad candidates refused", [float(bool(by_gate)) + float(bool(by_crowd))], "of 2", "2",
+            bool(by_gate and by_crowd), note=bad),
+        row("flywheel: former champion restored, on disk and over HTTP", [float(restored)], "", "1", restored),
+        row("flywheel: form rate by round", [one["form_rate"] for one in rows], "", "reported", True,
+            note=_listed(rows, "form_rate")),
+        row("flywheel: rhyme rate by round", [one["rhyme_rate"] for one in rows], "", "reported", True,
+            note=f"{_listed(rows, 'rhyme_rate')}; by chance {_listed(rows, 'rhyme_by_chance')}"),
+        row("flywheel: minutes of a round from enough votes to the verdict",
+            [sum(one["minutes"].values()) for one in rounds], "min", "reported", True,
+            note="; ".join(f"{one['round']}: {one['minutes']}" for one in rounds)),
+        row("flywheel: votes until the crowd had decided", [float(sum(map(int, one["canary"])))
+            for one in rounds if one["canary"][0] is not None], "votes", "reported", True),
+    ]  # fmt: skip
+
+
+def _listed(rows: list[dict[str, Any]], key: str) -> str:
+    return ", ".join(f"{one[key]:.3f}" for one in rows)
 
 
 def main() -> None:
     """Make the run, turn the flywheel, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--votes", type=int, default=600, help="new votes that start a round")
+    parser.add_argument("--votes", type=int, default=400, help="new votes that start a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8421)
+    parser.add_argument("--note", default="", help="what a reader of the table should know about this run")
     words = parser.parse_args()
     run = Path("runs") / f"bench-flywheel-{words.seed}"
-    execute(read_recipe("tang", [LITTLE, f"seed={words.seed}"]), run, Console(), until="ppo")
-    wheel = Flywheel(run, FlywheelSettings(votes=words.votes, bpb_budget=0.15), Console())
+    if Registry(run).standing() is None:  # afterwards the stages belong to the flywheel
+        execute(read_recipe("tang", [LITTLE, f"seed={words.seed}"]), run, Console(), until="rankings")
+    wheel = Flywheel(run, FlywheelSettings(votes=words.votes, **WHEEL), Console())
+    wheel.registry.crown(wheel.registry.add(run / "sft" / "model", {"stage": "sft"}), "nobody has voted yet")
     wheel.go()
     with served(run, words.port) as http:
-        crowd = Crowd(http, lambda q, a: POEMS.score(q, a)["total"], questions(wheel), raters=40, seed=words.seed)
-        found = turn(wheel, crowd, words.rounds)
-        refused = refuses_noise(wheel, crowd)
-    restored = restores(wheel) if any(one.get("promoted") for one in found) else False
-    rises = [later["gold"] - earlier["gold"] for earlier, later in pairwise(found)]
-    note = "gold by round: " + ", ".join(f"{one['gold']:.3f}" for one in found)
-    print(save("flywheel", [
-        row("flywheel: gold gained, least of the rounds", [min(rises)], "points", "> 0", min(rises) > 0, note=note),
-        row("flywheel: noise refused", [float(refused)], "", "1", refused),
-        row("flywheel: former champion restored", [float(restored)], "", "1", restored),
-    ]))  # fmt: skip
+        taste = lambda question, text: POEMS.score(question, text)["total"]  # noqa: E731
+        crowd = Crowd(http, taste, questions(wheel, words.seed), raters=40, seed=words.seed, together=TOGETHER)
+        crowd.asked = wheel.store.count()  # a run that was interrupted goes on with what nobody has asked yet
+        turn(wheel, crowd, words.rounds)
+        rows = found(wheel, words.rounds)
+        print(json.dumps(rows, ensure_ascii=False, indent=1), flush=True)
+        by_gate = refused(wheel, crowd, plant(wheel, noise(wheel, 0.5), 5))
+        by_crowd = refused(wheel, crowd, plant(wheel, noise(wheel, 0.25), 6))
+        restored = restores(wheel, crowd)
+    print(save("flywheel", claims(rows, by_gate, by_crowd, restored, words.note)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from danlu.errors import UserError
 
+_SMALL_FILE = 64 << 20
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust spells errno
 
 
@@ -129,6 +130,21 @@ def hash_paths(root: Path, names: tuple[str, ...]) -> str:
             if file.is_file() and not file.name.endswith(".tmp"):  # half-written by a process that was killed
                 digests[file.relative_to(root).as_posix()] = hash_file(file)
     return hash_value(digests)
+
+
+def hash_place(path: Path) -> str:
+    """Hash of a file or folder that is not ours; big files and folders by names, sizes and times, which is quick.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file() and path.stat().st_size <= _SMALL_FILE:
+        return hash_file(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return hash_value(facts)
 
 
 def free_space(path: Path, needed: int) -> None:

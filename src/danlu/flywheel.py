@@ -17,23 +17,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
 from danlu.align import gate, redlines
 from danlu.align.champion import Registry
 from danlu.align.gate import Comparison, Condition, GateSettings, as_rows
+from danlu.align.judgements import VOTES
+from danlu.align.learner import PracticeSettings
 from danlu.align.preferences import PreferenceStore
 from danlu.align.rounds import FLYWHEEL, Round, Rounds
 from danlu.align.tables import now
+from danlu.align.trunk import START
 from danlu.align.trial import Contestants, trial
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
 from danlu.files import hash_file, read_json, write_json
 from danlu.pipeline import aligned_of, execute, freeze_votes, read_recipe
-from danlu.places import votes_path
+from danlu.places import snapshot_path, votes_path
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
 
@@ -46,6 +49,9 @@ class FlywheelSettings(GateSettings):
 
     votes: int = Field(50, ge=1)
     """New votes that start a round."""
+    start: Literal["sft", "champion"] = "sft"
+    """Where practice sets out from in each round: the SFT model again, or the champion, which goes on from what it has
+    learnt. Either is held to the SFT model by its KL. Stages of practice only (ppo, grpo)."""
     share: float = Field(0.5, gt=0, le=1)
     """Of comparisons of the champion with itself, how many are with the candidate instead while there is one."""
     store: str = ""
@@ -151,10 +157,19 @@ class Flywheel:
                 f"the gate compares audit rewards, and the recipe of {self.run.dir} keeps no reward model apart; make "
                 "it again with reward.audit_share=0.2, or give the flywheel audit=false"
             )
+        if self.settings.start == "champion":
+            section = self.recipe.sections[aligned]
+            if not isinstance(section, PracticeSettings) or section.adapter.kind != "none":
+                how = (
+                    f"stage '{aligned}'" if not isinstance(section, PracticeSettings) else "an adapter on the SFT model"
+                )
+                raise UserError(f"{how} sets out from the SFT model; give the flywheel start=sft")
         if self.registry.standing() is None:
             if not self.run.finished(aligned):
                 raise UserError(f"{self.run.dir} has no finished model of stage '{aligned}'; danlu run makes it")
-            first = self.registry.add(self.run.stage_dir(aligned) / "model", {"stage": aligned, "round": 0})
+            votes, lineage = snapshot_path(self.run.dir), {"stage": aligned, "round": 0}
+            learnt = {"votes": hash_file(votes)} if votes.is_file() else {}
+            first = self.registry.add(self.run.stage_dir(aligned) / "model", lineage | learnt)
             self.registry.crown(first, "the model that the run made")
 
     def _collect(self, round_: Round) -> dict[str, Any] | Waiting:
@@ -173,7 +188,7 @@ class Flywheel:
         path, until = round_.dir / _VOTES, now()
         votes, kept = self.store.count(), freeze_votes(self.recipe, self.store, path)
         return {
-            "votes": votes, "until": until, "preferences": kept, "hash": hash_file(path),
+            "votes": votes, "until": until, "preferences": kept, "hash": hash_file(path), "champion": self._champion,
             "said": f"{kept} votes prefer something",
         }  # fmt: skip
 
@@ -250,8 +265,27 @@ class Flywheel:
         return {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
 
     def _make(self, until: str, round_: Round) -> None:
-        """The run's own stages, with the frozen votes; what is up to date is passed over."""
-        execute(self.recipe, self.run.dir, self._console, until, votes=round_.dir / _VOTES)
+        """The run's own stages, with what was frozen; what is up to date is passed over."""
+        execute(self.recipe, self.run.dir, self._console, until, self._frozen(round_))
+
+    def _frozen(self, round_: Round) -> dict[str, Path]:
+        """What the stages of a round read, as it was at one moment: a rollback meanwhile makes no other stage of it."""
+        votes = {VOTES: round_.dir / _VOTES}
+        if self.settings.start == "sft":
+            return votes
+        champion = (round_.result("freeze") or {}).get("champion", self._champion)
+        if not self._untouched(champion):
+            self._console.say("the champion learnt from votes that were erased since: practice sets out from sft")
+            return votes
+        return votes | {START: self.registry.place(champion)}
+
+    def _untouched(self, version: str) -> bool:
+        """Whether the votes that a version learnt from are still all there: whoever was forgotten is not to be learnt
+        from by way of a champion. What a round freezes holds all that was frozen before, so no ancestor is asked."""
+        lineage = self.registry.lineage(version)
+        number, learnt = lineage.get("round", 0), lineage.get("votes")
+        votes = self.rounds.place(number) / _VOTES if number else snapshot_path(self.run.dir)
+        return learnt is None or (votes.is_file() and hash_file(votes) == learnt)
 
     def _stage(self, round_: Round) -> Stage:
         """What ``trial`` works in: it is no stage of the pipeline, but reads and writes like one."""

@@ -60,7 +60,8 @@ def describe(look: dict[str, Any]) -> str:
     """Where a flywheel is, for a person."""
     standing = look["standing"]
     waits = f": waits for {look['waits_for']}" if look["waits_for"] else ""
-    lines = [f"round {look['round']}, {look['state']}{waits}"]
+    since = f" since {look['since'][:19]}" if look["since"] else ""
+    lines = [f"round {look['round']}, {look['state']}{since}{waits}"]
     if standing:
         lines.append(f"champion  {standing['champion']} since {standing['since'][:19]}: {standing['why']}")
         if standing["candidate"]:

@@ -19,9 +19,10 @@ from danlu import __version__, align, compress, corpus, evals, foresight, tokens
 from danlu.align import database
 from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
+from danlu.align.trunk import START
 from danlu.console import Console
 from danlu.errors import UserError, unknown
-from danlu.files import atomic_write, free_space, hash_file, hash_paths, hash_value, write_json
+from danlu.files import atomic_write, free_space, hash_paths, hash_place, hash_value, write_json
 from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
@@ -30,7 +31,6 @@ from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
 from danlu.train.checkpoint import KEEP
 
-_SMALL_FILE = 64 << 20
 _FP32 = 4  # bytes
 
 
@@ -189,7 +189,9 @@ def _beyond(goal: str, needs: Mapping[str, tuple[str, ...]]) -> set[str]:
     return {*needs} - wanted
 
 
-def execute(recipe: Recipe, out: Path, console: Console, until: str | None = None, votes: Path | None = None) -> Run:
+def execute(
+    recipe: Recipe, out: Path, console: Console, until: str | None = None, frozen: Mapping[str, Path] | None = None
+) -> Run:
     """Walk the map: skip what is already made from the same things, say why the rest runs.
 
     Args:
@@ -197,7 +199,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         out: the run directory.
         console: where progress goes.
         until: the last stage to run; all of them if None.
-        votes: a frozen copy of them to learn from; made here if None.
+        frozen: files that stages read: ``votes``, made here if not given; a ``champion`` that practice sets out from.
 
     Raises:
         UserError: a mistake of the user's; the run directory keeps everything that was finished.
@@ -205,7 +207,7 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
     specs = stages_of(recipe)
     if until is not None and until not in {spec.name for spec in specs}:
         raise unknown("stage", until, (spec.name for spec in specs))
-    foresight.check(recipe, [spec.name for spec in specs], out, votes)
+    foresight.check(recipe, [spec.name for spec in specs], out, (frozen or {}).get(VOTES))
     run = Run(out)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
@@ -213,15 +215,15 @@ def execute(recipe: Recipe, out: Path, console: Console, until: str | None = Non
         lives = {spec.name: spec.life for spec in specs}
         write_json(out / RESOLVED, {"recipe": recipe.name, "stages": lives, "sections": recipe.resolved()})
         for spec in specs:
-            _run_stage(run, spec, recipe, console, votes)
+            _run_stage(run, spec, recipe, console, frozen or {})
             if spec.name == until:
                 break
     return run
 
 
-def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, votes: Path | None) -> None:
+def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, frozen: Mapping[str, Path]) -> None:
     """Bring one stage up to date."""
-    outside = _outside(run, spec, recipe, votes)
+    outside = _outside(run, spec, recipe, frozen)
     manifest = run.manifest(spec.name)
     identity = _identity(run, spec, recipe, outside)
     wanted = _as_then(manifest, identity, recipe.sections[spec.name])
@@ -311,16 +313,14 @@ def _identity(run: Run, spec: StageSpec, recipe: Recipe, outside: Mapping[str, P
         "stage": spec.name,
         "settings": recipe.sections[spec.name].model_dump(mode="json"),
         "parents": parents,
-        "outside": {name: _digest(path) for name, path in outside.items()},
+        "outside": {name: hash_place(path) for name, path in outside.items()},
         "seed": recipe.sections["run"].seed,  # type: ignore[attr-defined]
         "version": __version__,
     }
     return {**parts, "fingerprint": hash_value(parts)}
 
 
-def _as_then(
-    manifest: Mapping[str, Any] | None, wanted: dict[str, Any], section: Settings
-) -> dict[str, Any]:  # fmt: skip
+def _as_then(manifest: Mapping[str, Any] | None, wanted: dict[str, Any], section: Settings) -> dict[str, Any]:
     """An identity without settings that did not exist when the stage was made, where they are at their defaults.
 
     A source that was worked on has more settings; a default must mean what was done before there was a choice, and does
@@ -348,12 +348,14 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
     }
 
 
-def _outside(run: Run, spec: StageSpec, recipe: Recipe, votes: Path | None) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, and a frozen copy of what people said if it learns from it,
-    as the reward model and ``dpo`` do, or practises on what was asked.
+def _outside(run: Run, spec: StageSpec, recipe: Recipe, frozen: Mapping[str, Path]) -> dict[str, Path]:
+    """What a stage reads beside the run: the user's files, where practice sets out from, and a frozen copy of what
+    people said if it learns from it, as the reward model and ``dpo`` do, or practises on what was asked.
     """
-    section = recipe.sections[spec.name]
+    section, votes = recipe.sections[spec.name], frozen.get(VOTES)
     outside = dict(section.reads())
+    if START in frozen and isinstance(section, align.PracticeSettings):
+        outside[START] = frozen[START]
     own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
     if spec.name not in ("reward", "dpo") and getattr(section, "prompts", None) != VOTES:
         return outside
@@ -372,17 +374,6 @@ def freeze_votes(recipe: Recipe, store: PreferenceStore, path: Path) -> int:
     if recipe.sections["dpo"].loss == "kto":  # type: ignore[attr-defined]
         freeze_labels(store, labels_beside(path))
     return store.snapshot(path, ties=recipe.sections["reward"].ties == "davidson")  # type: ignore[attr-defined]
-
-
-def _digest(path: Path) -> str:
-    """Hash of a file or folder; big files and folders by names, sizes and times, which is quick."""
-    if path.is_file() and path.stat().st_size <= _SMALL_FILE:
-        return hash_file(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    facts = [(f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    return hash_value(facts)
 
 
 def _short(value: Any) -> str:

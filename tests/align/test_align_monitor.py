@@ -32,6 +32,8 @@ def test_the_choice_goes_by_reward_and_kl_within_the_budget_and_ignores_the_judg
     assert choose(looks, kl_coefficient=0.01, kl_budget=20.0) == 30
     assert choose([{**row, "judge": -row["judge"]} for row in looks], 0.05, 12.0) == 10
     assert choose(looks[:1], 0.05, 0.0) == 0
+    beyond = [look(0, 9.0, 1.0, kl=14.0), look(10, 1.0, 0.8, kl=13.0)]
+    assert choose(beyond, 0.0, 12.0) == 10, "a champion beyond the budget: the nearest, whatever it earns"
 
 
 def test_an_audit_that_falls_raises_the_alarm_as_the_judge_does() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from danlu import hub
 from danlu.align.grpo import Grouped, GRPOSettings
 from danlu.align.ppo import PPOSettings, ppo
-from danlu.align.practice import Practice
+from danlu.align.practice import START, Practice
 from danlu.align.rollout import Sampled
 from danlu.evals.judge import JUDGES, Judge
 from danlu.files import write_json
@@ -89,3 +91,20 @@ def test_an_audit_is_looked_at_and_not_learnt_from(
     assert all(look["audit"] != look["reward"] and look["audit_error"] > 0 for look in looks)
     weights = "model/model.safetensors"
     assert (alone.dir / weights).read_bytes() == (audited.dir / weights).read_bytes()
+
+
+def test_practice_goes_on_from_a_champion_and_is_held_to_the_sft_model(
+    sft_dir: Path, reward_dir: Path, make_stage: MakeStage, make_model: MakeModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    settings = PPOSettings(
+        judge="prose", iterations=1, batch_size=8, mini_batch=8, max_new_tokens=6, probe_every=1, probe_prompts=4,
+        lr=1e-9, kl_budget=1e-3, probe_tokens=0, dtype="float32",
+    )  # fmt: skip
+    champion = make_model(seed=9)
+    hub.save(champion, tmp_path / "champion", tokenizer, card={})
+    inputs = {"sft": sft_dir, "reward": reward_dir}
+    stage = replace(make_stage("ppo", settings, inputs, folder="on"), outside={START: tmp_path / "champion"})
+    figures = ppo(stage)
+    assert min(figures["before"]["kl"], figures["after"]["kl"]) > 0.01, "from the SFT model, and no budget hides it"
+    kept = hub.load(stage.dir / "model").state_dict()
+    assert all(torch.allclose(kept[name], tensor, atol=1e-6) for name, tensor in champion.state_dict().items())

@@ -17,9 +17,10 @@ from danlu.align.rounds import STATES, Rounds
 from danlu.cli import app
 from danlu.console import Console
 from danlu.errors import UserError
+from danlu.files import hash_file
 from danlu.flywheel import Flywheel, FlywheelSettings
 from danlu.hub.weights import WEIGHTS
-from danlu.pipeline import execute, read_recipe
+from danlu.pipeline import STAGES, _outside, execute, read_recipe
 from danlu.places import votes_path
 from danlu.recipe import load_section
 from danlu.records import Answer, Message
@@ -160,7 +161,7 @@ def test_a_round_goes_on_wherever_it_was_killed(wheel, model_dirs, killed_after)
         wheel.registry.promote(candidate, "and then the process was gone")
     again = Flywheel(wheel.run.dir, SETTINGS, QUIET)
     standing = again.registry.standing()
-    for vote in range(8):
+    for vote in range(10):
         shown = again.store.record(*_shown(standing, candidate))
         again.store.vote(shown, (1, 0), f"rater-{vote}")
     again.go()
@@ -216,6 +217,30 @@ def test_new_votes_are_those_after_the_last_freeze_whatever_became_of_older_ones
     assert wheel.go().votes == 998, "this recipe learns from thumbs too"
 
 
+def test_a_round_sets_out_from_the_champion_of_its_freeze(wheel, model_dirs):
+    first, frozen = wheel.registry.standing().champion, {"votes": wheel.run.dir / "none.jsonl"}
+    wheel.settings = wheel.settings.model_copy(update={"start": "champion"})
+    round_ = wheel.rounds.current()
+    round_.write("freeze", wheel._freeze(round_))
+    assert wheel.look()["since"] == round_.result("freeze")["ended"]
+    wheel.registry.promote(wheel.registry.add(model_dirs["knows"], {}), "by hand")
+    chosen = wheel._frozen(round_)
+    assert chosen["champion"] == wheel.registry.place(first), "who reigns since then makes no other stage of it"
+    ppo, reward = (next(spec for spec in STAGES if spec.name == name) for name in ("ppo", "reward"))
+    assert _outside(wheel.run, ppo, wheel.recipe, frozen | chosen)["champion"] == wheel.registry.place(first)
+    assert "champion" not in _outside(wheel.run, ppo, wheel.recipe, frozen)
+    assert "champion" not in _outside(wheel.run, reward, wheel.recipe, frozen | chosen)
+    taught = {"stage": "ppo", "round": 1, "votes": hash_file(round_.dir / "votes.jsonl")}
+    second = wheel.registry.add(_shaken(model_dirs["knows"], wheel.run.dir / "shaken"), taught)
+    round_.write("freeze", {"champion": second})
+    assert wheel._frozen(round_)["champion"] == wheel.registry.place(second)
+    (round_.dir / "votes.jsonl").write_text("as without a rater who was forgotten")
+    assert "champion" not in wheel._frozen(round_), "who was forgotten teaches nobody by way of the champion"
+    wheel._aligned = "dpo"
+    with pytest.raises(UserError, match="stage 'dpo' sets out from the SFT model; give the flywheel start=sft"):
+        wheel.go()
+
+
 def test_the_canary_counts_first_words_and_reads_votes_when_there_are_others(wheel, model_dirs, monkeypatch):
     candidate = plant(wheel, model_dirs["knows"])
     asked = []
@@ -260,7 +285,8 @@ def test_votes_go_through_the_whole_pipeline_to_a_candidate(tmp_path, crowd):
     """collect, freeze, reward, gate, policy, gate, canary, with the run's own stages."""
     out = tmp_path / "run"
     execute(read_recipe("tiny", [SMALL]), out, QUIET, until="ppo")
-    loose = {"proven_reward": False, "audit": True, "audit_gain": -100.0, "kl_budget": 1e3, "bpb_budget": 10.0}
+    loose = {"proven_reward": False, "audit": True, "audit_gain": -100.0, "kl_budget": 1e3, "bpb_budget": 10.0,
+             "start": "champion"}  # fmt: skip
     settings = SETTINGS.model_copy(update={"votes": 6, **loose})
     wheel = Flywheel(out, settings, QUIET)
     first = wheel.registry.add(_shaken(out / "ppo" / "model", tmp_path / "shaken"), {})  # so that any candidate differs
@@ -270,7 +296,9 @@ def test_votes_go_through_the_whole_pipeline_to_a_candidate(tmp_path, crowd):
     with serving(server, wheel.store) as live, httpx.Client(base_url=live.url, timeout=60) as http:
         asked = ["Continue: The old man", "Tell me more.", "Why?"]
         people = crowd(http, lambda _, text: len(set(text)), asked, tie_width=0.0)
-        people.vote(8, "champion", max_tokens=8, temperature=1.2)
+        people.vote(4, "champion", max_tokens=8, temperature=1.2)
+        people.vote(4, "champion", answers=3, max_tokens=8, temperature=1.2)
+        assert sum(people.met.values()) == 4 * 2 + 4 * 3
         assert "votes on the candidate" in wheel.go().what, wheel.rounds.last().result("verdict")
     round_ = Rounds(out).last()
     results = {state: round_.result(state) for state in STATES}

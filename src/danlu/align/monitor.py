@@ -131,10 +131,11 @@ def over_optimised(rows: Sequence[dict[str, Any]], by: str = "judge") -> bool:
 def choose(rows: Sequence[dict[str, Any]], kl_coefficient: float, kl_budget: float) -> int:
     """The iteration whose policy is kept: the best ``reward - coefficient * kl`` within the KL budget.
 
-    The first look is at the SFT model itself, whose KL is 0, so something always fits the budget. A look at which no
-    answer got a score chooses nothing.
+    The first look is at the SFT model itself, whose KL is 0, unless practice set out from another one: if nothing fits
+    the budget, the nearest is kept. A look at which no answer got a score chooses nothing.
     """
-    fitting = [row for row in rows if row["kl"] <= kl_budget and "reward" in row]
+    scored = [row for row in rows if "reward" in row]
+    fitting = [row for row in scored if row["kl"] <= kl_budget] or [min(scored, key=lambda row: row["kl"])]
     return int(max(fitting, key=lambda row: row["reward"] - kl_coefficient * row["kl"])["iteration"])
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from danlu.align.tables import now
 from danlu.files import read_json, write_json
 
 STATES = ("collect", "freeze", "reward", "reward_gate", "policy", "policy_gate", "canary", "verdict")
@@ -59,8 +60,13 @@ class Round:
         return next((s for s in STATES[:-1] if not (self.result(s) or {}).get("passed", True)), None)
 
     def write(self, state: str, result: Mapping[str, Any]) -> None:
-        """Note what a state came to, which ends it."""
-        write_json(self.dir / f"{state}.json", result)
+        """Note what a state came to, which ends it, and when that was."""
+        write_json(self.dir / f"{state}.json", {**result, "ended": now()})
+
+    def since(self) -> str | None:
+        """When the last of its states ended, ISO 8601; None if none has, or if that was not noted."""
+        results = [result for state in STATES if (result := self.result(state))]
+        return results[-1].get("ended") if results else None
 
     def conditions(self) -> list[dict[str, Any]]:
         """Every condition that the gates have looked at, in their order."""
@@ -88,16 +94,21 @@ class Rounds:
         rounds = self.all()
         return rounds[-1] if rounds else None
 
+    def place(self, number: int) -> Path:
+        """Where a round's results are."""
+        return self.dir / "rounds" / f"{number:04d}"
+
     def current(self) -> Round:
         """The round that is under way, or the next one, of which nothing is on disk yet."""
         last = self.last()
         if last is not None and last.state is not None:
             return last
         number = last.number + 1 if last else 1
-        return Round(number, self.dir / "rounds" / f"{number:04d}")
+        return Round(number, self.place(number))
 
     def summary(self) -> dict[str, Any]:
-        """Where the flywheel is: round, state, what was last seen there, what its gates found, how the others ended."""
+        """Where the flywheel is: round, state and since when, what was last seen there, what its gates found, how the
+        others ended."""
         current, path = self.current(), self.dir / _LOOK
         look: dict[str, Any] = read_json(path) if path.exists() else {}
         here = look if (look.get("round"), look.get("state")) == (current.number, current.state) else {}
@@ -105,6 +116,7 @@ class Rounds:
         return {
             "round": current.number,
             "state": current.state,
+            "since": current.since(),
             "waits_for": here.get("waits_for"),
             "votes_needed": here.get("votes_needed"),
             "conditions": [*current.conditions(), *here.get("conditions", [])],

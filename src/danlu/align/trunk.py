@@ -22,15 +22,23 @@ from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.train.adapters import FOLDER, Adaptable, AdapterSettings, attach, identity
 
+START = "champion"  # among what a stage reads from outside: a model to set out from, in place of the SFT model
+
 
 def policy_and_reference(
     stage: Stage, settings: AdapterSettings, place: device.Device
 ) -> tuple[Decoder, Decoder]:  # fmt: skip
-    """What is trained, and the SFT model that it starts from: two models, or one with an adapter and without."""
+    """What is trained, and the SFT model: two models, or one with an adapter and without.
+
+    The policy sets out from the SFT model, or, if it has no adapter on that, from ``START``.
+    """
     folder = stage.inputs["sft"] / "model"
     if settings.kind == "none":
-        first, second = (hub.load(folder, device=place.kind).compute_in(place.compute_dtype) for _ in range(2))
-        return first, second
+        policy, reference = (
+            hub.load(one, device=place.kind).compute_in(place.compute_dtype)
+            for one in (stage.outside.get(START, folder), folder)
+        )
+        return policy, reference
     policy = attach(hub.load(folder), settings, stream_seed(stage.seed, stage.name, "adapter"))
     policy.to(place.kind).compute_in(place.compute_dtype)  # now that it is small
     return policy, bare(policy)

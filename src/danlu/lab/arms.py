@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from danlu.align import DPOSettings
 from danlu.align.grpo import METHODS
+from danlu.align.judgements import VOTES
 from danlu.align.learner import AnsweringSettings
 from danlu.console import Console
 from danlu.errors import UserError, unknown
@@ -106,9 +107,14 @@ def settings(method: str, recipe: Recipe, budget: Budget) -> dict[str, dict[str,
     samples before every step, because its gradient holds for the policy that sampled alone. ``best_of`` learns from the
     best of every ``n``. What learns from comparisons is given rankings of samples of the SFT model, four beside the
     person's own answer, by the simulated human.
+
+    Raises:
+        UserError: the method would train an adapter, whose checkpoints hold no whole policy to look at.
     """
     stage, steps = stage_of(method), budget.steps
     own = recipe.sections[stage].model_dump(mode="json")
+    if own.get("adapter", {}).get("kind", "none") != "none":
+        raise UserError(f"the laboratory looks at whole policies; give it {stage}.adapter.kind=none")
     common = {key: value for key, value in recipe.sections["ppo"].model_dump(mode="json").items() if key in own}
     if stage in ("ppo", "grpo"):
         batch = budget.per_step if method == "reinforce" else common["batch_size"]
@@ -159,7 +165,7 @@ def make(arm: Arm, console: Console) -> Run:
         if not (arm.dir / name).exists():
             (arm.dir / name).symlink_to(os.path.relpath((arm.base / name).resolve(), arm.dir.resolve()))
     votes = snapshot_path(arm.base)
-    run = execute(recipe, arm.dir, console, votes=votes if votes.is_file() else None)
+    run = execute(recipe, arm.dir, console, frozen={VOTES: votes} if votes.is_file() else None)
     for name in shared:
         if not (arm.dir / name).is_symlink():
             raise UserError(f"stage '{name}' of {arm.base} is out of date; bring it up to date first: danlu run")
