@@ -29,8 +29,8 @@ from danlu.align.learner import PracticeSettings
 from danlu.align.preferences import PreferenceStore
 from danlu.align.rounds import FLYWHEEL, Round, Rounds
 from danlu.align.tables import now
-from danlu.align.trunk import START
 from danlu.align.trial import Contestants, trial
+from danlu.align.trunk import START
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
@@ -159,11 +159,10 @@ class Flywheel:
             )
         if self.settings.start == "champion":
             section = self.recipe.sections[aligned]
-            if not isinstance(section, PracticeSettings) or section.adapter.kind != "none":
-                how = (
-                    f"stage '{aligned}'" if not isinstance(section, PracticeSettings) else "an adapter on the SFT model"
-                )
-                raise UserError(f"{how} sets out from the SFT model; give the flywheel start=sft")
+            if not isinstance(section, PracticeSettings):
+                raise UserError(f"stage '{aligned}' sets out from the SFT model; give the flywheel start=sft")
+            if section.adapter.kind != "none":
+                raise UserError("an adapter stands on the SFT model, which all share; give the flywheel start=sft")
         if self.registry.standing() is None:
             if not self.run.finished(aligned):
                 raise UserError(f"{self.run.dir} has no finished model of stage '{aligned}'; danlu run makes it")

@@ -47,8 +47,8 @@ def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]
     """Run a stage of practice, or go on with it.
 
     Args:
-        stage: with the inputs ``sft`` and ``reward``, ``PracticeSettings``, and outside perhaps a ``trunk.START``; the KL is
-            that from the SFT model all the same.
+        stage: with the inputs ``sft`` and ``reward``, ``PracticeSettings``, and outside perhaps a ``trunk.START``; the
+            KL is that from the SFT model all the same.
         make: from a policy to the learner that trains it.
 
     Returns:
