@@ -104,11 +104,17 @@ def questions(wheel: Flywheel, seed: int) -> list[str]:
     return found
 
 
+def halt(wheel: Flywheel, rounds: int) -> None:
+    """Let no round begin after the last: the canary's votes would be enough for another."""
+    current = wheel.rounds.current()
+    if len(ended(wheel)) >= rounds or (current.number > rounds - 1 and current.state != STATES[0]):
+        wheel.settings = wheel.settings.model_copy(update={"votes": sys.maxsize})
+
+
 def turn(wheel: Flywheel, crowd: Crowd, rounds: int) -> None:
     """Rounds: the crowd votes whenever the flywheel waits for votes."""
     while len(ended(wheel)) < rounds:
-        if wheel.rounds.current().number > rounds - 1 and wheel.rounds.current().state != STATES[0]:
-            wheel.settings = wheel.settings.model_copy(update={"votes": sys.maxsize})  # no round after the last
+        halt(wheel, rounds)
         waiting = wheel.go()
         if wheel.rounds.current().state == "canary":
             crowd.vote(LOOK, "champion", **DRAWING)
@@ -236,6 +242,7 @@ def main() -> None:
         execute(read_recipe("tang", [LITTLE, f"seed={words.seed}"]), run, Console(), until="rankings")
     wheel = Flywheel(run, FlywheelSettings(votes=words.votes, **WHEEL), Console())
     wheel.registry.crown(wheel.registry.add(run / "sft" / "model", {"stage": "sft"}), "nobody has voted yet")
+    halt(wheel, words.rounds)
     wheel.go()
     with served(run, words.port) as http:
         taste = lambda question, text: POEMS.score(question, text)["total"]  # noqa: E731

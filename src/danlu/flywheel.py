@@ -34,7 +34,7 @@ from danlu.align.trunk import START
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
-from danlu.files import hash_file, read_json, write_json
+from danlu.files import atomic_write, hash_file, read_json, write_json
 from danlu.pipeline import aligned_of, execute, freeze_votes, read_recipe
 from danlu.places import snapshot_path, votes_path
 from danlu.recipe import Recipe
@@ -51,7 +51,7 @@ class FlywheelSettings(GateSettings):
     """New votes that start a round."""
     start: Literal["sft", "champion"] = "sft"
     """Where practice sets out from in each round: the SFT model again, or the champion, which goes on from what it has
-    learnt. Either is held to the SFT model by its KL. Stages of practice only (ppo, grpo)."""
+    learnt. Either is held to the SFT model by its KL. Stages of practice only (ppo, grpo, online_dpo)."""
     share: float = Field(0.5, gt=0, le=1)
     """Of comparisons of the champion with itself, how many are with the candidate instead while there is one."""
     store: str = ""
@@ -166,9 +166,8 @@ class Flywheel:
         if self.registry.standing() is None:
             if not self.run.finished(aligned):
                 raise UserError(f"{self.run.dir} has no finished model of stage '{aligned}'; danlu run makes it")
-            votes, lineage = snapshot_path(self.run.dir), {"stage": aligned, "round": 0}
-            learnt = {"votes": hash_file(votes)} if votes.is_file() else {}
-            first = self.registry.add(self.run.stage_dir(aligned) / "model", lineage | learnt)
+            lineage = {"stage": aligned, "round": 0, **self._learnt_before()}
+            first = self.registry.add(self.run.stage_dir(aligned) / "model", lineage)
             self.registry.crown(first, "the model that the run made")
 
     def _collect(self, round_: Round) -> dict[str, Any] | Waiting:
@@ -212,6 +211,7 @@ class Flywheel:
         lineage = {
             "stage": self._aligned, "round": round_.number, "parents": manifest["parents"], "votes": frozen["hash"],
             "settings": manifest["settings"], "versions": manifest["versions"],
+            "start": frozen.get("champion", "") if START in manifest["outside"] else "",
         }  # fmt: skip
         candidate = self.registry.add(self.run.stage_dir(self._aligned) / "model", lineage)
         return {"candidate": candidate, "figures": manifest["figures"], "said": f"candidate {candidate[:12]}"}
@@ -278,12 +278,25 @@ class Flywheel:
             return votes
         return votes | {START: self.registry.place(champion)}
 
+    def _learnt_before(self) -> dict[str, str]:
+        """The hash of the votes that the run itself learnt from. They are kept: it freezes others in their place."""
+        votes = snapshot_path(self.run.dir)
+        if not votes.is_file():
+            return {}
+        with atomic_write(self._first) as kept:
+            kept.write(votes.read_text(encoding="utf-8"))
+        return {"votes": hash_file(self._first)}
+
+    @property
+    def _first(self) -> Path:
+        return self.rounds.dir / "rounds" / "first" / _VOTES
+
     def _untouched(self, version: str) -> bool:
         """Whether the votes that a version learnt from are still all there: whoever was forgotten is not to be learnt
         from by way of a champion. What a round freezes holds all that was frozen before, so no ancestor is asked."""
         lineage = self.registry.lineage(version)
         number, learnt = lineage.get("round", 0), lineage.get("votes")
-        votes = self.rounds.place(number) / _VOTES if number else snapshot_path(self.run.dir)
+        votes = self.rounds.place(number) / _VOTES if number else self._first
         return learnt is None or (votes.is_file() and hash_file(votes) == learnt)
 
     def _stage(self, round_: Round) -> Stage:

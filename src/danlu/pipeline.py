@@ -221,6 +221,14 @@ def execute(
     return run
 
 
+def outdated(recipe: Recipe, run: Run, name: str, frozen: Mapping[str, Path]) -> str | None:
+    """Why a stage of a run would be made again with what was ``frozen``; None if it would be passed over."""
+    spec = next(spec for spec in stages_of(recipe) if spec.name == name)
+    identity = _identity(run, spec, recipe, _outside(run, spec, recipe, frozen))
+    manifest = run.manifest(name)
+    return why(manifest, _as_then(manifest, identity, recipe.sections[name]))
+
+
 def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, frozen: Mapping[str, Path]) -> None:
     """Bring one stage up to date."""
     outside = _outside(run, spec, recipe, frozen)
@@ -297,7 +305,7 @@ def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | 
             if manifest[kind].get(name) != digest:
                 return sentence.format(name)
     for name in manifest["outside"].keys() - wanted["outside"].keys():
-        return f"{name} are gone"
+        return f"{name} {'are' if name.endswith('s') else 'is'} gone"
     return "seed changed" if manifest["seed"] != wanted["seed"] else "another version of danlu"
 
 

@@ -177,6 +177,8 @@ class Run:
         place, aside = self.dir / name, self.dir / REPLACED / name
         if place.exists():
             aside.parent.mkdir(parents=True, exist_ok=True)
+            if aside.is_symlink():  # of an arm of an experiment, which linked it
+                aside.unlink()
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(place, aside)
 

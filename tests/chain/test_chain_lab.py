@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from danlu.cli import app
 from danlu.errors import UserError
+from danlu.records import Answer, Message, Preference, write_preferences
 
 pytestmark = pytest.mark.slow
 LITTLE = ("--answers", "32", "--looks", "2", "--prompts", "8")
@@ -54,6 +55,8 @@ def test_methods_are_compared_and_a_second_time_nothing_is_done(run):
     whole = (dpo / "looks.json").read_text()
     known = json.loads(whole)
     (dpo / "looks.json").write_text(json.dumps({**known, "looks": known["looks"][:-1]}))
+    (dpo / "sft").unlink()
+    (dpo / "sft").symlink_to("nowhere")  # as after a move of the run
     assert lab(*words) == said
     assert (dpo / "looks.json").read_text() == whole, "whoever is killed makes the look that is missing, the same"
 
@@ -80,6 +83,15 @@ def test_goodhart_leaves_figures_and_a_picture(run):
 def test_what_is_compared_stands_on_the_same_ground(run):
     with pytest.raises(UserError, match="'sft' lies below what is compared; make another run with that sft"):
         lab("methods", run, "sft.lr=0.1", "--method", "dpo", *LITTLE)
+    with pytest.raises(UserError, match=r"grpo.lr would change nothing: .* set ppo.lr"):
+        lab("methods", run, "grpo.lr=0.1", "--method", "grpo", *LITTLE)
+    with pytest.raises(UserError, match=r"looks at whole policies; give it ppo.adapter.kind=none"):
+        lab("methods", run, "ppo.adapter.kind=lora", "--method", "best_of", "--method", "grpo", *LITTLE)
+    vote = Preference("v", (Message("user", "hm"),), (Answer("a"), Answer("b")), (0, 1), "r")
+    (run / "feedback").mkdir()
+    write_preferences(run / "feedback" / "votes.jsonl", [vote])
+    with pytest.raises(UserError, match=r"stage 'reward' of .* is out of date \(votes changed\)"):
+        lab("methods", run, "--method", "ppo", *LITTLE)
     (run / "rankings").unlink()
     with pytest.raises(UserError, match="has no finished stage 'rankings'; danlu run makes it"):
         lab("methods", run, "--method", "ppo", *LITTLE)

@@ -22,7 +22,7 @@ from danlu.align.judgements import VOTES
 from danlu.align.learner import AnsweringSettings
 from danlu.console import Console
 from danlu.errors import UserError, unknown
-from danlu.pipeline import execute, read_recipe, stages_of
+from danlu.pipeline import execute, outdated, read_recipe, stages_of
 from danlu.places import snapshot_path
 from danlu.recipe import Recipe
 from danlu.run import Run
@@ -31,7 +31,8 @@ Said = Sequence[str | Mapping[str, Any]]
 """Differences from a run's recipe."""
 
 _LOSSES = get_args(DPOSettings.model_fields["loss"].annotation)
-KNOWN = ("best_of", *reversed(METHODS), "ppo", *_LOSSES)
+_PRACTICE = ("ppo", "grpo", "online_dpo")
+KNOWN = ("best_of", *reversed(METHODS), "ppo", "online_dpo", *_LOSSES)
 """Every method there is, by the name that a user gives it."""
 _ANSWERING = ("max_new_tokens", *AnsweringSettings.model_fields)  # what methods that do not practise share with ppo
 _RANKED = 4  # samples that are ranked together, for methods that learn from comparisons
@@ -95,6 +96,8 @@ def budget_of(recipe: Recipe, answers: int, looks: int) -> Budget:
     ppo = recipe.sections["ppo"].model_dump()
     batch, step = ppo["batch_size"], ppo["mini_batch"]
     answers = answers or ppo["iterations"] * batch
+    if step < _RANKED:
+        raise UserError(f"ppo.mini_batch={step} is too few to rank {_RANKED} answers; give it {_RANKED} or more")
     if answers % batch or batch % step:
         raise UserError(f"{answers} answers are no whole number of ppo.batch_size={batch} and ppo.mini_batch={step}")
     return Budget(answers, step, looks)
@@ -113,13 +116,17 @@ def settings(method: str, recipe: Recipe, budget: Budget) -> dict[str, dict[str,
     """
     stage, steps = stage_of(method), budget.steps
     own = recipe.sections[stage].model_dump(mode="json")
-    if own.get("adapter", {}).get("kind", "none") != "none":
-        raise UserError(f"the laboratory looks at whole policies; give it {stage}.adapter.kind=none")
     common = {key: value for key, value in recipe.sections["ppo"].model_dump(mode="json").items() if key in own}
-    if stage in ("ppo", "grpo"):
+    if stage == "online_dpo":  # whose coefficient is a loss's beta
+        common = {key: value for key, value in common.items() if not key.startswith("kl_")}
+    kept = common if stage in _PRACTICE else own
+    if kept.get("adapter", {}).get("kind", "none") != "none":
+        section = "ppo" if kept is common else stage
+        raise UserError(f"the laboratory looks at whole policies; give it {section}.adapter.kind=none")
+    if stage in _PRACTICE:
         batch = budget.per_step if method == "reinforce" else common["batch_size"]
         rest = {"batch_size": batch, "mini_batch": budget.per_step, **_practised(budget.answers // batch, budget.looks)}
-        return {stage: common | rest | ({"method": method} if stage == "grpo" else {})}
+        return {stage: common | rest | ({"method": method, "sampling_rounds": 1} if stage == "grpo" else {})}
     common = {key: common[key] for key in _ANSWERING if key in common}
     rest = {"steps": steps, "probe_prompts": _GLANCE, **_kept(steps, budget.looks)}
     if stage == "best_of":
@@ -134,7 +141,7 @@ def _practised(iterations: int, looks: int) -> dict[str, int]:
     every = max(1, iterations // looks)
     return {
         "iterations": iterations, "probe_every": every, "checkpoints": iterations // every + 1,
-        "probe_prompts": _GLANCE, "probe_tokens": 0,
+        "probe_prompts": _GLANCE, "probe_tokens": 0, "stop_on_alarm": False,
     }  # fmt: skip
 
 
@@ -149,9 +156,12 @@ def make(arm: Arm, console: Console) -> Run:
     Raises:
         UserError: the base lacks a stage below what is made here, or its own is out of date, or ``said`` is about one:
             what is compared has to stand on the same ground.
+
+    People's votes are read by no stage that is made here: they would be judgements beyond the budget. They belong to
+    what a linked reward model is.
     """
     source = str(arm.base / "recipe.yaml")
-    before, recipe = read_recipe(source), read_recipe(source, [*arm.said, {"run": {"goal": arm.goal}}])
+    before, recipe = read_recipe(source), read_recipe(source, [*arm.said, {"run": {"goal": arm.goal, "votes": ""}}])
     made_here = {name for one in arm.said if isinstance(one, Mapping) for name in one}
     shared = [spec.name for spec in stages_of(recipe) if spec.name not in made_here]
     arm.dir.mkdir(parents=True, exist_ok=True)
@@ -162,11 +172,39 @@ def make(arm: Arm, console: Console) -> Run:
             )
         if not Run(arm.base).finished(name):
             raise UserError(f"{arm.base} has no finished stage '{name}'; danlu run makes it")
-        if not (arm.dir / name).exists():
-            (arm.dir / name).symlink_to(os.path.relpath((arm.base / name).resolve(), arm.dir.resolve()))
+        _link(arm, name)
     votes = snapshot_path(arm.base)
-    run = execute(recipe, arm.dir, console, frozen={VOTES: votes} if votes.is_file() else None)
+    frozen = {VOTES: votes} if "reward" in shared and votes.is_file() else {}
     for name in shared:
-        if not (arm.dir / name).is_symlink():
-            raise UserError(f"stage '{name}' of {arm.base} is out of date; bring it up to date first: danlu run")
-    return run
+        if reason := outdated(recipe, Run(arm.dir), name, frozen):
+            raise UserError(
+                f"stage '{name}' of {arm.base} is out of date ({reason}); bring it up to date first: danlu run"
+            )
+    return execute(recipe, arm.dir, console, frozen=frozen)
+
+
+def _link(arm: Arm, name: str) -> None:
+    """Let an arm have a stage of its base, whatever it had in that place."""
+    place, made = arm.dir / name, (arm.base / name).resolve()
+    if place.is_symlink() and place.resolve() != made:  # of a base that was somewhere else
+        place.unlink()
+    if not place.is_symlink():
+        Run(arm.dir).set_aside(name)
+        place.symlink_to(os.path.relpath(made, arm.dir.resolve()))
+
+
+def refuse_overruled(said: Said, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse settings that somebody gave and that what methods have in common, or the budget, would overrule.
+
+    Args:
+        said: ``section.key=value`` or mappings.
+        sections: what a method's sections have to say, see ``settings``.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for one in said:
+        section, _, key = one.partition("=")[0].partition(".") if isinstance(one, str) else ("", "", "")
+        if section != "ppo" and key in sections.get(section, {}):
+            raise UserError(f"{section}.{key} would change nothing: methods share what ppo and the budget say; set "
+                            f"ppo.{key} or --answers")  # fmt: skip

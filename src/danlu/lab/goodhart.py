@@ -6,7 +6,8 @@ and how much of it the monitor's alarm or a KL budget keeps.
 Left out: training and looks (``arms``, ``looks``), formulas (``laws``, ``best_of_n``).
 
 Gao, Schulman and Hilton, arXiv 2210.10760; gold is the run's judge. ``best_of`` is the best of n samples, for which
-nobody trains; every other method is trained with the leash off, unless it is said otherwise.
+nobody trains; every other method that practises is trained with the leash off, unless it is said otherwise; that of dpo
+and its kin is in their loss.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from danlu.align.rollout import Experience
 from danlu.console import Console
 from danlu.files import atomic_write, read_json, write_json
 from danlu.lab import best_of_n, laws
-from danlu.lab.arms import Arm, Said, budget_of, make, settings, stage_of
+from danlu.lab.arms import Arm, Said, budget_of, make, refuse_overruled, settings, stage_of
 from danlu.lab.looks import Look, Observer, told
 from danlu.pipeline import read_recipe
 from danlu.recipe import Recipe
@@ -78,9 +79,14 @@ class Goodhart:
         for method in question.methods:
             stage_of(method)
         self._run, self._out, self._question, self._console = open_run(run).dir, out, question, console
-        self._said: Said = [_NO_LEASH, {"run": {"votes": ""}}, *question.said]
+        self._said: Said = [_NO_LEASH, *question.said]
         self._recipe = read_recipe(str(run / "recipe.yaml"), self._said)
         self._budget = budget_of(self._recipe, question.answers, question.looks)
+        self._sections = {
+            method: settings(method, self._recipe, self._budget) for method in question.methods if method != BEST_OF
+        }
+        for sections in self._sections.values():
+            refuse_overruled(question.said, sections)
 
     def go(self) -> dict[str, Any]:
         """Make what is not made yet, and write ``results.json`` and the figure."""
@@ -96,7 +102,7 @@ class Goodhart:
                 arms.append({"rankings": n, "method": method, "accuracy": accuracy, **self._told(method, path)})
         assert start is not None, "there is a size"
         results = {
-            "run": self._run.name, "budget": asdict(self._budget), "prompts": self._question.prompts,
+            "run": self._run.name, "budget": asdict(self._budget), "prompts": len(observer.prompts),
             "judge": observer.settings.judge, "kl_budget": self._kl_budget, "sft": told(start), "arms": arms,
         }  # fmt: skip
         write_json(self._out / "results.json", results)
@@ -114,7 +120,7 @@ class Goodhart:
         if method == BEST_OF:
             return self._best_of(folder / "curve.json", observer)
         goal = stage_of(method)
-        said = {goal: settings(method, self._recipe, self._budget)[goal]}  # the rankings are the base's
+        said = {goal: self._sections[method][goal]}  # the rankings are the base's
         arm = Arm(folder, base.dir, goal, [said])
         return observer.path(make(arm, self._console).stage_dir(arm.goal))
 

@@ -21,7 +21,7 @@ from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.files import atomic_write, write_json
 from danlu.lab import laws
-from danlu.lab.arms import Arm, Said, budget_of, make, settings, stage_of
+from danlu.lab.arms import Arm, Budget, Said, budget_of, make, refuse_overruled, settings, stage_of
 from danlu.lab.looks import Look, Observer, told
 from danlu.pipeline import read_recipe
 from danlu.recipe import Recipe
@@ -71,17 +71,19 @@ def compare(runs: Sequence[Path], question: Question, out: Path, console: Consol
         raise UserError("the runs' recipes sample and step differently; give them the same ppo section")
     paths: Paths = {method: [] for method in question.methods}
     budget = budgets.pop()
-    for run, recipe in zip(runs, recipes, strict=True):
-        observer = Observer(open_run(run), recipe, question.prompts, console)
-        for method in question.methods:
-            said = [*question.said, settings(method, recipe, budget)]
-            arm = Arm(run / "lab" / "methods" / method, run, stage_of(method), said)
-            console.say(f"{run.name}, {method}")
+    plan = [  # whole before anything is made: what cannot be is said before hours of what can
+        (Observer(open_run(run), recipe, question.prompts, console), _arms(run, recipe, question, budget))
+        for run, recipe in zip(runs, recipes, strict=True)
+    ]
+    for observer, arms in plan:
+        for method, arm in arms.items():
+            console.say(f"{arm.base.name}, {method}")
             paths[method].append(observer.path(make(arm, console).stage_dir(arm.goal)))
     ppo = recipes[0].sections["ppo"].model_dump()
     results = {
         "runs": [run.name for run in runs], "budget": asdict(budget) | {"steps": budget.steps},
-        "prompts": question.prompts, "most_tokens": ppo["max_new_tokens"], "judge": ppo["judge"],
+        "prompts": min(len(observer.prompts) for observer, _ in plan), "most_tokens": ppo["max_new_tokens"],
+        "judge": ppo["judge"],
         **summary(paths, question.kls), "paths": {name: [[told(look) for look in path] for path in found]
                                          for name, found in paths.items()},
     }  # fmt: skip
@@ -89,6 +91,17 @@ def compare(runs: Sequence[Path], question: Question, out: Path, console: Consol
     with atomic_write(out / "table.md") as handle:
         handle.write(f"{table(results, judge(ppo['judge']).rates)}\n\n{caption(results)}\n")
     return results
+
+
+def _arms(run: Path, recipe: Recipe, question: Question, budget: Budget) -> dict[str, Arm]:
+    """The arm of every method on one run."""
+    found = {}
+    for method in question.methods:
+        sections = settings(method, recipe, budget)
+        refuse_overruled(question.said, sections)
+        place = run / "lab" / "methods" / method
+        found[method] = Arm(place, run, stage_of(method), [*question.said, sections])
+    return found
 
 
 def summary(paths: Mapping[str, Sequence[Sequence[Look]]], kls: Sequence[float]) -> dict[str, Any]:
@@ -143,7 +156,7 @@ def caption(results: Mapping[str, Any]) -> str:
     runs = "1 run" if len(results["runs"]) == 1 else f"{len(results['runs'])} runs, means with the least and the most"
     return (
         f"{runs}. Each method: {budget['answers']:,} sampled answers (of {tokens:.0f} tokens on average for sft, "
-        f"{results['most_tokens']} at most), {budget['steps']} steps of {budget['per_step']}. Gold: judge "
+        f"{results['most_tokens']} at most), {budget['steps']} steps. Gold: judge "
         f"'{results['judge']}' on {results['prompts']} held-out prompts; standard error of one look {error:.3f}. KL in "
         "nats per answer; a dash: not reached."
     )

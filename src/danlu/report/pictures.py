@@ -118,6 +118,8 @@ def over_optimisation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, fl
         figure, drawn = plt.subplots(1, len(panels), figsize=(3.6 * len(panels) + 0.8, 3.2), squeeze=False)
         for axes, (method, models) in zip(drawn[0], panels.items(), strict=True):
             for (label, rows), colour in zip(models.items(), itertools.cycle((GOLD, CINNABAR, JADE, INK, MIST))):
+                if not rows:  # nothing was scored
+                    continue
                 distance, proxy, gold = zip(*rows, strict=True)
                 axes.plot(distance, proxy, "--", color=colour, linewidth=1.2)
                 axes.plot(distance, gold, "o-", color=colour, linewidth=1.4, markersize=4, label=label)
