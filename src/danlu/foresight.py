@@ -40,7 +40,10 @@ def check(recipe: Recipe, stages: Iterable[str], out: Path, votes: Path | None =
         if isinstance(section, AnsweringSettings):
             rewards.check(section.rewards, name, heads=recipe.sections["reward"].heads)  # type: ignore[attr-defined]
             if section.prompts == VOTES and not _has_votes(recipe, out, votes):
-                raise UserError(f"{name}.prompts=votes needs votes, and there are none yet; vote in the chat page")
+                raise UserError(
+                    f"{name}.prompts=votes needs votes, and there are none yet; make a model with --until "
+                    "sft, serve it and vote in the chat page"
+                )
 
 
 def _check_files(name: str, section: Settings, out: Path) -> None:

@@ -205,9 +205,11 @@ def execute(
         UserError: a mistake of the user's; the run directory keeps everything that was finished.
     """
     specs = stages_of(recipe)
-    if until is not None and until not in {spec.name for spec in specs}:
-        raise unknown("stage", until, (spec.name for spec in specs))
-    foresight.check(recipe, [spec.name for spec in specs], out, (frozen or {}).get(VOTES))
+    names = [spec.name for spec in specs]
+    if until is not None and until not in names:
+        raise unknown("stage", until, names)
+    ahead = names[: names.index(until) + 1] if until else names
+    foresight.check(recipe, ahead, out, (frozen or {}).get(VOTES))
     run = Run(out)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from danlu import hub
@@ -138,6 +139,10 @@ def test_an_adapter_is_merged_on_export(tmp_path: Path) -> None:
     assert torch.equal(merged.blocks[0].attn.k.weight.float(), live.blocks[0].attn.k.weight)
     with pytest.raises(UserError, match="exists"):
         hub.export_merged(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    adapter.write_adapter(live, tmp_path / "known", tmp_path / "base", {"model": hub.model_hash(tmp_path / "base")})
+    with pytest.raises(UserError, match=r"was trained on another model; name .*base"):  # not what it is merged into
+        hub.export_merged(tmp_path / "out", tmp_path / "known", tmp_path / "twice")
+    hub.export_merged(tmp_path / "base", tmp_path / "known", tmp_path / "once")
 
 
 def test_adapters_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     adapter.write_adapter(model, folder, tmp_path, {})
     shape = base_of("llama-tiny").config.to_dict()
     small = Decoder(ModelConfig(**(shape | {"n_layers": 1})))
-    with pytest.raises(UserError, match=r"adapts 'model.layers.1.*', which the model does not have; did you mean"):
+    with pytest.raises(UserError, match=r"adapts .model.layers.1.*, where this model can have no adapter; did"):
         adapter.with_adapter(small, folder)
     wide = Decoder(ModelConfig(**(shape | {"d_ff": 2 * shape["d_ff"]})))
     with pytest.raises(UserError, match=r"adapter of '.*down_proj' is .* belongs to another model"):
@@ -156,10 +161,24 @@ def test_adapters_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, "peft_type is 'IA3' and only LORA"),
         ({"bias": "all"}, "bias is 'all' and only 'none'"),
         ({"init_lora_weights": "pissa"}, "changes the base model"),
+        ({"use_dora": True}, "use_dora is True, and what is kept of .* says no"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps(said | change))
         with pytest.raises(UserError, match=complaint):
             adapter.with_adapter(base_of("llama-tiny"), folder)
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    whole = load_file(folder / "adapter_model.safetensors")
+    for name in ("model.embed_tokens", "lm_head"):
+        key = f"base_model.model.{name}.lora_A.weight"
+        save_file({**whole, key: torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+        with pytest.raises(UserError, match=f"adapts '{name}', where this model can have no adapter"):
+            adapter.with_adapter(base_of("llama-tiny"), folder)
+    save_file({**whole, "base_model.model.score.weight": torch.ones(1, 64)}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="is a reward model's, and this model writes"):
+        adapter.with_adapter(base_of("llama-tiny"), folder)
+    packed = Decoder(ModelConfig(**(shape | {"quantization": "int8"})))
+    with pytest.raises(UserError, match="the model is compressed"):
+        adapter.with_adapter(packed, folder)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no adapter_model.safetensors in"):
         adapter.with_adapter(base_of("llama-tiny"), folder)

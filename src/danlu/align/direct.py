@@ -161,7 +161,7 @@ def _lessons(
             "rank or rate more answers"
         )
     train = Labelled.read(learnt, policy, tokenizer, stage.seed, files["train"])
-    apart = [one for one in labels if one[0].split == "heldout"]
+    apart = [(label, 1.0) for label, _ in labels if label.split == "heldout"]
     return train, heldout, Labelled.read(apart, policy, tokenizer, stage.seed, files["labels"]), held_back
 
 

@@ -32,6 +32,7 @@ from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.evals.perplexity import heldout_answers
 from danlu.hub.lora import adapted
+from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Conversation, read_conversations
 from danlu.run import Stage
@@ -133,7 +134,8 @@ class Practice:
     def _ask(self) -> list[str]:
         """What the SFT model asks when it is given the user's turn."""
         seeds = [stream_seed(self._stage.seed, self._stage.name, "ask", n) for n in range(self._settings.self_prompts)]
-        return prompts.asked_by(self._sampler, self._tokenizer, seeds, self._reference.config.max_seq_len // 2)
+        sampler = Generator(self._reference, self._tokenizer, self._reference.compute_dtype)
+        return prompts.asked_by(sampler, self._tokenizer, seeds, self._reference.config.max_seq_len // 2)
 
     def _iterate(self, iteration: int) -> dict[str, float]:
         """Sample, score, learn, move the KL coefficient."""

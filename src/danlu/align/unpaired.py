@@ -60,8 +60,10 @@ class Baseline:
     def __call__(self, model: Decoder) -> Tensor:
         """() nats per answer."""
         if self._value is None:
-            parts = scoring.parts_by_length(self._sequences, self._micro_batch)
+            parts, training = scoring.parts_by_length(self._sequences, self._micro_batch), model.training
+            model.eval()  # an adapter's dropout is addressed by micro-batch, and this is of the step
             found = scoring.without_gradient(scoring.response_logprobs, model, self._sequences, parts).sum(1)
+            model.train(training)
             self._value = losses.kl_baseline(found - self._reference)
         return self._value
 

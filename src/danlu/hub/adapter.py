@@ -26,7 +26,7 @@ from danlu.errors import UserError, nearest
 from danlu.files import atomic_directory, read_json, write_json
 from danlu.hub.config import family_of
 from danlu.hub.layout import CONV1D, FUSED_CONV1D
-from danlu.hub.lora import LoRA, Parts, Size, fill, inject, parts_of, require_peft, shape_of
+from danlu.hub.lora import LoRA, Parts, Size, fill, inject, parts_of, require_peft, shape_of, takes_adapter
 from danlu.model import Decoder
 
 CONFIG, TENSORS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -79,6 +79,21 @@ def read_identity(folder: Path) -> dict[str, Any]:
     return dict(read_json(folder / BASE)) if (folder / BASE).is_file() else {}
 
 
+def check_base(folder: Path, base: str) -> None:
+    """Refuse a model that an adapter of ours was not trained on; of others nobody knows.
+
+    Args:
+        folder: the adapter.
+        base: hash of the model that it is to go into.
+
+    Raises:
+        UserError: naming the model that it belongs to.
+    """
+    if (known := read_identity(folder).get("model")) and known != base:
+        place = read_json(folder / CONFIG).get("base_model_name_or_path")
+        raise UserError(f"{folder} was trained on another model; name {place}")
+
+
 def with_adapter(model: Decoder, folder: Path) -> Decoder:
     """Put an adapter from disk into a model, in place, and return it; everything else is frozen then.
 
@@ -90,22 +105,28 @@ def with_adapter(model: Decoder, folder: Path) -> Decoder:
         UserError: it is no adapter that danlu computes, or one of another model; names what does not fit.
     """
     require_peft()
+    if model.config.quantization != "none":
+        raise UserError("the model is compressed, and an adapter belongs to what it was before; name that one")
     config, tensors = _read(folder)
-    places = _places(model)
+    places, dora = _places(model), bool(config.get("use_dora"))
     layers: dict[str, Size] = {}
     parts: dict[str, Parts] = {}
     for theirs in dict.fromkeys(name.partition(".lora_")[0] for name in tensors if ".lora_" in name):
         if theirs not in places:
-            raise UserError(f"{folder / TENSORS} adapts '{theirs}', which the model does not have"
+            raise UserError(f"{folder / TENSORS} adapts '{theirs}', where this model can have no adapter"
                             f"{nearest(theirs, places)}")  # fmt: skip
         for name, part in _split(folder, theirs, places[theirs].ours, tensors, model).items():
+            if (part.m is None) is dora:
+                raise UserError(f"{folder}: use_dora is {dora}, and what is kept of '{theirs}' says no; fetch it again")
             parts[name] = part
             layers[name] = Size(len(part.a), _scaling(config, theirs, len(part.a)) * len(part.a))
+    if _HEAD in tensors and model.head_kind != "scalar":
+        raise UserError(f"{folder} is a reward model's, and this model writes; the merged one lies beside it in model/")
     unused = [name for name in tensors if ".lora_" not in name and name != _HEAD]
     if unused or not layers:
         what = f"'{unused[0]}'" if unused else "nothing"
         raise UserError(f"{folder / TENSORS} holds {what}, and only LoRA and DoRA of linear layers are known here")
-    inject(model, LoRA(layers, bool(config.get("use_dora"))), seed=0)
+    inject(model, LoRA(layers, dora), seed=0)
     fill(model, parts)
     if model.head_kind == "scalar" and _HEAD in tensors:
         with torch.no_grad():
@@ -114,15 +135,16 @@ def with_adapter(model: Decoder, folder: Path) -> Decoder:
 
 
 def _places(model: Decoder) -> dict[str, Place]:
-    """Hugging Face's name of every matrix of this family outside of experts, and where its numbers are here."""
-    family = family_of(model.config)
-    return {
-        entry.theirs[0].removesuffix(".weight"): Place(
-            tuple(name.removesuffix(".weight") for name in entry.ours), entry.layout in (CONV1D, FUSED_CONV1D)
-        )
-        for entry in family.entries(model.config)
-        if len(entry.theirs) == 1 and all(name.endswith(".weight") for name in (*entry.ours, *entry.theirs))
-    }
+    """Hugging Face's name of every matrix of the blocks that an adapter can stand beside, and where it is here."""
+    able = {name for name, module in model.blocks.named_modules(prefix="blocks") if takes_adapter(module)}
+    found = {}
+    for entry in family_of(model.config).entries(model.config):
+        ours = tuple(name.removesuffix(".weight") for name in entry.ours)
+        if len(entry.theirs) == 1 and able.issuperset(ours):
+            theirs = entry.theirs[0].removesuffix(".weight")
+            if theirs != entry.theirs[0]:
+                found[theirs] = Place(ours, entry.layout in (CONV1D, FUSED_CONV1D))
+    return found
 
 
 def _joined(model: Decoder, names: Sequence[str], parts: Mapping[str, Parts], lora: LoRA) -> tuple[Size, Parts]:
@@ -221,4 +243,5 @@ def _scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
     """What an adapter's product is multiplied by; patterns are the ends of names, as peft reads them."""
     patterns = config.get("alpha_pattern") or {}
     alpha = next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config.get("lora_alpha", 8))
+    alpha = 8 if alpha is None else alpha  # peft's default
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from danlu.errors import UserError, unknown
 from danlu.files import atomic_write
-from danlu.hub.adapter import with_adapter
-from danlu.hub.directory import load_pretrained, open_directory, write_directory
+from danlu.hub.adapter import check_base, with_adapter
+from danlu.hub.directory import load_pretrained, model_hash, open_directory, write_directory
 from danlu.hub.lora import merged
 from danlu.tokens.tokenizer import Tokenizer
 
@@ -67,6 +67,7 @@ def export_merged(source: Path, adapter: Path, out: Path) -> None:
     """
     if out.exists():
         raise UserError(f"{out} exists; name a directory that does not")
+    check_base(adapter, model_hash(source))
     model, tokenizer = load_pretrained(source, dtype=None)
     dtype = model.embed.weight.dtype
     plain = merged(with_adapter(model, adapter)).to(dtype)
@@ -91,6 +92,8 @@ def export_gguf(source: Path, out: Path, kind: str, adapter: Path | None = None)
 
     if out.exists():
         raise UserError(f"{out} exists; name a file that does not")
+    if adapter is not None:
+        check_base(adapter, model_hash(source))
     model, tokenizer = load_pretrained(source)
     model = merged(with_adapter(model, adapter)) if adapter is not None else model
     with atomic_write(out, "wb") as handle:

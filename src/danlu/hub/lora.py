@@ -134,6 +134,11 @@ def _layer_class() -> type[nn.Module]:
     return Adapted
 
 
+def takes_adapter(module: nn.Module) -> bool:
+    """Whether an adapter stands in a module, or could."""
+    return isinstance(module, (*LAYERS, _layer_class()))
+
+
 def wrapped(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Our name of every adapted layer, and peft's layer that stands there."""
     if adapted(model):
@@ -192,15 +197,15 @@ def merged(model: Decoder) -> Decoder:
     """
     if not adapted(model):
         return model
-    dense = {name: module for name, module in model.named_modules() if isinstance(module, (*LAYERS, _layer_class()))}
+    dense = {name: module for name, module in model.named_modules() if takes_adapter(module)}
     inner = tuple(f"{name}." for name in dense)
     state = {name: _full(t) for name, t in model.state_dict().items() if not name.startswith(inner)}
     for name, module in dense.items():
         if name.endswith(".base_layer"):
             continue
-        state[f"{name}.weight"] = module.dense(torch.float32).detach()  # type: ignore[operator]
+        state[f"{name}.weight"] = module.dense(torch.float32).detach()
         if module.bias is not None:
-            state[f"{name}.bias"] = _full(module.bias.detach())  # type: ignore[operator]
+            state[f"{name}.bias"] = _full(module.bias.detach())
     with torch.device("meta"):
         plain = Decoder(model.config, model.head_kind)
     plain.load_state_dict(state, assign=True)
