@@ -189,7 +189,7 @@ def test_a_run_freezes_labels_for_kto_alone(tmp_path: Path) -> None:
     spec = next(spec for spec in STAGES if spec.name == "dpo")
     for loss, frozen in (("dpo", set()), ("kto", {"labels"})):
         recipe = read_recipe("tiny", ["run.goal=dpo", f"dpo.loss={loss}"])
-        assert _outside(run, spec, recipe, None).keys() == frozen
+        assert _outside(run, spec, recipe, {}).keys() == frozen
 
 
 def test_what_no_step_reads_is_not_asked_of_the_reference(

@@ -15,8 +15,9 @@ from torch import Tensor
 from danlu import hub
 from danlu.align.grpo import Grouped, GRPOSettings
 from danlu.align.ppo import PPOSettings, ppo
-from danlu.align.practice import START, Practice
+from danlu.align.practice import Practice
 from danlu.align.rollout import Sampled
+from danlu.align.trunk import START
 from danlu.evals.judge import JUDGES, Judge
 from danlu.files import write_json
 from danlu.infer import Generator

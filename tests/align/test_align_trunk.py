@@ -39,7 +39,6 @@ REWARD: dict[str, Any] = {
     "save_every": 20, "adapter": LORA,
 }  # fmt: skip
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-CPU = device.choose("cpu", "float32")
 
 
 @pytest.fixture
@@ -79,8 +78,11 @@ def test_four_models_stand_on_the_very_same_weights(
 ) -> None:
     stage = make_stage("ppo", PPOSettings(**PPO), {"sft": sft_dir, "reward": adapted_reward})
     sft, whole = hub.load(sft_dir / "model"), hub.load(adapted_reward / "model")
-    policy, reference = trunk.policy_and_reference(stage, stage.settings.adapter, CPU)
-    judge, critic = trunk.reward_model(stage, CPU, reference), trunk.critic(stage, policy, stage.settings.adapter)
+    policy, reference = trunk.policy_and_reference(stage, stage.settings.adapter, device.choose("cpu", "float32"))
+    judge, critic = (
+        trunk.reward_model(stage, device.choose("cpu", "float32"), reference),
+        trunk.critic(stage, policy, stage.settings.adapter),
+    )
     trunk_places = places(reference)
     for model in (policy, judge, critic):
         assert places(model) > trunk_places
@@ -127,8 +129,8 @@ def test_a_reward_model_of_its_own_is_left_alone(
 ) -> None:
     inputs = {"sft": sft_dir, "reward": reward_dir}
     stage = make_stage("ppo", PPOSettings(**PPO), inputs)
-    policy, reference = trunk.policy_and_reference(stage, stage.settings.adapter, CPU)
-    judge = trunk.reward_model(stage, CPU, reference)
+    policy, reference = trunk.policy_and_reference(stage, stage.settings.adapter, device.choose("cpu", "float32"))
+    judge = trunk.reward_model(stage, device.choose("cpu", "float32"), reference)
     assert torch.equal(scores(judge), scores(hub.load(reward_dir / "model")))
     critic = trunk.critic(stage, policy, stage.settings.adapter)
     assert torch.equal(critic.hidden(TOKENS).states, reference.hidden(TOKENS).states)  # a fresh adapter
@@ -176,4 +178,4 @@ def test_what_cannot_be_is_refused(sft_dir: Path, reward_dir: Path, make_stage: 
             PracticeSettings(adapter=said)
     stage = make_stage("ppo", PPOSettings(**(PPO | {"adapter": LORA | {"targets": ["kv_a"]}})), {"sft": sft_dir})
     with pytest.raises(UserError, match=r"targets names kv_a, .* these can: down, gate, k, o, q, up, v"):
-        trunk.policy_and_reference(stage, stage.settings.adapter, CPU)
+        trunk.policy_and_reference(stage, stage.settings.adapter, device.choose("cpu", "float32"))

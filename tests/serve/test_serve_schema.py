@@ -42,6 +42,9 @@ def named(case: schemathesis.Case) -> None:
             body["messages"] = GREET
         if case.path.endswith("/tokenize"):
             body["prompt"] = None if body.get("messages") else "greet"
+        if case.path.endswith("/embeddings"):  # and which ids and dimensions a model has
+            body.pop("dimensions", None)
+            body["input"] = body["input"] if isinstance(body.get("input"), str) and body["input"] else "greet"
 
 
 @pytest.fixture
