@@ -132,10 +132,14 @@ def test_the_conversation_goes_on_with_the_chosen_answer(open_page):
     page = open_page(TWO_MODELS)
     compare(page)
     side = "left" if page.locator(".side .text").first.inner_text() == ANSWER else "right"
+    held = []  # the server is slow to take the answer into the conversation
+    page.route("**/messages", lambda route: route.continue_() if held else held.append(route))
     page.get_by_role("button", name=f"{side.title()} is better").click()
     expect(page.locator(".side.chosen .text")).to_have_text(ANSWER)
     with page.expect_request("**/api/compare") as sent:
         say(page, "greet")
+        page.wait_for_timeout(200)
+        held[0].continue_()
     assert json.loads(sent.value.post_data)["messages"][1] == {"role": "assistant", "content": ANSWER}
 
 

@@ -87,7 +87,7 @@ def test_a_caption_says_what_was_spent_and_how_sure_a_look_is():
     for words in (
         "1 run. ",
         "1,536 sampled answers (of 26 tokens",
-        "24 steps of 64",
+        "24 steps.",
         "300 held-out prompts",
         "look 0.033",
     ):

@@ -43,11 +43,11 @@ def test_killed_and_resumed_runs_give_the_same_bytes(tmp_path, inputs, make_stag
     settings = {
         name: pretrain_settings(optimizer=name, steps=30, save_every=4, eval_every=7) for name in ("adamw", "muon")
     }
-    processes = {name: start_process(tmp_path / name, settings[name], inputs) for name in settings}
-    for step, name in ((8, "adamw"), (12, "muon")):
-        wait_for(tmp_path / name / "ckpt" / f"{step:06d}", processes[name])
-        processes[name].send_signal(signal.SIGKILL)
-        assert processes[name].wait() == -signal.SIGKILL
+    for step, name in ((8, "adamw"), (12, "muon")):  # one after the other: a second would be over meanwhile
+        process = start_process(tmp_path / name, settings[name], inputs)
+        wait_for(tmp_path / name / "ckpt" / f"{step:06d}", process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / name / WEIGHTS).exists()
     for name, options in settings.items():
         whole, resumed = tmp_path / f"{name}-whole", tmp_path / name

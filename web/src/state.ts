@@ -86,7 +86,8 @@ export async function send(text: string): Promise<void> {
   draft.value = "";
   problem.value = null;
   try {
-    if (here.undecided.value) await here.adopt(here.undecided.value); // going on without a vote keeps the left answer
+    // Going on without a vote keeps the left answer.
+    await (here.undecided.value ? here.adopt(here.undecided.value) : here.adopted);
   } catch (error) {
     tell(error);
     draft.value = prompt;

@@ -32,6 +32,8 @@ export class Talk {
   readonly way = computed(() => path(this.nodes.value, this.picked.value));
   readonly busy = computed(() => this.running.value !== null);
   private readonly running = signal<Running | null>(null);
+  /** Over once all answers that were chosen are in the conversation; whoever goes on waits for it. */
+  adopted: Promise<void> = Promise.resolve();
 
   /** The comparison at the end that still waits for a vote, if there is one. */
   readonly undecided = computed(() => {
@@ -213,7 +215,13 @@ export class Talk {
   }
 
   /** Go on with the answer of a comparison that was chosen, or with the left one. */
-  async adopt(comparison: Comparison): Promise<void> {
+  adopt(comparison: Comparison): Promise<void> {
+    const taken = this.adopted.then(() => this.take(comparison));
+    this.adopted = taken.catch(() => undefined);
+    return taken;
+  }
+
+  private async take(comparison: Comparison): Promise<void> {
     const side = kept(comparison);
     const asked = this.asked(comparison);
     if (!side || !asked || comparison.answer.value) return;
