@@ -228,6 +228,11 @@ def _listed(rows: list[dict[str, Any]], key: str) -> str:
     return ", ".join(f"{one[key]:.3f}" for one in rows)
 
 
+def taste(question: str, text: str) -> float:
+    """What the crowd likes."""
+    return float(POEMS.score(question, text)["total"])
+
+
 def main() -> None:
     """Make the run, turn the flywheel, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,7 +250,6 @@ def main() -> None:
     halt(wheel, words.rounds)
     wheel.go()
     with served(run, words.port) as http:
-        taste = lambda question, text: POEMS.score(question, text)["total"]  # noqa: E731
         crowd = Crowd(http, taste, questions(wheel, words.seed), raters=40, seed=words.seed, together=TOGETHER)
         crowd.asked = wheel.store.count()  # a run that was interrupted goes on with what nobody has asked yet
         turn(wheel, crowd, words.rounds)

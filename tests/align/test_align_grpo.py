@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from mortal import Killed, Mortal, without_times
+from mortal import whole_and_killed, without_times
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -141,12 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     settings = SETTINGS.model_copy(update={"method": method, "iterations": 5})
     inputs = {"sft": sft_dir, "reward": reward_dir}
-    whole = make_stage("grpo", settings, inputs, folder="whole")
-    grpo(whole)
-    with pytest.raises(Killed):
-        grpo(make_stage("grpo", settings, inputs, folder="killed", metrics=Mortal))
-    killed = make_stage("grpo", settings, inputs, folder="killed")
-    grpo(killed)
+    (whole, _), (killed, _) = whole_and_killed(grpo, partial(make_stage, "grpo", settings, inputs))
     for file in ("model/model.safetensors", "ckpt/000005/tensors.safetensors", "monitor.json"):
         assert (whole.dir / file).read_bytes() == (killed.dir / file).read_bytes(), file
     assert without_times(whole.metrics.read()) == without_times(killed.metrics.read())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mortal import Killed, Mortal, without_times
+from mortal import whole_and_killed, without_times
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -111,12 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sft_dir: Path, reward_dir: Path,
     """With a mean of the weights, which is part of what goes on."""
     settings = SETTINGS.model_copy(update={"iterations": 5, "group_size": 4, "epochs": 2, "ema": 0.5})
     inputs = {"sft": sft_dir, "reward": reward_dir}
-    whole = make_stage("online_dpo", settings, inputs, folder="whole")
-    online_dpo(whole)
-    with pytest.raises(Killed):
-        online_dpo(make_stage("online_dpo", settings, inputs, folder="killed", metrics=Mortal))
-    killed = make_stage("online_dpo", settings, inputs, folder="killed")
-    online_dpo(killed)
+    (whole, _), (killed, _) = whole_and_killed(online_dpo, partial(make_stage, "online_dpo", settings, inputs))
     for file in ("model/model.safetensors", "ckpt/000005/tensors.safetensors", "monitor.json"):
         assert (whole.dir / file).read_bytes() == (killed.dir / file).read_bytes(), file
     assert without_times(whole.metrics.read()) == without_times(killed.metrics.read())

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from mortal import Killed, Mortal, without_times
+from mortal import whole_and_killed, without_times
 from torch import Tensor, nn
 
 from danlu import hub
@@ -293,12 +294,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     sft_dir: Path, reward_dir: Path, make_stage: Callable[..., Stage]
 ) -> None:
     inputs = {"sft": sft_dir, "reward": reward_dir}
-    whole = make_stage("ppo", SETTINGS, inputs, folder="whole")
-    figures = ppo(whole)
-    with pytest.raises(Killed):
-        ppo(make_stage("ppo", SETTINGS, inputs, folder="killed", metrics=Mortal))
-    killed = make_stage("ppo", SETTINGS, inputs, folder="killed")
-    again = ppo(killed)
+    (whole, figures), (killed, again) = whole_and_killed(ppo, partial(make_stage, "ppo", SETTINGS, inputs))
     assert (whole.dir / "model/model.safetensors").read_bytes() == (killed.dir / "model/model.safetensors").read_bytes()
     last = "ckpt/000006/tensors.safetensors"
     assert (whole.dir / last).read_bytes() == (killed.dir / last).read_bytes()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mortal import Killed, Mortal, without_times
+from mortal import whole_and_killed, without_times
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -103,12 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     sft_dir: Path, adapted_reward: Path, make_stage: Callable[..., Stage]
 ) -> None:
     inputs, settings = {"sft": sft_dir, "reward": adapted_reward}, PPOSettings(**PPO)
-    whole = make_stage("ppo", settings, inputs, folder="whole")
-    ppo(whole)
-    with pytest.raises(Killed):
-        ppo(make_stage("ppo", settings, inputs, folder="killed", metrics=Mortal))
-    killed = make_stage("ppo", settings, inputs, folder="killed")
-    ppo(killed)
+    (whole, _), (killed, _) = whole_and_killed(ppo, partial(make_stage, "ppo", settings, inputs))
     files = ("model/model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
              "ckpt/000005/tensors.safetensors", "monitor.json")  # fmt: skip
     for name in files:
@@ -153,14 +149,10 @@ def test_dpo_in_four_bits_with_dropout_learns_and_goes_on_to_the_same_bytes(
         adapter=AdapterSettings(kind="lora", rank=4, alpha=8, dropout=0.2, base_bits=4, targets=("q", "v", "up")),
     )  # fmt: skip
     inputs = {"sft": sft_dir, "rankings": rankings}
-    whole = make_stage("dpo", settings, inputs, folder="whole")
-    figures = dpo(whole)
+    (whole, figures), (killed, again) = whole_and_killed(dpo, partial(make_stage, "dpo", settings, inputs))
     assert figures["val_accuracy"] > 0.9
     assert figures["after"]["kl"] > 0
-    with pytest.raises(Killed):
-        dpo(make_stage("dpo", settings, inputs, folder="killed", metrics=Mortal))
-    killed = make_stage("dpo", settings, inputs, folder="killed")
-    assert dpo(killed) | {"tokens_per_second": 0} == figures | {"tokens_per_second": 0}
+    assert again | {"tokens_per_second": 0} == figures | {"tokens_per_second": 0}
     for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         assert (whole.dir / name).read_bytes() == (killed.dir / name).read_bytes()
     adapted = {name.split(".")[-3] for name in load_file(whole.dir / "adapter/adapter_model.safetensors")}

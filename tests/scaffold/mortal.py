@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from danlu.run import Metrics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from danlu.run import Metrics, Stage
 
 
 class Killed(BaseException):
@@ -16,6 +21,23 @@ class Mortal(Metrics):
         super().log(step, **numbers)
         if step == 4:
             raise Killed
+
+
+def whole_and_killed(
+    run: Callable[[Stage], dict[str, Any]], begin: Callable[..., Stage]
+) -> tuple[tuple[Stage, dict[str, Any]], tuple[Stage, dict[str, Any]]]:
+    """A stage that ran in one go and the same one killed and gone on with, each with its figures.
+
+    Args:
+        run: the stage's function, which logs four times or more.
+        begin: makes the stage, in the directory ``folder`` and with the class ``metrics``.
+    """
+    whole = begin(folder="whole")
+    figures = run(whole)
+    with pytest.raises(Killed):
+        run(begin(folder="killed", metrics=Mortal))
+    killed = begin(folder="killed")
+    return (whole, figures), (killed, run(killed))
 
 
 def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
