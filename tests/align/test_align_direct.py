@@ -11,6 +11,7 @@ import pytest
 import torch
 from mortal import Killed, Mortal
 from safetensors.torch import load_file
+from workshop import flowers
 
 from danlu import hub
 from danlu.align import likelihoods, paired, unpaired
@@ -31,18 +32,6 @@ SETTINGS = DPOSettings(
     batch_size=8, micro_batch=8, lr=5e-3, warmup=2, steps=12, eval_every=4, save_every=12, log_every=1,
     probe_prompts=4, max_new_tokens=4, dtype="float32",
 )  # fmt: skip
-
-
-def flowers(n: int) -> list[Preference]:
-    """People who like flowers: of three answers the one with more 花 wins."""
-    texts = ("花花花", "花水水", "山山山")
-    return [
-        Preference(
-            f"{i}", (Message("user", f"写{i}：春"),), tuple(Answer(texts[(k + i) % 3]) for k in range(3)),
-            tuple((k + i) % 3 for k in range(3)), split="heldout" if i % 4 == 0 else "train",
-        )
-        for i in range(n)
-    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from danlu.errors import UserError
 from danlu.files import read_json
 from danlu.hub.adapter import with_adapter
 from danlu.model.decoder import Decoder
-from danlu.records import Answer, Message, Preference, write_preferences
 from danlu.run import Stage
 from danlu.train.adapters import AdapterSettings
 
@@ -40,20 +39,6 @@ REWARD: dict[str, Any] = {
     "save_every": 20, "adapter": LORA,
 }  # fmt: skip
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-
-
-@pytest.fixture
-def rankings(tmp_path: Path) -> Path:
-    """People who like flowers."""
-    texts = ("花花花", "花水水", "山山山")
-    write_preferences(tmp_path / "rankings" / "preferences.jsonl", [
-        Preference(
-            f"{i}", (Message("user", f"写{i}：春"),), tuple(Answer(texts[(k + i) % 3]) for k in range(3)),
-            tuple((k + i) % 3 for k in range(3)), split="heldout" if i % 4 == 0 else "train",
-        )
-        for i in range(64)
-    ])  # fmt: skip
-    return tmp_path / "rankings"
 
 
 @pytest.fixture
