@@ -8,7 +8,7 @@ from danlu.train.ahead import Ahead
 
 
 def test_any_order_gives_what_the_function_gives():
-    ahead = Ahead(lambda step: [step * step])
+    ahead = Ahead(lambda step: [step * step], 10)
     assert [ahead(step) for step in (0, 1, 2, 7, 8, 3)] == [[0], [1], [4], [49], [64], [9]]
 
 
@@ -20,7 +20,7 @@ def test_the_next_step_is_made_while_this_one_is_learnt():
             made.set()
         return [step]
 
-    Ahead(batches)(0)
+    Ahead(batches, 2)(0)
     assert made.wait(10)
 
 
@@ -30,8 +30,21 @@ def test_an_error_comes_when_its_step_is_asked_for():
             raise ValueError("no such row")
         return [step]
 
-    ahead = Ahead(batches)
+    ahead = Ahead(batches, 3)
     assert ahead(0) == [0]
     assert ahead(1) == [1]
     with pytest.raises(ValueError, match="no such row"):
         ahead(2)
+
+
+def test_nothing_is_begun_behind_the_last_step():
+    made = []
+
+    def batches(step):
+        made.append(step)
+        return [step]
+
+    ahead = Ahead(batches, 2)
+    assert (ahead(0), ahead(1)) == ([0], [1])
+    ahead._pool.shutdown()  # waits for whatever was begun
+    assert made == [0, 1]

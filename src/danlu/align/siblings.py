@@ -43,8 +43,9 @@ def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None)
     that is what this gives.
     """
     index = torch.arange(len(sequences)) if rows is None else rows.flatten()
-    numbers, lengths = index.tolist(), sequences.lengths[index].tolist()
-    pieces = [family[start : start + size] for family in _families(sequences.rows(index))
+    chosen = _on_cpu(sequences.rows(index))
+    numbers, lengths = index.tolist(), chosen.lengths.tolist()
+    pieces = [family[start : start + size] for family in _families(chosen)
               for start in range(0, len(family), size)]  # fmt: skip
     pieces.sort(key=lambda piece: max(lengths[place] for place in piece))
     found: list[list[int]] = [[]]
@@ -81,15 +82,16 @@ def answers_a_row(config: ModelConfig, prompt: float, answer: float, siblings: i
 
 def _read(model: Decoder, sequences: Sequences, entropy: bool) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (B, R); zeros for these if they are not asked for."""
-    families = _families(sequences)
-    prompt, whole = (float(x.float().mean()) for x in (sequences.prompt_lengths, sequences.lengths))
+    here = _on_cpu(sequences)  # a GPU would be waited for at every row
+    families = _families(here)
+    prompt, whole = (float(x.float().mean()) for x in (here.prompt_lengths, here.lengths))
     count = answers_a_row(model.config, prompt, whole - prompt, max(map(len, families)))
     if count == 1:
         if entropy:
             return scoring.response_logprobs_entropy(model, sequences)
         return scoring.response_logprobs(model, sequences), torch.zeros(())
     rows = [row for family in families for row in _evenly(family, count)]
-    batch = lay_out([_ranking(sequences, row) for row in rows], 0, sequences.tokens.device.type)
+    batch = lay_out([_ranking(here, row) for row in rows], 0, sequences.tokens.device.type)
     order = torch.tensor([number for row in rows for number in row], device=sequences.tokens.device)
     mask, back = sequences.mask[order], order.argsort()
     logprobs, entropies = (
@@ -97,6 +99,10 @@ def _read(model: Decoder, sequences: Sequences, entropy: bool) -> tuple[Tensor, 
         for flat in token_logprobs(model, batch, entropy)
     )
     return logprobs, entropies
+
+
+def _on_cpu(sequences: Sequences) -> Sequences:
+    return Sequences(sequences.tokens.cpu(), sequences.prompt_lengths.cpu(), sequences.mask.cpu())
 
 
 def _families(sequences: Sequences) -> list[list[int]]:

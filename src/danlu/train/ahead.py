@@ -13,10 +13,16 @@ from typing import Any
 
 
 class Ahead:
-    """Batches one step ahead; what the function raises is raised when that step is asked for."""
+    """Batches one step ahead; what the function raises is raised when that step is asked for.
 
-    def __init__(self, batches: Callable[[int], Sequence[Any]]) -> None:
-        self._batches = batches
+    Args:
+        batches: of a step.
+        steps: how many there are. Behind the last one nothing is begun: some batches are put together on the GPU, and
+            whatever follows training may be recording a graph there, which another thread's work would spoil.
+    """
+
+    def __init__(self, batches: Callable[[int], Sequence[Any]], steps: int) -> None:
+        self._batches, self._steps = batches, steps
         self._pool = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Sequence[Any]]] | None = None
 
@@ -24,5 +30,7 @@ class Ahead:
         """The batches of ``step``; those of the step behind it are begun."""
         waiting = self._next if self._next is not None and self._next[0] == step else None
         found = self._batches(step) if waiting is None else waiting[1].result()
-        self._next = step + 1, self._pool.submit(self._batches, step + 1)
+        self._next = None
+        if step + 1 < self._steps:
+            self._next = step + 1, self._pool.submit(self._batches, step + 1)
         return found

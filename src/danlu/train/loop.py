@@ -88,7 +88,7 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
     optimizer = build_optimizer(model, settings)
     progress = _resume(model, optimizer, stage)
     if model.embed.weight.is_cuda:
-        task = replace(task, batches=Ahead(task.batches))
+        task = replace(task, batches=Ahead(task.batches, settings.steps))
     with stage.console.task(stage.name, total=settings.steps, unit="tokens") as bar:
         bar.resume(progress.step)
         while progress.step < settings.steps:
