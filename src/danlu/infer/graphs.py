@@ -97,7 +97,8 @@ class GraphedForward(Forward):
             step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # Other threads may go on: a server loads the next model, a trainer puts the next batch together.
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             decoded = step()
         self._graphs[count, blocks] = _Graph(graph, inputs, table, decoded)
         return self._graphs[count, blocks]

@@ -18,7 +18,7 @@ class Ahead:
     Args:
         batches: of a step.
         steps: how many there are. Behind the last one nothing is begun: some batches are put together on the GPU, and
-            whatever follows training may be recording a graph there, which another thread's work would spoil.
+            whatever follows training wants it for itself.
     """
 
     def __init__(self, batches: Callable[[int], Sequence[Any]], steps: int) -> None:
