@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from workshop import make_model, make_stage, prompts, rankings, reward_dir, sft_dir, tokenizer
 
 from danlu.model import Decoder, preset
-from danlu.tokens.bpe import train_bpe
-from danlu.tokens.chat import SPECIALS, TOKENIZER_CONFIG
-from danlu.tokens.tokenizer import Tokenizer
 
+__all__ = ["make_model", "make_stage", "prompts", "rankings", "reward_dir", "sft_dir", "tokenizer"]  # fixtures
 VOCAB = 331  # no multiple of anything
 SHAPES = {"gpt2": "gpt2-tiny", "llama": "llama-tiny", "deepseek": "deepseek-tiny"}
 
@@ -50,11 +49,3 @@ def pair(shape: str) -> tuple[Decoder, Decoder]:
     """One model on the CPU and its copy on the GPU."""
     model = lively(shape)
     return model, copy.deepcopy(model).cuda()
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    text = train_bpe(
-        ["春夏秋冬山水花月风云" * 8, "写：，。\n"], vocab_size=320, han_run=1, min_frequency=2, specials=SPECIALS
-    )
-    return Tokenizer(text, TOKENIZER_CONFIG)

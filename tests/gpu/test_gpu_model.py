@@ -10,6 +10,7 @@ from torch import Tensor
 
 from danlu.model import Decoder, linear_cross_entropy, linear_logprobs_entropy
 from danlu.model.attention import SHARED, Mask, attend, attend_reference, cached_mask, causal_mask
+from danlu.model.frozen import FrozenLinear, quantize_blocks
 from danlu.model.losses import cross_entropy_reference, logprobs_reference
 from danlu.model.moe import expert_ffn
 
@@ -170,3 +171,19 @@ def test_log_probabilities_equal_their_reference() -> None:
         found.append([chosen, entropy, *torch.autograd.grad(chosen.sum() + entropy.sum(), (x, w))])
     for expected, ours in zip(*found, strict=True):
         assert apart(ours, expected) < 1e-5
+
+
+def test_four_bits_are_packed_and_read_as_on_the_cpu() -> None:
+    weight = torch.randn(77, 45, generator=torch.Generator().manual_seed(0))  # no whole number of blocks
+    (codes, scale), (ours, ours_scale) = quantize_blocks(weight), quantize_blocks(weight.cuda())
+    assert torch.equal(ours.cpu(), codes)
+    assert torch.equal(ours_scale.cpu(), scale)
+    linear = torch.nn.Linear(45, 77, bias=False)
+    linear.weight.data = weight
+    found = []
+    for layer in (FrozenLinear(linear), FrozenLinear(linear).cuda()):
+        x = torch.linspace(-1, 1, 90, device=layer.scale.device).view(2, 45).requires_grad_()
+        out = layer(x)
+        found.append([layer.dense(torch.float32), out, *torch.autograd.grad(out.square().sum(), x)])
+    for expected, mine in zip(*found, strict=True):
+        assert apart(mine, expected) < 1e-6

@@ -14,12 +14,15 @@ import torch
 from danlu.align import losses
 from danlu.align.ppo import ActorCritic, PPOSettings
 from danlu.align.rollout import Prompt, Rollouts, Sampled
+from danlu.hub.adapter import with_adapter, write_adapter
+from danlu.hub.lora import parts_of
 from danlu.infer.generate import Generator
 from danlu.model import Decoder
 from danlu.records import Message
 from danlu.tokens import chat
 from danlu.tokens.loader import Batch
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.adapters import AdapterSettings, attach
 from danlu.train.compiled import compile_blocks
 from danlu.train.language import next_token_loss, split_rows
 from danlu.train.loop import run_loop, train_step
@@ -64,6 +67,63 @@ def test_a_step_is_the_cpus(pair: tuple[Decoder, Decoder], optimizer: str) -> No
     moved = torch.cat([(b - a).flatten() for a, b in zip(before, theirs, strict=True)])
     differing = torch.cat([(b - a).flatten() for a, b in zip(theirs, mine, strict=True)])
     assert differing.norm() < 0.05 * moved.norm()  # of a step: AdamW's first one is a sign, which rounding may turn
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("lora", 32), ("lora", 16), ("lora", 8), ("lora", 4), ("dora", 32), ("dora", 16), ("dora", 4)]
+)
+def test_an_adapters_steps_are_the_cpus(
+    tmp_path: Path, make: MakeModel, shape: str, kind: str, bits: int, tokenizer: Tokenizer
+) -> None:
+    pytest.importorskip("peft")
+    options, found = settings(), []
+    adapter = AdapterSettings(kind=kind, rank=4, base_bits=bits)
+    start = attach(make(shape), adapter, seed=3)
+    for model in (copy.deepcopy(start), copy.deepcopy(start).cuda()):
+        rule = build_optimizer(model, options)
+        steps = [train_step(model, make_task(), rule, options, index, 1e-2) for index in range(2)]
+        found.append((steps, {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}))
+    (expected, theirs), (ours, mine) = found
+    assert [step.loss for step in ours] == pytest.approx([step.loss for step in expected], rel=1e-4)
+    moved, differing = (
+        torch.cat([(t[name] - other[name]).flatten() for name in theirs]).norm()
+        for t, other in ((theirs, {n: p.cpu() for n, p in start.named_parameters()}), (theirs, mine))
+    )
+    assert differing < 0.05 * moved
+    write_adapter(model, tmp_path / "adapter", tmp_path, {})
+    again = with_adapter(make(shape), tmp_path / "adapter").cuda()
+    for (name, written), part in zip(parts_of(again).items(), parts_of(model).values(), strict=True):
+        for one, other in zip(written, part, strict=True):
+            assert one is other is None or torch.equal(one, other), name
+
+
+def test_an_adapter_in_bf16_is_near_and_a_critic_gets_one_on_the_gpu(make: MakeModel, shape: str) -> None:
+    """The trunk is packed on the GPU here, and the adapter's own weights stay fp32."""
+    pytest.importorskip("peft")
+    tokens = torch.randint(331, (3, 96), generator=torch.Generator().manual_seed(1))
+    adapter, states = AdapterSettings(kind="lora", rank=4, base_bits=4), []
+    for where, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        model = attach(make(shape, head="scalar").to(where).compute_in(dtype), adapter, seed=0)
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+        assert {p.device.type for p in model.parameters()} == {where}
+        states.append(model.hidden(tokens.to(where)).states)
+        model.values(states[-1]).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    away = (states[1].cpu().float() - states[0]).norm(dim=-1) / states[0].norm(dim=-1)
+    assert away.median() < 3e-2
+
+
+def test_blocks_with_lora_in_four_bits_compile_to_the_same_step(make: MakeModel) -> None:
+    pytest.importorskip("peft")
+    adapter, taken = AdapterSettings(kind="lora", rank=4, base_bits=4), []
+    for compile_ in ("no", "yes"):
+        options = settings(compile=compile_, dtype="bfloat16")
+        model = attach(make("llama").cuda().compute_in(torch.bfloat16), adapter, seed=0)
+        compile_blocks(model, options, "cuda")
+        rule = build_optimizer(model, options)
+        taken.append([train_step(model, make_task(micro=0), rule, options, index, 1e-2).loss for index in range(3)])
+    assert taken[1] == pytest.approx(taken[0], rel=1e-2)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
