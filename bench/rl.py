@@ -6,6 +6,7 @@ Out: ``results/rl-SIDE-*.json`` and the table; with ``--record FILE``, TRL's DPO
 Left out: quality. What each side runs is in ``rl_ours``, ``rl_ppo``, ``rl_grpo`` and ``rl_dpo``.
 
     python bench/rl.py ppo|grpo|dpo [--rounds 2] [--rows 32] [--epochs N ..] [--steps 2] [--dtype auto] [--bf16]
+        [--shape 14M]
 
 PPO wants trl 1.12.0, the last that has it; the others the newest. Ours and theirs run in turn in one process, the first
 round thrown away. An iteration of PPO or GRPO is all of it: sampling answers of 64 tokens to prompts of 64, what is
@@ -36,9 +37,9 @@ import trl
 from torch.utils.flop_counter import FlopCounterMode
 
 from danlu import device, hub
-from danlu.model import ModelConfig, parameters
+from danlu.train.compiled import WORTHWHILE, compile_blocks
 from rl_ours import Ours, grpo, ppo
-from rl_setup import LARGE, NEW, decoder, draw, store, tokenizer_of
+from rl_setup import NEW, SHAPES, decoder, draw, store, tokenizer_of
 from table import row, save
 
 PROMPT, GROUP = 64, 4
@@ -47,21 +48,23 @@ PLAIN = "without gradient checkpointing"
 
 
 def in_turn(rounds: int, make: Callable[[], Mapping[str, Run]]) -> dict[str, list[dict[str, float]]]:
-    """What every run tells, by name; they are made anew for every round.
+    """What every run tells, by name; they are made anew for every round, on a GPU once: it has room for all of them.
 
     The first round is thrown away but for what it counts on a CPU: operations of matrix products. They tell how much of
     a ratio can come from doing less, and how much from doing it faster.
     """
     seen: dict[str, list[dict[str, float]]] = {}
     counted: dict[str, float] = {}
+    on_gpu = torch.cuda.is_available()
+    runs: dict[str, Run] = {}
     for turn in range(rounds + 1):
-        runs = dict(make())
+        runs = runs or dict(make())
         for name in list(runs):
-            count = not turn and not torch.cuda.is_available()
+            count = not turn and not on_gpu
             with FlopCounterMode(display=False) if count else contextlib.nullcontext() as counter:
-                told = runs.pop(name)()
+                told = (runs[name] if on_gpu else runs.pop(name))()
             gc.collect()
-            print(turn, name, {key: round(value, 2) for key, value in told.items()}, flush=True)
+            print(turn, name, {key: round(value, 3) for key, value in told.items()}, flush=True)
             if counter is not None:
                 counted[name] = counter.get_total_flops() / told.pop("iterations", 1.0)
             if turn:
@@ -86,10 +89,10 @@ def rows_of(
         name: {key: statistics.median(one[key] for one in told) for key in told[0]} for name, told in seen.items()
     }
     mine, found = middle.pop("ours"), []
-    speed = device.matmul_flops(torch.float32, place.kind)
+    speed, computed = device.matmul_flops(torch.float32, place.kind), str(place.compute_dtype).removeprefix("torch.")
     for name, other in middle.items():
         found.append(row(
-            f"{what}, {shape(place)}", [one["seconds"] for one in seen["ours"]], unit, f"{times:g} x TRL's speed",
+            f"{what}, {computed}", [one["seconds"] for one in seen["ours"]], unit, f"{times:g} x TRL's speed",
             other["seconds"] >= times * mine["seconds"], other["seconds"], f"TRL {trl.__version__}, {name}",
             "; ".join(notes(tokens, mine, other, speed)),
         ))  # fmt: skip
@@ -99,9 +102,9 @@ def rows_of(
 def notes(tokens: int, mine: dict[str, float], other: dict[str, float], speed: float) -> list[str]:
     """Tokens a second, where the seconds went, and how many operations there were to do at how many a second."""
     found = [f"{tokens / mine['seconds']:,.0f} against {tokens / other['seconds']:,.0f} tokens/s"]
-    parts = [f"{key} {mine[key]:.2f}" for key in ("sampling", "scoring", "update") if key in mine]
+    parts = [f"{key} {mine[key]:.3g}" for key in ("sampling", "scoring", "update") if key in mine]
     found += [f"our seconds: {', '.join(parts)}"] if parts else []
-    found += [f"TRL's sampling {other['sampling']:.2f}"] if "sampling" in other else []
+    found += [f"TRL's sampling {other['sampling']:.3g}"] if "sampling" in other else []
     if "flops" in mine:
         found.append(
             f"matrix products of {mine['flops'] / 1e12:.3g} against {other['flops'] / 1e12:.3g} TFLOP; this machine "
@@ -116,37 +119,42 @@ def our_iteration(ours: Ours) -> dict[str, float]:
     return {"seconds": ours.run()} | {key: value - before[key] for key, value in ours.seconds.items()}
 
 
-def speeds_ppo(rounds: int, n: int, epochs: int, place: device.Device, scratch: Path) -> list[dict[str, Any]]:
+def speeds_ppo(
+    size: str, rounds: int, n: int, epochs: int, place: device.Device, scratch: Path
+) -> list[dict[str, Any]]:  # fmt: skip
     """Seconds an iteration of PPO, with a reward model and a critic of the policy's size."""
     if find_spec("trl.experimental.ppo") is None:
         raise SystemExit(f"TRL {trl.__version__} has no PPO; install trl 1.12.0, the last that has it")
     from rl_ppo import theirs
 
-    tokenizer, half = tokenizer_of(LARGE["vocab_size"]), place.compute_dtype == torch.bfloat16
-    policy = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer)
-    reward = store(decoder(LARGE, 0.02, "scalar"), scratch / "reward", tokenizer)
+    config, half = SHAPES[size], place.compute_dtype == torch.bfloat16
+    tokenizer = tokenizer_of(config["vocab_size"])
+    policy = store(decoder(config, 0.02), scratch / "policy", tokenizer)
+    reward = store(decoder(config, 0.02, "scalar"), scratch / "reward", tokenizer)
+    ways = {"as it comes": (half, False)} | ({"weights in bfloat16": (half, True)} if half else {})
     prompts = draw(n, tokenizer, PROMPT)
 
     def make() -> dict[str, Run]:
         return {
             "ours": partial(our_iteration, ppo(policy, reward, tokenizer, prompts, epochs, place)),
-            "as it comes": theirs(policy, reward, scratch, prompts, epochs, half),
-        }
+        } | {name: theirs(policy, reward, scratch, prompts, epochs, *options) for name, options in ways.items()}
 
     seen = in_turn(rounds, make)
     return rows_of(
-        f"PPO, {n} answers of {PROMPT} + {NEW}, epochs: {epochs}", "s/iteration", 5.0, n * (PROMPT + NEW), seen, place,
+        f"PPO, {n} answers of {PROMPT} + {NEW}, epochs: {epochs}, {size}", "s/iteration", 5.0, n * (PROMPT + NEW),
+        seen, place,
     )  # fmt: skip
 
 
 def speeds_grpo(
-    rounds: int, n: int, epochs: int, bf16: bool, place: device.Device, scratch: Path
+    size: str, rounds: int, n: int, epochs: int, bf16: bool, place: device.Device, scratch: Path
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Seconds an iteration of GRPO, with a reward that costs nothing."""
     from rl_grpo import theirs
 
-    tokenizer = tokenizer_of(LARGE["vocab_size"])
-    policy = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer)
+    config = SHAPES[size]
+    tokenizer = tokenizer_of(config["vocab_size"])
+    policy = store(decoder(config, 0.02), scratch / "policy", tokenizer)
     prompts = draw(n // GROUP, tokenizer, PROMPT)
 
     def make() -> dict[str, Run]:
@@ -155,25 +163,27 @@ def speeds_grpo(
             for name, options in ways(place, bf16).items()
         }
 
-    what = f"GRPO, {n // GROUP} groups of {GROUP} answers of {PROMPT} + {NEW}, epochs: {epochs}"
+    what = f"GRPO, {n // GROUP} groups of {GROUP} answers of {PROMPT} + {NEW}, epochs: {epochs}, {size}"
     return rows_of(what, "s/iteration", 2.5, n * (PROMPT + NEW), in_turn(rounds, make), place)
 
 
 def speeds_dpo(
-    rounds: int, n: int, steps: int, bf16: bool, place: device.Device, scratch: Path
+    size: str, rounds: int, n: int, steps: int, bf16: bool, place: device.Device, scratch: Path
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Seconds a step of DPO."""
     from rl_dpo import draw, loop_settings, ours, theirs
 
-    pairs = draw(n * steps, LARGE["vocab_size"], PROMPT, NEW, varied=False)
+    config = SHAPES[size]
+    pairs = draw(n * steps, config["vocab_size"], PROMPT, NEW, varied=False)
     settings, micro = loop_settings(steps, n, 1e-5), 8 if place.kind == "cpu" else 0
-    folder = store(decoder(LARGE, 0.02), scratch / "policy", tokenizer_of(LARGE["vocab_size"]))
+    folder = store(decoder(config, 0.02), scratch / "policy", tokenizer_of(config["vocab_size"]))
 
     def seconds(run: Callable[[], tuple[list[float], float]]) -> dict[str, float]:
         return {"seconds": run()[1] / steps, "iterations": float(steps)}
 
     def make() -> dict[str, Run]:
         policy = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
+        compile_blocks(policy, settings.model_copy(update={"steps": WORTHWHILE}), place.kind)  # as a whole run would be
         mine = partial(ours, policy, pairs, settings, "dpo", micro)
         runs = {"ours": mine} | {
             name: theirs(folder, scratch, pairs, settings, "dpo", *options)
@@ -181,7 +191,7 @@ def speeds_dpo(
         }
         return {name: partial(seconds, run) for name, run in runs.items()}
 
-    what = f"DPO, {n} pairs of {PROMPT} + {NEW}"
+    what = f"DPO, {n} pairs of {PROMPT} + {NEW}, {size}"
     return rows_of(what, "s/step", 2.5, 2 * n * (PROMPT + NEW), in_turn(rounds, make), place)
 
 
@@ -195,12 +205,6 @@ def ways(place: device.Device, bf16: bool) -> dict[str, tuple[bool, bool]]:
     if not half:
         found["float32"] = (False, True)
     return found | {PLAIN if half else f"float32, {PLAIN}": (half, False)}
-
-
-def shape(place: device.Device) -> str:
-    """The model's size and what is computed in."""
-    size, computed = parameters(ModelConfig(**LARGE)).total / 1e6, str(place.compute_dtype).removeprefix("torch.")
-    return f"{size:.0f}M, {computed}"
 
 
 def curves(scratch: Path, record: Path | None) -> list[dict[str, Any]]:
@@ -218,6 +222,19 @@ def curves(scratch: Path, record: Path | None) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def speeds(asked: argparse.Namespace, size: str, place: device.Device, scratch: Path) -> list[dict[str, Any]]:
+    """Rows of one shape."""
+    rounds, n, epochs = asked.rounds, asked.rows, asked.epochs or ((4,) if asked.side == "ppo" else (1,))
+    match asked.side:
+        case "dpo":
+            return speeds_dpo(size, rounds, n, asked.steps, asked.bf16, place, scratch)
+        case "grpo":
+            each = [speeds_grpo(size, rounds, n, times, asked.bf16, place, scratch) for times in epochs]
+        case _:
+            each = [speeds_ppo(size, rounds, n, times, place, scratch) for times in epochs]
+    return [row for rows in each for row in rows]
+
+
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -226,6 +243,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="answers of an iteration, pairs of a step")
     parser.add_argument("--epochs", type=int, nargs="+", help="of an update: 4 for ppo, 1 for grpo")
     parser.add_argument("--steps", type=int, default=2, help="of dpo")
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["14M"], help="of the models")
     parser.add_argument("--dtype", default="auto", help="of our matrix products")
     parser.add_argument("--bf16", action="store_true", help="TRL with bf16 too where the CPU has none: slow")
     parser.add_argument("--record", type=Path, help="write TRL's DPO losses into this file")
@@ -233,16 +251,10 @@ def main() -> None:
     place = device.choose(dtype=asked.dtype)
     with tempfile.TemporaryDirectory() as folder:
         scratch, rows = Path(folder), []
-        match asked.side:
-            case "dpo":
-                rows = curves(scratch, asked.record)
-                rows += speeds_dpo(asked.rounds, asked.rows, asked.steps, asked.bf16, place, scratch)
-            case "grpo":
-                for epochs in asked.epochs or (1,):
-                    rows += speeds_grpo(asked.rounds, asked.rows, epochs, asked.bf16, place, scratch)
-            case _:
-                for epochs in asked.epochs or (4,):
-                    rows += speeds_ppo(asked.rounds, asked.rows, epochs, place, scratch)
+        if asked.side == "dpo":
+            rows = curves(scratch, asked.record)
+        for size in asked.shape:
+            rows += speeds(asked, size, place, scratch)
         print(save(f"rl-{asked.side}", rows))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -18,12 +19,17 @@ from rl_setup import BETA, LR, NEW, Clock, common_options, watched
 
 
 def theirs(
-    policy: Path, reward: Path, scratch: Path, prompts: list[list[int]], epochs: int, half: bool
+    policy: Path, reward: Path, scratch: Path, prompts: list[list[int]], epochs: int, half: bool, narrow: bool
 ) -> Callable[[], dict[str, float]]:
-    """One update, made ready: sampling, scoring, all epochs; it gives seconds of the whole and of sampling."""
-    learnt, frozen = (transformers.AutoModelForCausalLM.from_pretrained(policy) for _ in range(2))
+    """One update, made ready: sampling, scoring, all epochs; it gives seconds of the whole and of sampling.
+
+    ``half`` is its flag for bf16; ``narrow`` loads weights in bf16, as its example does if told to.
+    """
+    dtype = torch.bfloat16 if narrow else torch.float32
+    learnt, frozen = (transformers.AutoModelForCausalLM.from_pretrained(policy, dtype=dtype) for _ in range(2))
     judge, critic = (
-        transformers.AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1) for _ in range(2)
+        transformers.AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1, dtype=dtype)
+        for _ in range(2)
     )
     args = PPOConfig(
         per_device_train_batch_size=len(prompts), num_mini_batches=1, num_ppo_epochs=epochs, response_length=NEW,

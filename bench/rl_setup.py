@@ -32,6 +32,14 @@ LARGE: dict[str, Any] = {
     "head_dim": 64, "d_ff": 1024,
 }  # fmt: skip
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "14M": LARGE,
+    "110M": {
+        "vocab_size": 32768, "n_layers": 12, "d_model": 768, "max_seq_len": 256, "n_heads": 12, "n_kv_heads": 12,
+        "head_dim": 64, "d_ff": 2048,
+    },
+}  # fmt: skip
+
 BETA, NEW, LR = 0.05, 64, 1e-6  # of practice: price of a nat, tokens of an answer, learning rate
 
 
@@ -83,12 +91,12 @@ def common_options(scratch: Path, half: bool, saving: bool) -> dict[str, Any]:
 
 
 class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-    """Seconds of training alone: TRL's trainer takes its time before and after, and a short run would be all that."""
+    """Seconds of the last training alone: TRL's trainer takes its time before and after, which rules a short run."""
 
     seconds = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.seconds -= now()
+        self.seconds = -now()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.seconds += now()
@@ -102,7 +110,7 @@ def now() -> float:
 
 
 def watched(model: Any) -> Callable[[], float]:
-    """Time a model's ``generate``, and see that its answers have all their tokens; gives the seconds so far."""
+    """Time a model's ``generate``, and see that its answers have all their tokens; gives seconds since last asked."""
     seconds, plain = 0.0, model.generate
 
     def generate(*args: Any, **options: Any) -> Any:
@@ -115,5 +123,10 @@ def watched(model: Any) -> Callable[[], float]:
         assert sequences.shape[1] == given + NEW, "answers are shorter than ours"
         return found
 
+    def since() -> float:
+        nonlocal seconds
+        found, seconds = seconds, 0.0
+        return found
+
     model.generate = generate
-    return lambda: seconds
+    return since

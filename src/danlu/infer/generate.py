@@ -22,6 +22,7 @@ from danlu.errors import UserError
 from danlu.infer import read
 from danlu.infer.answer import Completion, Request, Token
 from danlu.infer.batching import answer_all
+from danlu.infer.blocks import SIZE
 from danlu.infer.engine import Drafter, Engine, follow
 from danlu.infer.foresight import ForesightDrafter
 from danlu.infer.forward import Forward
@@ -30,7 +31,7 @@ from danlu.infer.kernels import NONE, Kernels, StepForward
 from danlu.infer.prepare import native_head, prepare
 from danlu.infer.sampler import Sampling
 from danlu.infer.speculate import DraftModel
-from danlu.infer.storage import Pages, Slots, Storage
+from danlu.infer.storage import Pages, Slots, Storage, blocks_for
 from danlu.model import Decoder, ModelConfig
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
@@ -84,6 +85,7 @@ class Generator:
         fits = self.dtype == torch.float32 and model.embed.weight.device.type == "cpu"
         self._kernels = kernels if kernels is not None and fits else NONE
         self.model, self._copies = prepare(model, self.dtype, self._kernels)
+        self._again: tuple[int, Forward, Pages] | None = None  # blocks that were asked for, and what came of it
         self._take_head()
 
     def refresh(self) -> None:
@@ -124,7 +126,7 @@ class Generator:
         # The neediest first: whatever memory they take, all that follow fit into it; alike together, less padding.
         order = sorted(range(len(prompts)), key=lambda i: (-needs[i], -len(prompts[i])))
         rows = min(batch_size or _MAX_ROWS, len(prompts))
-        engine = self.engine(rows, budget=_WHOLE_BUDGET, expected=max(needs))
+        engine = Engine(self, *self._batch_runs(rows, max(needs)), rows=rows, budget=_WHOLE_BUDGET)
         requests = [Request(tuple(prompts[i]), samplings[i], seeds[i], streamed=False) for i in order]
         found = dict(zip(order, answer_all(engine, requests, told), strict=True))
         return [found[i] for i in range(len(prompts))]
@@ -220,6 +222,23 @@ class Generator:
         slots = Slots(self.model, self.dtype, cache_bytes, pool_bytes, (first, expected), foresight)
         return self._forward(), slots
 
+    def _batch_runs(self, rows: int, expected: int) -> tuple[Forward, Storage]:
+        """``_runs`` of ``generate``: on a GPU those of the last time, with all graphs that were recorded then.
+
+        As much of a GPU is taken as these answers can fill, but no more than a quarter of what is free.
+        """
+        where = self.output_weight.device
+        if where.type != "cuda":
+            return self._runs(rows, expected, _CACHE_BYTES)
+        blocks = rows * blocks_for(expected) + 1
+        if self._again is None or self._again[0] < blocks:
+            self._again = None  # its memory is free before more is asked for
+            wanted = blocks * SIZE * self.model.new_cache(1, 1, self.dtype).bytes_per_token()
+            limit = max(_CACHE_BYTES, torch.cuda.mem_get_info(where)[0] // 4)
+            pages = Pages(self.model, self.dtype, min(wanted, limit), kept=False)
+            self._again = blocks, GraphedForward(self.model, self.output_weight, pages, _MAX_ROWS), pages
+        return self._again[1:]
+
     def _forward(self) -> Forward:
         if self._head is not None and StepForward.fits(self.model, self._kernels):
             return StepForward(self.model, self.output_weight, self._head, self._kernels)
@@ -230,7 +249,12 @@ class Generator:
         ids = self.tokenizer.vocab_size
         self._head = native_head(self._source, ids, self._kernels)
         weight = self._source.output_weight.detach()[:ids]
-        self.output_weight = weight if self._head else weight.to(self.dtype)
+        if self._head is not None or weight.dtype == self.dtype:
+            self.output_weight = weight
+        elif self._again is None:
+            self.output_weight = weight.to(self.dtype)
+        else:
+            self.output_weight.copy_(weight)  # graphs read it where it lies
 
 
 def one_each(

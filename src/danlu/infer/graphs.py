@@ -21,7 +21,7 @@ from danlu.infer.forward import Decoded, Forward
 from danlu.infer.storage import Pages, Storage, blocks_for
 from danlu.model import Decoder
 
-_MOST_ROWS = 64  # more are busy enough to hide what launching costs
+_MOST_ROWS = 256  # more are busy enough to hide what launching costs
 _BLOCK_STEP = 8
 
 
@@ -111,5 +111,8 @@ def _rounded_blocks(blocks: int) -> int:
 
 
 def _rounded(rows: int) -> int:
-    """1, 2, 4, then steps of eight."""
-    return rows if rows < 3 else 4 if rows < 5 else -(-rows // 8) * 8
+    """1, 2, 4, then steps of eight, from 64 of 32."""
+    if rows < 5:
+        return rows if rows < 3 else 4
+    step = 8 if rows <= 64 else 32
+    return -(-rows // step) * step
