@@ -133,6 +133,7 @@ def test_practice_goes_the_cpus_way(
 @pytest.fixture
 def adapted_reward(sft_dir: Path, rankings: Path, make_stage: MakeStage) -> Path:
     """A reward model of three heads that is an adapter, trained on the GPU."""
+    pytest.importorskip("peft")
     stage = begin(
         make_stage, "reward", RewardSettings, REWARD | {"adapter": LORA}, {"sft": sft_dir, "rankings": rankings}
     )
@@ -182,6 +183,7 @@ def test_dpo_of_an_adapter_in_four_bits_with_dropout_learns(
     sft_dir: Path, rankings: Path, make_stage: MakeStage
 ) -> None:
     """Which inputs are dropped no CPU can tell; bf16, as a GPU is used."""
+    pytest.importorskip("peft")
     said = LOOP | {"adapter": LORA | {"base_bits": 4, "dropout": 0.1}, "lr": 2e-2, "steps": 12, "dtype": "bfloat16"}
     figures = dpo(begin(make_stage, "dpo", DPOSettings, said, {"sft": sft_dir, "rankings": rankings}))
     assert figures["val_accuracy"] > 0.9
@@ -208,7 +210,7 @@ def test_reward_models_go_the_cpus_way(
 
 def test_the_best_of_many_is_the_cpus(sft_dir: Path, reward_dir: Path, make_stage: MakeStage, tmp_path: Path) -> None:
     said = {
-        "judge": "prose", "most_prompts": 8, "n": 4, "max_new_tokens": 8, "batch_size": 4, "lr": 1e-3, "steps": 2,
+        "judge": "prose", "most_prompts": 40, "n": 4, "max_new_tokens": 8, "batch_size": 4, "lr": 1e-3, "steps": 2,
         "warmup": 0, "probe_prompts": 4, "probe_tokens": 64, "dtype": "float32", "seq_len": 64,
     }  # fmt: skip
     inputs = {"sft": sft_dir, "reward": reward_dir}

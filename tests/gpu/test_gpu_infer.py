@@ -63,6 +63,16 @@ def test_samples_in_bf16_depend_on_prompt_and_seed_alone(
     assert len({c.tokens for c in generator.generate([prompts[0]] * 6, warm, range(6))}) > 1
 
 
+def test_many_answers_in_bf16_are_drawn_by_recorded_steps(
+    make: Callable[..., Decoder], shape: str, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    generator = Generator(make(shape, tokenizer.vocab_size).cuda().compute_in(torch.bfloat16), tokenizer)
+    for _ in range(2):  # what was recorded is replayed
+        done = generator.generate(prompts * 10, Sampling(max_new_tokens=12), range(40))
+        assert all(-30 < logprob <= 0 for completion in done for logprob in completion.logprobs)
+        generator.refresh()
+
+
 def answered(engine: Engine, prompts: Sequence[Sequence[int]], salt: str = "") -> list[Completion]:
     return answer_all(engine, [Request(tuple(p), GREEDY, seed, salt) for seed, p in enumerate(prompts)])
 
@@ -107,9 +117,10 @@ def test_what_is_left_behind_in_the_pool_spares_reading_and_changes_nothing(
 
 
 def test_a_pool_that_is_full_gives_its_oldest_blocks_away(
-    make: Callable[..., Decoder], tokenizer: Tokenizer, prompts: list[list[int]]
+    make: Callable[..., Decoder], shape: str, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
-    generator = Generator(make("llama", tokenizer.vocab_size).cuda(), tokenizer)
+    """And many answers at once, more than experts of fp32 can be gathered for."""
+    generator = Generator(make(shape, tokenizer.vocab_size).cuda(), tokenizer)
     many = [[*prompt, *tokenizer.encode(letter * 20)] for prompt in prompts for letter in "春夏秋冬山水花月"]
     plain = [c.tokens for c in generator.generate(many, GREEDY, range(32))]
     engine = generator.engine(4, budget=64, cache_bytes=1, pool_bytes=1)  # as little as there can be

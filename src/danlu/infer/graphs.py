@@ -72,9 +72,10 @@ class GraphedForward(Forward):
         self, storage: Storage, rows: Sequence[Sequence[int]], read: Sequence[int], needs: Sequence[int]
     ) -> Decoded:
         """States and logits behind every token of the first rows."""
-        if len(rows) > self._most or max(map(len, rows)) > 1:
+        count = _rounded(len(rows))
+        if len(rows) > self._most or count > _recordable(self._model) or max(map(len, rows)) > 1:
             return super().decode(storage, rows, read, needs)
-        count, blocks = _rounded(len(rows)), _rounded_blocks(blocks_for(max(read) + 1))
+        blocks = _rounded_blocks(blocks_for(max(read) + 1))
         graph = self._graphs.get((count, blocks)) or self._record(count, blocks)
         graph.show(self._pages, len(rows))
         idle = [0] * (count - len(rows))
@@ -102,6 +103,14 @@ class GraphedForward(Forward):
             decoded = step()
         self._graphs[count, blocks] = _Graph(graph, inputs, table, decoded)
         return self._graphs[count, blocks]
+
+
+def _recordable(model: Decoder) -> int:
+    """Rows of a step that waits for nothing: the loop over experts, which fp32 is left with, waits for each of them."""
+    config = model.config
+    if not config.n_experts or model.compute_dtype == torch.bfloat16:
+        return _MOST_ROWS
+    return config.n_experts // config.top_k  # so few are gathered (``model.moe``)
 
 
 def _rounded_blocks(blocks: int) -> int:
