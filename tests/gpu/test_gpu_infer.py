@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -81,6 +83,8 @@ def answered(engine: Engine, prompts: Sequence[Sequence[int]], salt: str = "") -
 def test_guesses_on_pages_change_nothing_but_the_steps(
     make: Callable[..., Decoder], shape: str, guesser: str, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
+    if guesser == "mtp" and shape == "gpt2":
+        pytest.skip("learned positions foresee nothing")
     generator = Generator(make(shape, tokenizer.vocab_size, n_mtp=int(guesser == "mtp")).cuda(), tokenizer)
     generator.stop_ids = ()
     plain = [c.tokens for c in generator.generate(prompts, GREEDY, range(4))]
@@ -104,10 +108,11 @@ def test_guesses_on_pages_change_nothing_but_the_steps(
 def test_what_is_left_behind_in_the_pool_spares_reading_and_changes_nothing(
     make: Callable[..., Decoder], shape: str, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
-    generator = Generator(make(shape, tokenizer.vocab_size, n_mtp=1).cuda(), tokenizer)
+    foresees = shape != "gpt2"
+    generator = Generator(make(shape, tokenizer.vocab_size, n_mtp=int(foresees)).cuda(), tokenizer)
     long = [prompt * 4 for prompt in prompts]
     plain = [c.tokens for c in generator.generate(long, GREEDY, range(4))]
-    for foresight in (False, True):
+    for foresight in {False, foresees}:
         engine = generator.engine(2, budget=16, pool_bytes=1 << 20, foresight=foresight)
         first, again = answered(engine, long), answered(engine, long)
         assert [c.tokens for c in first] == [c.tokens for c in again] == plain
@@ -196,3 +201,28 @@ def stir(model: Decoder, changes: Sequence[torch.Tensor], times: float) -> None:
     with torch.no_grad():
         for parameter, change in zip((p for p in model.parameters() if p.requires_grad), changes, strict=True):
             parameter.add_(change.to(parameter.device), alpha=times)
+
+
+def test_steps_are_recorded_while_another_thread_works(
+    make: Callable[..., Decoder], tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    """As where a server loads the next model: memory is asked for, tensors are copied and waited for."""
+    model, done = make("llama", tokenizer.vocab_size).cuda(), threading.Event()
+    expected = [c.tokens for c in Generator(model, tokenizer).generate(prompts, GREEDY, range(4))]
+
+    def works() -> int:
+        kept: list[torch.Tensor] = []
+        while not done.is_set():
+            kept = [*kept[-20:], torch.ones((len(kept) + 1) << 20).cuda()]
+            assert kept[-1].sum().item() == kept[-1].numel()
+        return len(kept)
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(works)
+        try:
+            for _ in range(3):
+                generator = Generator(model, tokenizer)
+                assert [c.tokens for c in generator.generate(prompts, GREEDY, range(4))] == expected
+        finally:
+            done.set()
+        assert beside.result() > 0
