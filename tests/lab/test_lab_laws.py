@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from danlu.errors import UserError
 from danlu.lab import laws
 from danlu.lab.best_of_n import curve, weights
 from danlu.lab.goodhart import panels
 from danlu.lab.laws import Law
-from danlu.errors import UserError
 from danlu.lab.methods import caption, join, summary, table
 
 

@@ -4,8 +4,8 @@ In:  pages, one new token per row.
 Out: states and logits of the next tokens.
 Left out: prompts and guesses, whose shapes change with every step (``forward``); CPUs, which have no launches to save.
 
-A graph is recorded for every number of rows and of blocks per row that comes up often, rounded up so that there are few;
-rows that are missing write into a block that nobody reads. All graphs share one memory pool, which is safe because none
+A graph is recorded for every number of rows and of blocks per row that comes up often, rounded up so that there are
+few; missing rows write into a block that nobody reads. All graphs share one memory pool, which is safe because none
 is replayed before the logits of the last have been drawn from. To record costs as much as a few steps that are launched
 one kernel at a time: a batch of short answers that end one after the other meets a dozen sizes, each for a step or two.
 """
