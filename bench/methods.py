@@ -5,7 +5,7 @@ Out: arms in every run's ``lab/methods/``; ``results.json`` and ``table.md`` of 
 several in ``--out``, and of several ``results/methods-*.json`` and the table.
 Left out: what is done (``danlu.lab``); peers; nobody else compares methods at equal distance.
 
-    python bench/methods.py [--answers N] [--looks N] [--kl NATS] [SEED ...] [section.key=value ...]
+    python bench/methods.py [--answers N] [--looks N] [--prompts N] [--kl NATS] [SEED ...] [section.key=value ...]
 
 Whoever is stopped goes on where it was. Seeds can be made by processes of their own and joined afterwards:
 
@@ -60,13 +60,16 @@ def main() -> None:
         "--answers", type=int, default=0, help="sampled by each method; as many as the recipe's ppo if 0"
     )
     parser.add_argument("--looks", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=300, help="held out, per look")
     parser.add_argument("--kl", type=float, action="append", help="nats at which gold is read; as often as wanted")
     parser.add_argument("--out", type=Path, default=Path("runs") / "methods")
     parser.add_argument("--join", action="store_true", help="make nothing; join what processes of their own made")
     words = parser.parse_args()
     seeds = list(dict.fromkeys(word for word in words.words if "=" not in word)) or ["0", "1", "2"]
     said = [*SAID, *(word for word in words.words if "=" in word)]
-    question = Question(answers=words.answers, looks=words.looks, kls=words.kl or KLS, said=said)
+    question = Question(
+        answers=words.answers, looks=words.looks, prompts=words.prompts, kls=words.kl or KLS, said=said
+    )  # fmt: skip
     try:
         if not words.join:
             for seed in seeds:
