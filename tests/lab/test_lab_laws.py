@@ -10,7 +10,7 @@ import torch
 from danlu.errors import UserError
 from danlu.lab import laws
 from danlu.lab.best_of_n import curve, weights
-from danlu.lab.goodhart import panels
+from danlu.lab.goodhart import alarms, panels
 from danlu.lab.laws import Law
 from danlu.lab.methods import caption, join, summary, table
 
@@ -63,6 +63,10 @@ def test_what_a_stop_keeps_of_the_peak():
     shares = [laws.kept(before), laws.kept(RISES_AND_FALLS), laws.kept(RISES_AND_FALLS, kl_budget=2.0)]
     assert [laws.recovered(RISES_AND_FALLS, one) for one in shares] == pytest.approx([1.0, 1 / 6, 2 / 3])
     assert laws.stopped_by_alarm(RISES_AND_FALLS[:3]) == RISES_AND_FALLS[:3]
+    assert laws.alarm(RISES_AND_FALLS) == {
+        "place": 3, "iteration": 6, "kl": 9.0, "fallen": pytest.approx(0.5), "lost": 0.0
+    }  # fmt: skip
+    assert laws.alarm(RISES_AND_FALLS[:3]) is None
     noise = [look(0, 0.0, 1.0), look(2, 1.0, 1.028), look(4, 2.0, 0.5)]
     assert laws.recovered(noise, noise[2]) is None, "two errors of 0.01 are 0.0283 apart"
 
@@ -138,6 +142,8 @@ def test_a_panel_counts_gold_in_deviations_of_the_first_answers():
         "method": "ppo",
         "rankings": 2000,
         "looks": [{**one, "sqrt_kl": one["kl"] ** 0.5} for one in RISES_AND_FALLS],
+        "alarm": laws.alarm(RISES_AND_FALLS),
     }
     drawn = panels({"sft": {"judge_error": 0.02}, "prompts": 100, "arms": [arm]})
     assert drawn["ppo"]["2,000 rankings"][2] == pytest.approx((2.0, 1.0, 0.6 / 0.2))
+    assert alarms({"arms": [arm, {**arm, "rankings": 9, "alarm": None}]}) == {"ppo": {"2,000 rankings": 3}}
