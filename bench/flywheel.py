@@ -57,7 +57,7 @@ LITTLE = {
     "run": {"aligned": "grpo"},
     "rankings": {"prompts": 300, "endings": 2400},
     "reward": {"audit_share": 0.2, "near_misses": 220},
-    "grpo": {"iterations": 12, "batch_size": 192, "probe_every": 6, "kl_budget": 9.0},
+    "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
     "eval": {"prompts": 300},
 }
 # A crowd that votes as often as it is asked can afford to look for small gains.

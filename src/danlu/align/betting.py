@@ -95,7 +95,8 @@ def score_of(judgement: Preference, candidate: str) -> float:
     however many of each are ranked.
     """
     ranks = judgement.ranks or (0,) * len(judgement.answers)
-    own, others = [], []
+    own: list[int] = []
+    others: list[int] = []
     for answer, rank in zip(judgement.answers, ranks, strict=True):
         (own if answer.model == candidate else others).append(rank)
     halves = sum(1 + (other > rank) - (other < rank) for rank in own for other in others)
