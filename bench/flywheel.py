@@ -58,7 +58,7 @@ LITTLE = {
     "rankings": {"prompts": 300, "endings": 2400},
     "reward": {"audit_share": 0.2, "near_misses": 220},
     "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
-    "eval": {"prompts": 300},
+    "eval": {"prompts": 1000},  # what the gate asks both; the audit is a small model that saw few votes
 }
 # A crowd that votes as often as it is asked can afford to look for small gains.
 WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200}
