@@ -6,10 +6,10 @@ Left out: peers; no other project closes this loop.
 
     python bench/flywheel.py [--rounds 3] [--votes 400] [--seed 0] [--port 8421]
 
-The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste: it ranks four answers while
-votes are collected, and compares two while a candidate is tried. After the last round two bad candidates have to be
-refused, much noise by the gate and a little, let past it, by the crowd, and a rollback has to bring back the former
-champion, on disk and in what the server answers.
+The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste. It ranks four answers: the
+champion's while votes are collected, two of either while a candidate is tried. After the last round two bad candidates
+have to be refused, much noise by the gate and a little, let past it, by the crowd, and a rollback has to bring back the
+former champion, on disk and in what the server answers.
 """
 
 from __future__ import annotations
@@ -48,14 +48,17 @@ from table import row, save
 
 POEMS = judge("poems")
 TOKENS, EXAM = 40, 1200
+ANSWERS = 4  # side by side
 TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
 # Fewer rankings than the recipe's, so that there is something left to learn from people; an audit besides. GRPO, which
-# has no critic that would begin anew in every round; a few iterations, since a round goes on from the champion.
+# has no critic that would begin anew in every round; more answers, since what a round gains decides how many votes it
+# costs; as far from the SFT model as the gate allows, since rounds add up.
 LITTLE = {
     "run": {"aligned": "grpo"},
     "rankings": {"prompts": 300, "endings": 2400},
     "reward": {"audit_share": 0.2, "near_misses": 220},
-    "grpo": {"iterations": 10, "batch_size": 128, "probe_every": 5},
+    "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
+    "eval": {"prompts": 1000},  # what the gate asks both; the audit is a small model that saw few votes
 }
 # A crowd that votes as often as it is asked can afford to look for small gains.
 WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200}
@@ -117,10 +120,10 @@ def turn(wheel: Flywheel, crowd: Crowd, rounds: int) -> None:
         halt(wheel, rounds)
         waiting = wheel.go()
         if wheel.rounds.current().state == "canary":
-            crowd.vote(LOOK, "champion", **DRAWING)
+            crowd.vote(LOOK, "champion", ANSWERS, **DRAWING)
         elif len(ended(wheel)) < rounds:
-            crowd.vote(min(waiting.votes or LOOK, 10 * LOOK), "champion", answers=4, **DRAWING)
-            print(waiting.what, time.strftime("%H:%M:%S"), flush=True)
+            crowd.vote(min(waiting.votes or LOOK, 10 * LOOK), "champion", ANSWERS, **DRAWING)
+        print(waiting.what, time.strftime("%H:%M:%S"), flush=True)
 
 
 def ended(wheel: Flywheel) -> list[Round]:
@@ -165,7 +168,7 @@ def refused(wheel: Flywheel, crowd: Crowd, round_: Round) -> str:
     champion = wheel.registry.standing().champion
     wheel.go()
     while round_.result("verdict") is None:
-        crowd.vote(LOOK, "champion", **DRAWING)
+        crowd.vote(LOOK, "champion", ANSWERS, **DRAWING)
         wheel.go()
     print(json.dumps([round_.result("verdict"), round_.conditions()], ensure_ascii=False), flush=True)
     same = wheel.registry.standing().champion == champion

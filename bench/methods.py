@@ -1,10 +1,16 @@
 """Methods of alignment at equal cost on ``tang``: gold at the same distance from the SFT model, over the seeds.
 
 In:  the runs ``runs/bench-tang-SEED`` (``bench/tang.py``), finished up to their reward models.
-Out: ``results/methods-*.json`` and the table; arms in every run's ``lab/methods/``, ``results.json`` in ``--out``.
+Out: arms in every run's ``lab/methods/``; ``results.json`` and ``table.md`` of every seed in ``--out``/SEED, of
+several in ``--out``, and of several ``results/methods-*.json`` and the table.
 Left out: what is done (``danlu.lab``); peers; nobody else compares methods at equal distance.
 
-    python bench/methods.py [--answers N] [--looks N] [--kl NATS] [SEED ...] [section.key=value ...]
+    python bench/methods.py [--answers N] [--looks N] [--prompts N] [--kl NATS] [SEED ...] [section.key=value ...]
+
+Whoever is stopped goes on where it was. Seeds can be made by processes of their own and joined afterwards:
+
+    python bench/methods.py 0 & python bench/methods.py 1 & python bench/methods.py 2 & wait
+    python bench/methods.py --join 0 1 2
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ from typing import Any
 
 from danlu.console import Console
 from danlu.errors import UserError
-from danlu.lab.methods import KLS, Question, compare
+from danlu.files import read_json
+from danlu.lab.methods import KLS, Question, compare, join, write
 from table import row, save
 
 # No poems of people's are mixed in, since not every method could learn from them. The rate of dpo is that at which
@@ -53,18 +60,40 @@ def main() -> None:
         "--answers", type=int, default=0, help="sampled by each method; as many as the recipe's ppo if 0"
     )
     parser.add_argument("--looks", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=300, help="held out, per look")
     parser.add_argument("--kl", type=float, action="append", help="nats at which gold is read; as often as wanted")
     parser.add_argument("--out", type=Path, default=Path("runs") / "methods")
+    parser.add_argument("--join", action="store_true", help="make nothing; join what processes of their own made")
     words = parser.parse_args()
-    seeds = [word for word in words.words if "=" not in word] or ["0", "1", "2"]
+    seeds = list(dict.fromkeys(word for word in words.words if "=" not in word)) or ["0", "1", "2"]
     said = [*SAID, *(word for word in words.words if "=" in word)]
-    question = Question(answers=words.answers, looks=words.looks, kls=words.kl or KLS, said=said)
+    question = Question(
+        answers=words.answers, looks=words.looks, prompts=words.prompts, kls=words.kl or KLS, said=said
+    )  # fmt: skip
     try:
-        results = compare([Path("runs") / f"bench-tang-{seed}" for seed in seeds], question, words.out, Console())
+        if not words.join:
+            for seed in seeds:
+                compare([Path("runs") / f"bench-tang-{seed}"], question, words.out / seed, Console())
+        if len(seeds) == 1:  # has no spread to be published
+            print((words.out / seeds[0] / "table.md").read_text(encoding="utf-8"))
+            return
+        results = write(join([read_json(_made(words.out, seed)) for seed in seeds], question.kls), words.out)
     except UserError as error:
         print(f"bench/methods.py: {error}", file=sys.stderr)
         sys.exit(2)
     print(save("methods", rows(results)))
+
+
+def _made(out: Path, seed: str) -> Path:
+    """The results of one seed.
+
+    Raises:
+        UserError: there are none yet.
+    """
+    file = out / seed / "results.json"
+    if not file.is_file():
+        raise UserError(f"{file} is not there: python bench/methods.py {seed} makes it")
+    return file
 
 
 if __name__ == "__main__":

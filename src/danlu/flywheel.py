@@ -53,7 +53,8 @@ class FlywheelSettings(GateSettings):
     """Where practice sets out from in each round: the SFT model again, or the champion, which goes on from what it has
     learnt. Either is held to the SFT model by its KL. Stages of practice only (ppo, grpo, online_dpo)."""
     share: float = Field(0.5, gt=0, le=1)
-    """Of comparisons of the champion with itself, how many are with the candidate instead while there is one."""
+    """Of comparisons of the champion with itself, pairs or rankings, how many are with the candidate instead while
+    there is one, which then has half of the answers."""
     store: str = ""
     """Preference store, a file or a database's URL; the recipe's run.votes, or else the run's own, if empty."""
     red_lines: str = ""

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from danlu.align import gate
-from danlu.align.gate import GateSettings, Tally, compare, lower_bound, paired_gain, tally_of, votes_needed, within
+from danlu.align.betting import Tally, log_wealth, lower_bound, score_of
+from danlu.align.gate import GateSettings, compare, paired_gain, votes_needed, within
 from danlu.records import Answer, Message, Preference
 
 STAKES = [0.8 * 0.6**k for k in range(8)]
@@ -30,6 +31,15 @@ def duel(
     )  # fmt: skip
 
 
+def tally_of(wins=0, ties=0, losses=0) -> Tally:
+    """Of pairs."""
+    return Tally({score: count for score, count in ((1.0, wins), (0.5, ties), (0.0, losses)) if count})
+
+
+def said(duels) -> Tally:
+    return Tally.of(score_of(duel, "candidate") for duel in duels)
+
+
 def wealth(votes, rate) -> float:
     """Bet by bet, as the definition says."""
     purses = [1.0] * len(STAKES)
@@ -42,9 +52,9 @@ def test_wealth_is_what_one_wins_bet_by_bet_in_any_order():
     votes = [1.0] * 9 + [0.5] * 4 + [0.0] * 3
     for rate in (0.5, 0.4, 0.73):
         expected = wealth(np.random.default_rng(1).permutation(votes), rate)
-        assert math.exp(gate._log_wealth(Tally(9, 4, 3), rate)) == pytest.approx(expected)
-    assert math.exp(gate._log_wealth(Tally(1, 0, 0), 0.5)) == pytest.approx(1 + sum(STAKES) / 8)
-    assert gate._log_wealth(Tally(0, 50, 0), 0.5) == pytest.approx(0.0), "ties say nothing against one half"
+        assert math.exp(log_wealth(tally_of(9, 4, 3), rate)) == pytest.approx(expected)
+    assert math.exp(log_wealth(tally_of(1, 0, 0), 0.5)) == pytest.approx(1 + sum(STAKES) / 8)
+    assert log_wealth(tally_of(0, 50, 0), 0.5) == pytest.approx(0.0), "ties say nothing against one half"
 
 
 def test_looking_after_every_vote_promotes_no_more_equals_than_promised():
@@ -54,7 +64,7 @@ def test_looking_after_every_vote_promotes_no_more_equals_than_promised():
     logs = np.log1p(np.array(STAKES)[:, None, None] * (votes / 0.5 - 1)).cumsum(-1)
     paths = np.log(np.exp(logs).mean(0))
     assert paths[0, -1] == pytest.approx(
-        gate._log_wealth(Tally(*(float((votes[0] == worth).sum()) for worth in (1.0, 0.5, 0.0))), 0.5)
+        log_wealth(tally_of(*(float((votes[0] == worth).sum()) for worth in (1.0, 0.5, 0.0))), 0.5)
     )
     promoted = (paths.max(1) >= math.log(20)).mean()
     assert promoted <= 0.05
@@ -64,12 +74,12 @@ def test_looking_after_every_vote_promotes_no_more_equals_than_promised():
 
 
 def test_the_bound_is_where_the_claim_stops_being_refuted():
-    tally = Tally(30, 5, 10)
+    tally = tally_of(30, 5, 10)
     bound = lower_bound(tally, 0.05)
     assert 0.5 < bound < 32.5 / 45
-    assert gate._log_wealth(tally, bound - 1e-6) > math.log(20) > gate._log_wealth(tally, bound + 1e-6)
-    assert lower_bound(Tally(0, 0, 9), 0.05) == pytest.approx(0.0, abs=1e-9)
-    assert lower_bound(Tally(), 0.05) == pytest.approx(0.0, abs=1e-9)
+    assert log_wealth(tally, bound - 1e-6) > math.log(20) > log_wealth(tally, bound + 1e-6)
+    assert lower_bound(tally_of(0, 0, 9), 0.05) == pytest.approx(0.0, abs=1e-9)
+    assert lower_bound(Tally({}), 0.05) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_better_candidate_is_found_and_a_worse_one_is_given_up():
@@ -88,16 +98,16 @@ def test_a_better_candidate_is_found_and_a_worse_one_is_given_up():
 
 def test_the_votes_said_to_be_needed_are_those_that_decide():
     settings = GateSettings()
-    for tally in (Tally(12, 2, 7), Tally(5, 0, 7), Tally(10, 0, 10)):
+    for tally in (tally_of(12, 2, 7), tally_of(5, 0, 7), tally_of(10, 0, 10)):
         needed = votes_needed(tally, settings)
         n = tally.votes + 2
         shares = ((tally.wins + 1) / n, tally.ties / n, (tally.losses + 1) / n)
 
         def decided(more, tally=tally, shares=shares):
-            ahead = Tally(*(count + more * share for count, share in zip(
+            ahead = tally_of(*(count + more * share for count, share in zip(
                 (tally.wins, tally.ties, tally.losses), shares, strict=True)))  # fmt: skip
-            up = gate._log_wealth(ahead, 0.5) >= math.log(20)
-            return up or gate._log_wealth(ahead.reversed(), 0.4) >= math.log(5)
+            up = log_wealth(ahead, 0.5) >= math.log(20)
+            return up or log_wealth(ahead.reversed(), 0.4) >= math.log(5)
 
         assert decided(needed)
         assert not decided(needed - 1)
@@ -107,10 +117,10 @@ def test_only_blind_votes_on_these_two_count_and_nobody_counts_often():
     votes = [duel(LOSS, "flood") for _ in range(40)] + [duel(WIN, "a", swapped=True), duel((), "b"), duel(TIE, "c")]
     votes += [duel(WIN, "d", other="somebody else")]
     duels = gate.counted(gate.duels_of(votes, "champion", "candidate"), per_rater=5)
-    assert tally_of(duels, "candidate") == Tally(1, 2, 5)
+    assert said(duels) == tally_of(1, 2, 5)
     twice = [duel(WIN, "a", seed=-1), duel(LOSS, "a", seed=-1, swapped=True), duel(LOSS, "b", seed=-1)]
     duels = gate.duels_of(twice, "champion", "candidate")
-    assert tally_of(duels, "candidate") == Tally(1, 0, 1), "a second look of the same rater says nothing new"
+    assert said(duels) == tally_of(1, 0, 1), "a second look of the same rater says nothing new"
 
 
 def test_one_rater_alone_decides_nothing_and_comes_to_an_end():
@@ -119,7 +129,7 @@ def test_one_rater_alone_decides_nothing_and_comes_to_an_end():
     found = compare(votes[:3], "champion", "candidate", settings)
     assert not found.used_up
     found = compare(votes[:20], "champion", "candidate", settings)
-    assert (found.tally, found.hopeless, found.used_up) == (Tally(2, 0, 2), False, True)
+    assert (found.tally, found.hopeless, found.used_up) == (tally_of(2, 0, 2), False, True)
     assert found.votes_needed == 40, "those that do not count bring the end nearer"
     assert "other raters" in found.waits_for()
     assert not compare([*votes[:20], duel(WIN, "b")], "champion", "candidate", settings).used_up
@@ -140,7 +150,7 @@ def test_a_candidate_that_only_writes_more_wins_nothing_at_equal_length():
     long, short = "a long answer indeed", "short"
     votes = [duel(WIN, f"{i}", ours=long, theirs=short, swapped=i % 2 == 0) for i in range(70)]
     votes += [duel(LOSS, f"{i}", ours=short, theirs=long) for i in range(30)]
-    tally = tally_of(votes, "candidate")
+    tally = said(votes)
     assert tally.wins / tally.votes == 0.7
     assert gate.equal_length_rate(votes, "champion", "candidate") == pytest.approx(0.5, abs=0.05)
     plain = [duel(WIN, f"{i}") for i in range(70)] + [duel(LOSS, f"{i}") for i in range(30)]

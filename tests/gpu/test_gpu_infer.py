@@ -226,3 +226,26 @@ def test_steps_are_recorded_while_another_thread_works(
         finally:
             done.set()
         assert beside.result() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_steps_follow_the_weights(
+    make: Callable[..., Decoder], shape: str, dtype: torch.dtype, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    """Practice samples, learns and samples again from graphs that were recorded before it learnt."""
+    model = make(shape, tokenizer.vocab_size).cuda().compute_in(dtype)
+    generator = Generator(model, tokenizer)
+    generator.stop_ids = ()
+    before = generator.generate(prompts, GREEDY, range(4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.2)
+    generator.refresh()
+    fresh = Generator(model, tokenizer)
+    fresh.stop_ids = ()
+    after = generator.generate(prompts, GREEDY, range(4))
+    assert after != before
+    assert [c.tokens for c in after] == [c.tokens for c in fresh.generate(prompts, GREEDY, range(4))]
+    # More than there were pages for, and fewer again.
+    assert len(generator.generate(prompts * 9, GREEDY, range(36))) == 36
+    assert [c.tokens for c in generator.generate(prompts, GREEDY, range(4))] == [c.tokens for c in after]

@@ -99,20 +99,21 @@ def test_a_crowd_promotes_the_better_refuses_the_worse_and_a_rollback_restores(w
     with serving(server, wheel.store) as live, httpx.Client(base_url=live.url, timeout=60) as http:
         people = crowd(http, taste, ["greet"], raters=10, adversarial=0.1)
 
-        def vote(until: str) -> int:
-            """Let people vote until the round is over; returns how many votes it took."""
+        def vote(until: str, answers: int) -> int:
+            """Let people compare so many answers until the round is over; returns how many votes it took."""
             for votes in range(0, 200, 8):
                 waiting = wheel.go()
                 if wheel.rounds.current().state == "collect":
                     return votes
                 assert waiting.votes is None or waiting.votes > 0
-                people.vote(8, "champion", max_tokens=8, temperature=1.0)
+                people.vote(8, "champion", answers, max_tokens=8, temperature=1.0)
             pytest.fail(f"200 votes do not decide on {until}")
 
-        assert vote("the better one") > 4, "a handful of votes is no proof"
+        assert vote("the better one", 2) > 4, "a handful of votes is no proof"
         assert wheel.registry.standing().champion == better
         worse = plant(wheel, _shaken(model_dirs["knows"], wheel.run.dir / "shaken"))
-        vote("the worse one")
+        vote("the worse one", 4)
+        assert wheel.rounds.last().result("canary")["losses"] > 4, "rankings count as well"
         standing = wheel.registry.standing()
         assert (standing.champion, standing.candidate) == (better, "")
         verdict = wheel.rounds.last().result("verdict")

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
+from danlu.errors import UserError
 from danlu.lab import laws
 from danlu.lab.best_of_n import curve, weights
-from danlu.lab.goodhart import panels
+from danlu.lab.goodhart import alarms, panels
 from danlu.lab.laws import Law
-from danlu.lab.methods import caption, summary, table
+from danlu.lab.methods import caption, join, summary, table
 
 
 def look(iteration: int, kl: float, judge: float, reward: float = 0.0, **more: float) -> laws.Look:
@@ -62,6 +63,10 @@ def test_what_a_stop_keeps_of_the_peak():
     shares = [laws.kept(before), laws.kept(RISES_AND_FALLS), laws.kept(RISES_AND_FALLS, kl_budget=2.0)]
     assert [laws.recovered(RISES_AND_FALLS, one) for one in shares] == pytest.approx([1.0, 1 / 6, 2 / 3])
     assert laws.stopped_by_alarm(RISES_AND_FALLS[:3]) == RISES_AND_FALLS[:3]
+    assert laws.alarm(RISES_AND_FALLS) == {
+        "place": 3, "iteration": 6, "kl": 9.0, "fallen": pytest.approx(0.5), "lost": 0.0
+    }  # fmt: skip
+    assert laws.alarm(RISES_AND_FALLS[:3]) is None
     noise = [look(0, 0.0, 1.0), look(2, 1.0, 1.028), look(4, 2.0, 0.5)]
     assert laws.recovered(noise, noise[2]) is None, "two errors of 0.01 are 0.0283 apart"
 
@@ -101,7 +106,7 @@ def ended(kl: float, judge: float) -> laws.Look:
 def test_methods_are_read_at_the_distance_that_the_shortest_reached_and_the_table_says_what_was_not():
     start = look(0, 0.0, 1.0, form=0.4, rhyme=0.2, distinct_2=1.0)
     paths = {"ppo": [[start, ended(4.0, 2.0)], [start, ended(1.0, 1.4)]], "dpo": [[start, ended(1.0, 1.2)]] * 2}
-    found = summary(paths, [1.0, 4.0])
+    found = summary(paths, [1.0, 4.0]) | {"seconds": {"ppo": [60.0, 90.0], "dpo": [7.0, 7.0]}}
     assert found["shared_kl"] == [1.0, 1.0]
     assert found["methods"]["ppo"]["at"] == {"1": pytest.approx([1.5, 1.4]), "4": [2.0, None]}
     assert found["methods"]["dpo"]["at_shared"] == pytest.approx([1.2, 1.2])
@@ -109,7 +114,27 @@ def test_methods_are_read_at_the_distance_that_the_shortest_reached_and_the_tabl
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| sft | – | – | – | 1.00 [1.00..1.00] | 0.00")
     assert lines[3].startswith("| ppo | 1.45 [1.40..1.50] | 2.00 [2.00..2.00] (1 of 2) | 1.45 [1.40..1.50] | 1.70")
+    assert lines[3].endswith("| 75.00 [60.00..90.00] |")
     assert "| dpo | 1.20 [1.20..1.20] | – |" in lines[4]
+
+
+def part(run: str, gold: float, **differs: object) -> dict[str, object]:
+    start = look(0, 0.0, 1.0, form=0.4, rhyme=0.2, distinct_2=1.0)
+    facts = {"runs": [run], "budget": {"answers": 64}, "prompts": 8, "most_tokens": 40, "judge": "poems"}
+    return {**facts, "seconds": {"ppo": [gold]}, "paths": {"ppo": [[start, ended(4.0, gold)]]}, **differs}
+
+
+def test_results_of_runs_that_were_compared_apart_are_joined_and_what_was_not_compared_alike_is_refused():
+    parts = [part("a", 2.0), part("b", 1.4, prompts=6)]
+    found = join(parts, [1.0])
+    assert (found["runs"], found["prompts"], found["seconds"]) == (["a", "b"], 6, {"ppo": [2.0, 1.4]})
+    assert found["methods"]["ppo"]["at"]["1"] == pytest.approx([1.5, 1.2])
+    assert join([found], [1.0]) == found, "and joining again changes nothing"
+    assert join([found, part("c", 1.8)], [1.0]) == join([*parts, part("c", 1.8)], [1.0])
+    with pytest.raises(UserError, match="results of b and of a differ in judge, prose and poems"):
+        join([parts[0], part("b", 1.4, judge="prose")], [1.0])
+    with pytest.raises(UserError, match=r"differ in methods, \['dpo'\] and \['ppo'\]"):
+        join([parts[0], part("b", 1.4, paths={"dpo": []})], [1.0])
 
 
 def test_a_panel_counts_gold_in_deviations_of_the_first_answers():
@@ -117,6 +142,8 @@ def test_a_panel_counts_gold_in_deviations_of_the_first_answers():
         "method": "ppo",
         "rankings": 2000,
         "looks": [{**one, "sqrt_kl": one["kl"] ** 0.5} for one in RISES_AND_FALLS],
+        "alarm": laws.alarm(RISES_AND_FALLS),
     }
     drawn = panels({"sft": {"judge_error": 0.02}, "prompts": 100, "arms": [arm]})
     assert drawn["ppo"]["2,000 rankings"][2] == pytest.approx((2.0, 1.0, 0.6 / 0.2))
+    assert alarms({"arms": [arm, {**arm, "rankings": 9, "alarm": None}]}) == {"ppo": {"2,000 rankings": 3}}

@@ -22,4 +22,6 @@ def test_over_optimisation_is_a_panel_a_method_with_a_dashed_proxy_beside_every_
     svg = pictures.over_optimisation({"ppo": {few: rows, many: rows}, "best_of": {few: rows}})
     assert svg.count("stroke-dasharray") == 3
     assert all(f">{words}<" in svg for words in ("ppo", "best_of", few, many))
+    marked = pictures.over_optimisation({"ppo": {few: rows, many: rows}, "best_of": {few: rows}}, {"ppo": {few: 1}})
+    assert len(marked) > len(svg), "where the alarm rings is a cross"
     assert pictures.over_optimisation({}) == ""

@@ -80,6 +80,15 @@ def compared(http: httpx.Client, seed: int) -> tuple[str, dict]:
     return told, http.post("/api/vote", json={"comparison": comparison, "choice": "tie"}).json()["verdict"]
 
 
+def ranking(http: httpx.Client, answers: int) -> list[dict]:
+    """Who wrote which of several answers, in the order in which they stood."""
+    asked = {"models": ["champion"], "messages": GREET, "max_tokens": 4, "temperature": 1.0, "answers": answers}
+    told = http.post("/api/rank", json=asked).text
+    assert "candidate" not in told
+    comparison = json.loads(told.strip().splitlines()[-1].removeprefix("data: "))["comparison"]
+    return http.post("/api/vote", json={"comparison": comparison, "ranks": [0] * answers}).json()["verdict"]
+
+
 def test_a_promotion_reaches_new_answers_and_leaves_running_ones_alone(registry, hashes, model_dirs):
     registry.crown(hashes["knows"], "first")
     body = {"model": "champion", "messages": COUNT, "temperature": 0, "max_tokens": 3800, "stream": True}
@@ -110,7 +119,7 @@ def test_a_promotion_reaches_new_answers_and_leaves_running_ones_alone(registry,
         assert back["choices"][0]["message"]["content"] == "Hello, 你好。"
 
 
-def test_a_candidate_is_met_in_comparisons_only_and_blind(registry, hashes):
+def test_a_candidate_is_met_in_comparisons_and_rankings_only_and_blind(registry, hashes):
     registry.crown(hashes["knows"], "first")
     with following(registry, {}) as (live, http):
         _, verdict = compared(http, 1)
@@ -128,6 +137,10 @@ def test_a_candidate_is_met_in_comparisons_only_and_blind(registry, hashes):
                 assert not any(word in told for word in ("candidate", *hashes.values()))
         kept = live.store.all()[-1]
         assert {answer.model for answer in kept.answers} == set(hashes.values())
+        ranked = [who["model"] for who in ranking(http, 5)]
+        assert sorted(ranked) == ["candidate", "candidate", "champion", "champion", "champion"], "every second one"
+        orders = {tuple(who["model"] for who in ranking(http, 4)) for _ in range(8)}
+        assert len(orders) > 1, "places are drawn by lot"
         for path in ("/v1/models", "/api/info"):
             assert "candidate" not in http.get(path).text
         assert http.post("/v1/chat/completions", json={"model": "candidate", "messages": GREET}).status_code == 404

@@ -1,16 +1,10 @@
 """Whether a candidate may take the champion's place: statistics alone, every condition a row.
 
-In:  votes on the two of them, paired scores of their answers, figures and budgets.
+In:  votes on the two of them, pairs or rankings, paired scores of their answers, figures and budgets.
 Out: ``Condition``s, each with its value, what is needed and whether it is met; ``compare``, the sequential test.
 Left out: where the figures come from (``trial``), who decides and when (``danlu.flywheel``).
 
-People vote one after another and somebody looks at every vote, so an interval for a fixed number of votes would be
-wrong far more often than it says. The test is by betting (Waudby-Smith and Ramdas, "Estimating means of bounded random
-variables by betting", arXiv 2010.09686): against the claim "the win rate is at most m" one stakes a share of one's
-wealth on every vote. If the claim is true the wealth is a non-negative supermartingale, and by Ville's inequality it
-ever reaches 1 / alpha with probability alpha at most, however often one looks and whenever one stops. Not knowing the
-best stake, one plays several at once and takes the mean of what they won: that is fair as well, and it has a closed
-form in the numbers of wins, ties and losses.
+The win rate is tested by betting (``betting``), which holds however often somebody looks.
 """
 
 from __future__ import annotations
@@ -22,16 +16,13 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 from pydantic import Field, model_validator
 
+from danlu.align.betting import Tally, log_wealth, lower_bound, score_of
 from danlu.align.ratings import POINTS, rate
 from danlu.recipe import Settings
 from danlu.records import Preference
 
-# Against one half the best stake is (wins - losses) / (wins + losses): 0.06 for a win rate of 53 %, 0.6 for 80 %. In
-# even ratios every gain finds a stake near it, and pays for few that are not.
-_STAKES = tuple(0.8 * 0.6**k for k in range(8))
 _FAR = 1 << 20  # votes; whoever needs more will not get them
 _Z = 1.645  # one-sided, 95 %
 
@@ -90,24 +81,6 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Votes on candidate against champion, from the candidate's side; a share of a vote is for projections."""
-
-    wins: float = 0
-    ties: float = 0
-    losses: float = 0
-
-    @property
-    def votes(self) -> float:
-        """How many there are."""
-        return self.wins + self.ties + self.losses
-
-    def reversed(self) -> Tally:
-        """As the champion sees it."""
-        return Tally(self.losses, self.ties, self.wins)
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What the votes say so far.
 
@@ -137,8 +110,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        found = {name: int(count) for name, count in vars(self.tally).items()}
-        return {**found, "votes_needed": self.votes_needed, "hopeless": self.hopeless, "used_up": self.used_up}
+        found = {name: int(getattr(self.tally, name)) for name in ("wins", "ties", "losses")}
+        return {
+            **found, "rate": round(self.tally.rate(), 4), "votes_needed": self.votes_needed, "hopeless": self.hopeless,
+            "used_up": self.used_up,
+        }  # fmt: skip
 
 
 def compare(preferences: Sequence[Preference], champion: str, candidate: str, settings: GateSettings) -> Comparison:
@@ -152,15 +128,15 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
     """
     cast = duels_of(preferences, champion, candidate)
     duels = counted(cast, settings.votes_per_rater)
-    tally, uncounted = tally_of(duels, candidate), len(cast) - len(duels)
+    tally, uncounted = Tally.of(score_of(duel, candidate) for duel in duels), len(cast) - len(duels)
     lower = lower_bound(tally, settings.error)
     equal = equal_length_rate(duels, champion, candidate)
     conditions = (
         Condition(
             "blind win rate, lower bound", round(lower, 4), f"> {settings.bar:g}",
-            _log_wealth(tally, settings.bar) >= -math.log(settings.error),
-            f"{tally.wins:g} wins, {tally.ties:g} ties, {tally.losses:g} losses; at most {settings.error:.0%} of "
-            "candidates that are no better get past it",
+            log_wealth(tally, settings.bar) >= -math.log(settings.error),
+            f"{tally.wins:g} wins, {tally.ties:g} ties, {tally.losses:g} losses, {tally.rate():.1%} of pairs; at most "
+            f"{settings.error:.0%} of candidates that are no better get past it",
         ),
         Condition(
             "win rate at equal length", None if equal is None else round(equal, 4), f"> {settings.length_bar:g}",
@@ -177,16 +153,16 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
 
 
 def duels_of(preferences: Sequence[Preference], champion: str, candidate: str) -> list[Preference]:
-    """The votes on these two models side by side.
+    """The votes on answers of these two models and of nobody else, two answers or more.
 
-    Who is shown the same two answers a second time says nothing new with it, whatever they say: the first look counts.
+    Who is shown the same answers a second time says nothing new with it, whatever they say: the first look counts.
     """
     looked: set[Hashable] = set()
     duels = []
     for preference in preferences:
         answers = frozenset((answer.model, answer.seed, answer.text) for answer in preference.answers)
         look = (preference.rater, preference.prompt, answers)
-        two = sorted(answer.model for answer in preference.answers) == sorted((champion, candidate))
+        two = {answer.model for answer in preference.answers} == {champion, candidate}
         if two and look not in looked:
             looked.add(look)
             duels.append(preference)
@@ -204,34 +180,6 @@ def counted(duels: Sequence[Preference], per_rater: int) -> list[Preference]:
     return kept
 
 
-def tally_of(duels: Sequence[Preference], candidate: str) -> Tally:
-    """Wins, ties and losses; where both answers are bad, neither is better."""
-    found: Counter[int] = Counter()
-    for duel in duels:
-        own, other = duel.ranks or (0, 0)
-        if duel.answers[0].model != candidate:
-            own, other = other, own
-        found[(own < other) - (own > other)] += 1
-    return Tally(found[1], found[0], found[-1])
-
-
-def lower_bound(tally: Tally, error: float) -> float:
-    """The largest m such that "the win rate is at most m" is refuted: a lower bound that holds at all times at once.
-
-    Args:
-        tally: votes so far.
-        error: probability that the bound is ever above the true rate, at most.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(40):  # wealth falls with m, because a vote is worth less the more was expected
-        middle = (low + high) / 2
-        if _log_wealth(tally, middle) >= -math.log(error):
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 def votes_needed(tally: Tally, settings: GateSettings, uncounted: int = 0) -> int | None:
     """How many votes more decide it, one way or the other, if they fall as those so far (and one win, one loss) did.
 
@@ -240,16 +188,13 @@ def votes_needed(tally: Tally, settings: GateSettings, uncounted: int = 0) -> in
         settings: what is needed.
         uncounted: votes that were cast besides and only bring ``max_votes`` nearer.
     """
-    smooth = Tally(tally.wins + 1, tally.ties, tally.losses + 1)
-    shares = Tally(*(count / smooth.votes for count in (smooth.wins, smooth.ties, smooth.losses)))
+    like = tally.smoothed()
 
     def decided(more: int) -> bool:
-        ahead = Tally(
-            tally.wins + more * shares.wins, tally.ties + more * shares.ties, tally.losses + more * shares.losses
-        )
+        ahead = tally.ahead(more, like)
         return (
             ahead.votes + uncounted >= settings.max_votes
-            or _log_wealth(ahead, settings.bar) >= -math.log(settings.error)
+            or log_wealth(ahead, settings.bar) >= -math.log(settings.error)
             or _log_futility(ahead, settings) >= -math.log(settings.futility)
         )
 
@@ -298,24 +243,9 @@ def as_rows(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
     return [asdict(condition) for condition in conditions]
 
 
-def _log_wealth(tally: Tally, rate: float) -> float:
-    """Log of what betting against "the win rate is at most ``rate``" has won.
-
-    A stake c on a vote x (1, a half or 0) multiplies the wealth by 1 + c (x / rate - 1), whose mean is at most 1 if the
-    claim is true, and which is never negative.
-    """
-    won = [
-        tally.wins * math.log1p(c * (1 / rate - 1))
-        + tally.ties * math.log1p(c * (0.5 / rate - 1))
-        + tally.losses * math.log1p(-c)
-        for c in _STAKES
-    ]
-    return float(np.logaddexp.reduce(won)) - math.log(len(won))
-
-
 def _log_futility(tally: Tally, settings: GateSettings) -> float:
     """Log of what betting against "the candidate is worthwhile" has won."""
-    return _log_wealth(tally.reversed(), 1 - settings.worthwhile)
+    return log_wealth(tally.reversed(), 1 - settings.worthwhile)
 
 
 def _first(holds: Callable[[int], bool]) -> int | None:

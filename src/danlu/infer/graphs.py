@@ -4,13 +4,15 @@ In:  pages, one new token per row.
 Out: states and logits of the next tokens.
 Left out: prompts and guesses, whose shapes change with every step (``forward``); CPUs, which have no launches to save.
 
-A graph is recorded for every number of rows and of blocks per row that comes up, rounded up so that there are few; rows
-that are missing write into a block that nobody reads. All graphs share one memory pool, which is safe because none is
-replayed before the logits of the last have been drawn from.
+A graph is recorded for every number of rows and of blocks per row that comes up often, rounded up so that there are
+few; missing rows write into a block that nobody reads. All graphs share one memory pool, which is safe because none
+is replayed before the logits of the last have been drawn from. To record costs as much as a few steps that are launched
+one kernel at a time: a batch of short answers that end one after the other meets a dozen sizes, each for a step or two.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from danlu.infer.storage import Pages, Storage, blocks_for
 from danlu.model import Decoder
 
 _MOST_ROWS = 256  # more are busy enough to hide what launching costs
+_UNRECORDED = 8  # steps of a size before it is recorded
 _BLOCK_STEP = 8
 
 
@@ -66,6 +69,7 @@ class GraphedForward(Forward):
         super().__init__(model, output_weight)
         self._pages, self._most = pages, min(rows, _MOST_ROWS)
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._met: Counter[tuple[int, int]] = Counter()
         self._memory = torch.cuda.graph_pool_handle()
 
     def decode(
@@ -75,8 +79,11 @@ class GraphedForward(Forward):
         count = _rounded(len(rows))
         if len(rows) > self._most or count > _recordable(self._model) or max(map(len, rows)) > 1:
             return super().decode(storage, rows, read, needs)
-        blocks = _rounded_blocks(blocks_for(max(read) + 1))
-        graph = self._graphs.get((count, blocks)) or self._record(count, blocks)
+        size = count, _rounded_blocks(blocks_for(max(read) + 1))
+        self._met[size] += 1
+        if self._met[size] <= _UNRECORDED:
+            return super().decode(storage, rows, read, needs)
+        graph = self._graphs.get(size) or self._record(*size)
         graph.show(self._pages, len(rows))
         idle = [0] * (count - len(rows))
         graph.inputs.copy_(torch.tensor([[row[0] for row in rows] + idle, [*read, *idle]]))

@@ -183,6 +183,12 @@ def make(arm: Arm, console: Console) -> Run:
     return execute(recipe, arm.dir, console, frozen=frozen)
 
 
+def made_in(run: Run) -> float:
+    """Seconds that it took to make what an arm does not share with its base."""
+    own = [name for name in run.stages() if not run.stage_dir(name).is_symlink()]
+    return sum(float((run.manifest(name) or {})["seconds"]) for name in own)
+
+
 def _link(arm: Arm, name: str) -> None:
     """Let an arm have a stage of its base, whatever it had in that place."""
     place, made = arm.dir / name, (arm.base / name).resolve()

@@ -42,9 +42,10 @@ def curve(proxy: Tensor, gold: Tensor) -> list[Look]:
 
     An answer without a proxy that is a number is the worst. Distances are those of ``losses.best_of_n_kl``.
     """
-    proxy = proxy.double().masked_fill(~torch.isfinite(proxy), -math.inf)
+    proxy, gold = proxy.double().cpu(), gold.double().cpu()  # a GPU scored them, and a few sums are all there is to do
+    proxy = proxy.masked_fill(~torch.isfinite(proxy), -math.inf)
     order = proxy.argsort(dim=1, stable=True)
-    by_proxy = [np.asarray(score.gather(1, order)) for score in (proxy, gold.double())]
+    by_proxy = [np.asarray(score.gather(1, order)) for score in (proxy, gold)]
     rows, n, among = [], 1, proxy.shape[1]
     while n <= among:
         share = weights(n, among)

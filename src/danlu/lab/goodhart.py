@@ -107,7 +107,7 @@ class Goodhart:
         }  # fmt: skip
         write_json(self._out / "results.json", results)
         with atomic_write(self._out / "goodhart.svg") as handle:
-            handle.write(over_optimisation(panels(results)))
+            handle.write(over_optimisation(panels(results), alarms(results)))
         return results
 
     def _taught(self, n: int) -> Run:
@@ -154,7 +154,7 @@ class Goodhart:
         return {
             "law": asdict(law) | {"peak_kl": law.peak_kl} if law else None,
             "peak": {key: laws.peak(path)[key] for key in ("iteration", "kl", "judge", "reward")},
-            "alarm_after": path[len(alarmed)]["iteration"] if len(alarmed) < len(path) else None,
+            "alarm": laws.alarm(path),
             "recovered": {name: laws.recovered(path, look) for name, look in stops.items()},
             "looks": [told(look) for look in path],
         }
@@ -181,16 +181,25 @@ def panels(results: dict[str, Any]) -> dict[str, dict[str, list[tuple[float, flo
     drawn: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for arm in results["arms"]:
         first, looks = arm["looks"][0], [look for look in arm["looks"] if "reward" in look]
-        drawn.setdefault(arm["method"], {})[f"{arm['rankings']:,} rankings"] = [
+        drawn.setdefault(arm["method"], {})[_taught_from(arm)] = [
             (look["sqrt_kl"], look["reward"] - first["reward"], (look["judge"] - first["judge"]) / deviation)
             for look in looks
         ]
     return drawn
 
 
+def alarms(results: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Method -> size -> which of the looks raises the alarm; arms without one are left out."""
+    found: dict[str, dict[str, int]] = {}
+    for arm in results["arms"]:
+        if arm["alarm"]:
+            found.setdefault(arm["method"], {})[_taught_from(arm)] = arm["alarm"]["place"]
+    return found
+
+
 def describe(results: dict[str, Any]) -> str:
     """What came of it, for a person: a row per arm in Markdown."""
-    heads = ["method", "rankings", "alpha", "beta", "most gold", "by the law"]
+    heads = ["method", "rankings", "alpha", "beta", "most gold", "by the law", "alarm"]
     heads += [f"kept: {stop}" for stop in results["arms"][0]["recovered"]]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
     for arm in results["arms"]:
@@ -198,10 +207,20 @@ def describe(results: dict[str, Any]) -> str:
         most = f"{arm['peak']['judge'] - arm['looks'][0]['judge']:+.2f} at {_nats(arm['peak']['kl'])}"
         cells = [
             arm["method"], f"{arm['rankings']:,}", _number(law.get("alpha")), _number(law.get("beta")), most,
-            _nats(law.get("peak_kl")), *kept,
+            _nats(law.get("peak_kl")), _rung(arm["alarm"]), *kept,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _taught_from(arm: dict[str, Any]) -> str:
+    return f"{arm['rankings']:,} rankings"
+
+
+def _rung(alarm: dict[str, Any] | None) -> str:
+    if alarm is None:
+        return _DASH
+    return f"at {_nats(alarm['kl'])}, gold {-alarm['fallen']:+.2f}; kept {-alarm['lost']:+.2f}"
 
 
 def _number(value: float | None) -> str:

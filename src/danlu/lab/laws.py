@@ -1,7 +1,8 @@
 """Paths of policies as curves: gold at a given distance, laws of over-optimisation, the peak and what stops find of it.
 
 In:  looks (``align.monitor``): ``kl`` in nats per answer, ``reward`` (the proxy), ``judge`` (the gold).
-Out: interpolated gold, fitted coefficients, the look with most gold, what share of its gain a rule would have kept.
+Out: interpolated gold, fitted coefficients, the look with most gold, what share of its gain a rule would have kept, how
+far gold falls before the alarm.
 Left out: making looks (``looks``), pictures (``report.pictures``).
 
 Gao, Schulman and Hilton (arXiv 2210.10760, section 3) write the gold gained over the SFT model as a function of
@@ -100,6 +101,21 @@ def stopped_by_alarm(looks: Sequence[Look]) -> list[Look]:
         if monitor.over_optimised(looks[:end]):
             return list(looks[: end - 1])
     return list(looks)
+
+
+def alarm(looks: Sequence[Look]) -> Look | None:
+    """The look that raises the alarm, and what that costs; None if none does.
+
+    Returns:
+        ``place`` among the looks, ``iteration``, ``kl``; gold below the best look so far, ``fallen`` at the alarm and
+        ``lost`` by somebody who then keeps what had most proxy before it.
+    """
+    before = stopped_by_alarm(looks)
+    if len(before) == len(looks):
+        return None
+    rings, best = looks[len(before)], peak(looks[: len(before) + 1])["judge"]
+    found = {"place": len(before), "iteration": rings["iteration"], "kl": rings["kl"]}
+    return found | {"fallen": best - rings["judge"], "lost": best - kept(before)["judge"]}
 
 
 def kept(looks: Sequence[Look], kl_budget: float = math.inf) -> Look:

@@ -1,8 +1,10 @@
 """Methods at equal cost: how much gold each gains at the same distance from the SFT model, over several runs.
 
-In:  finished runs that differ in their seed, methods, a budget of sampled answers.
+In:  finished runs that differ in their seed, methods, a budget of sampled answers; or results of such.
 Out: ``results.json`` and ``table.md``; an arm per method in every run's ``lab/methods/``.
 Left out: training and looks (``arms``, ``looks``).
+
+Runs may be compared one by one, in processes or on machines of their own: results of several are ``join``ed into one.
 
 Gold at the end of training compares how far methods went as much as what they are worth, so gold is read at equal KL,
 between looks and never beyond them (``laws.at_kl``).
@@ -11,6 +13,7 @@ between looks and never beyond them (``laws.at_kl``).
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.files import atomic_write, write_json
 from danlu.lab import laws
-from danlu.lab.arms import Arm, Budget, Said, budget_of, make, refuse_overruled, settings, stage_of
+from danlu.lab.arms import Arm, Budget, Said, budget_of, made_in, make, refuse_overruled, settings, stage_of
 from danlu.lab.looks import Look, Observer, told
 from danlu.pipeline import read_recipe
 from danlu.recipe import Recipe
@@ -53,10 +56,6 @@ class Question:
     said: Said = ()
 
 
-Paths = dict[str, list[list[Look]]]
-"""Method -> the path of each run."""
-
-
 def compare(runs: Sequence[Path], question: Question, out: Path, console: Console) -> dict[str, Any]:
     """Make every arm that is not made yet, look at all of them, and write ``results.json`` and ``table.md``.
 
@@ -69,28 +68,70 @@ def compare(runs: Sequence[Path], question: Question, out: Path, console: Consol
     budgets = {budget_of(recipe, question.answers, question.looks) for recipe in recipes}
     if len(budgets) > 1:
         raise UserError("the runs' recipes sample and step differently; give them the same ppo section")
-    paths: Paths = {method: [] for method in question.methods}
     budget = budgets.pop()
     plan = [  # whole before anything is made: what cannot be is said before hours of what can
         (Observer(open_run(run), recipe, question.prompts, console), _arms(run, recipe, question, budget))
         for run, recipe in zip(runs, recipes, strict=True)
     ]
-    for observer, arms in plan:
-        for method, arm in arms.items():
-            console.say(f"{arm.base.name}, {method}")
-            paths[method].append(observer.path(make(arm, console).stage_dir(arm.goal)))
-    ppo = recipes[0].sections["ppo"].model_dump()
-    results = {
-        "runs": [run.name for run in runs], "budget": asdict(budget) | {"steps": budget.steps},
-        "prompts": min(len(observer.prompts) for observer, _ in plan), "most_tokens": ppo["max_new_tokens"],
-        "judge": ppo["judge"],
-        **summary(paths, question.kls), "paths": {name: [[told(look) for look in path] for path in found]
-                                         for name, found in paths.items()},
-    }  # fmt: skip
+    return write(join([_results(*one, budget, question, console) for one in plan], question.kls), out)
+
+
+def join(parts: Sequence[Mapping[str, Any]], kls: Sequence[float]) -> dict[str, Any]:
+    """Results of different runs as results of them all.
+
+    Args:
+        parts: what ``compare`` returned or wrote.
+        kls: nats at which gold is read.
+
+    Raises:
+        UserError: they do not compare the same methods at the same cost by the same judge.
+    """
+    facts = _facts(parts[0])
+    for part in parts:
+        for what, value in _facts(part).items():
+            if value != facts[what]:
+                raise UserError(
+                    f"results of {part['runs'][0]} and of {parts[0]['runs'][0]} differ in {what}, {value} and "
+                    f"{facts[what]}: what is joined has to be compared alike"
+                )
+    names = facts.pop("methods")
+    paths, seconds = (
+        {n: [one for part in parts for one in part[key][n]] for n in names} for key in ("paths", "seconds")
+    )
+    runs, prompts = [run for part in parts for run in part["runs"]], min(part["prompts"] for part in parts)
+    return {"runs": runs, **facts, "prompts": prompts, "seconds": seconds, **summary(paths, kls), "paths": paths}
+
+
+def _facts(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What results that are joined have in common."""
+    return {**{what: part[what] for what in ("budget", "most_tokens", "judge")}, "methods": list(part["paths"])}
+
+
+def write(results: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Write ``results.json`` and ``table.md``; returns the results."""
     write_json(out / "results.json", results)
     with atomic_write(out / "table.md") as handle:
-        handle.write(f"{table(results, judge(ppo['judge']).rates)}\n\n{caption(results)}\n")
+        handle.write(f"{table(results, judge(results['judge']).rates)}\n\n{caption(results)}\n")
     return results
+
+
+def _results(
+    observer: Observer, arms: Mapping[str, Arm], budget: Budget, question: Question, console: Console
+) -> dict[str, Any]:
+    """What ``join`` joins: the path of every method on one run, and how many seconds it took to make."""
+    paths, seconds = {}, {}
+    for method, arm in arms.items():
+        console.say(f"{arm.base.name}, {method}")
+        made, started = make(arm, console), time.monotonic()
+        seconds[method] = [made_in(made)]
+        paths[method] = [[told(look) for look in observer.path(made.stage_dir(arm.goal))]]
+        looked = time.monotonic() - started
+        console.say(f"{arm.base.name}, {method}: made in {seconds[method][0]:.0f} s, looked at in {looked:.0f} s")
+    return {
+        "runs": [arm.base.name], "budget": asdict(budget) | {"steps": budget.steps},
+        "prompts": len(observer.prompts), "most_tokens": observer.settings.max_new_tokens,
+        "judge": observer.settings.judge, "seconds": seconds, "paths": paths,
+    }  # fmt: skip
 
 
 def _arms(run: Path, recipe: Recipe, question: Question, budget: Budget) -> dict[str, Arm]:
@@ -134,7 +175,7 @@ def table(results: Mapping[str, Any], rates: Sequence[str]) -> str:
     """The results as a table in Markdown: the mean over runs, the least and the most in brackets."""
     methods, kls = results["methods"], list(next(iter(results["methods"].values()))["at"])
     shared = _spread(results["shared_kl"])
-    ends = ("KL at the end", *rates, "distinct-2")
+    ends = ("KL at the end", *rates, "distinct-2", "seconds")
     heads = [
         "method",
         *(f"gold at {kl} nats" for kl in kls),
@@ -143,9 +184,10 @@ def table(results: Mapping[str, Any], rates: Sequence[str]) -> str:
     ]
     lines = ["| " + " | ".join([*heads, *ends]) + " |", "| " + " | ".join(["---"] * (len(heads) + len(ends))) + " |"]
     sft = results["sft"]
-    lines.append(_row("sft", [*[[None] * len(sft)] * (len(kls) + 1), *_ends(sft, rates)]))
+    lines.append(_row("sft", [*[[None] * len(sft)] * (len(kls) + 1), *_ends(sft, rates), [None] * len(sft)]))
     for name, found in methods.items():
-        lines.append(_row(name, [*found["at"].values(), found["at_shared"], *_ends(found["end"], rates)]))
+        seconds = results["seconds"][name]
+        lines.append(_row(name, [*found["at"].values(), found["at_shared"], *_ends(found["end"], rates), seconds]))
     return "\n".join(lines)
 
 
@@ -158,7 +200,7 @@ def caption(results: Mapping[str, Any]) -> str:
         f"{runs}. Each method: {budget['answers']:,} sampled answers (of {tokens:.0f} tokens on average for sft, "
         f"{results['most_tokens']} at most), {budget['steps']} steps. Gold: judge "
         f"'{results['judge']}' on {results['prompts']} held-out prompts; standard error of one look {error:.3f}. KL in "
-        "nats per answer; a dash: not reached."
+        "nats per answer; a dash: not reached. Seconds: sampling, judging and learning, without the looks."
     )
 
 

@@ -106,11 +106,15 @@ def alignment(probes: Sequence[Mapping[str, Any]], hidden: str) -> str:
         return _svg(figure)
 
 
-def over_optimisation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]]) -> str:
+def over_optimisation(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    alarms: Mapping[str, Mapping[str, int]] | None = None,
+) -> str:
     """Proxy (dashed) and gold against sqrt(KL), a panel per method, a colour per reward model (Gao et al., figure 1).
 
     Args:
         panels: method -> what the reward model was taught from -> (sqrt(KL), proxy gained, gold gained) of every look.
+        alarms: the same two -> which of those looks is to be marked with a cross, if one is.
     """
     if not panels:
         return ""
@@ -123,6 +127,9 @@ def over_optimisation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, fl
                 distance, proxy, gold = zip(*rows, strict=True)
                 axes.plot(distance, proxy, "--", color=colour, linewidth=1.2)
                 axes.plot(distance, gold, "o-", color=colour, linewidth=1.4, markersize=4, label=label)
+                rung = (alarms or {}).get(method, {}).get(label)
+                if rung is not None:
+                    axes.plot(distance[rung], gold[rung], "x", color=INK, markersize=9, markeredgewidth=2)
             axes.set_title(method, loc="left")
             axes.set_xlabel("sqrt(KL to the chat model), nats per answer")
             axes.axhline(0.0, color=MIST, linewidth=0.6)

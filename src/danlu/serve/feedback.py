@@ -112,8 +112,9 @@ class Feedback:
     ) -> EventStream:
         """One answer of each model named, in an order drawn by lot, as a stream."""
         contestants = [self._models.get(name) for name in names]
-        if len(names) == 2 and names[0] == names[1]:
-            contestants[1] = self._models.opposite(contestants[0], secrets.SystemRandom().random())
+        if len(set(names)) == 1:  # every second seat, so that as many answers as can be are of either
+            tried = self._models.opposite(contestants[0], secrets.SystemRandom().random())
+            contestants[1::2] = [tried] * (len(names) // 2)
         if len(set(names)) < len(names) and asked.temperature == 0:
             raise Refusal(
                 400, "at temperature 0 a model always gives the same answer; raise it or choose more models",
