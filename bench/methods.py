@@ -49,6 +49,7 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             missing = f"reached by {len(known)} of {len(values)}" if len(known) < len(values) else ""
             what = f"methods: gold {where}, {name}"
             found.append(row(what, known, "of the judge", "reported", bool(known), note=missing))
+        found.append(row(f"methods: made in, {name}", results["seconds"][name], "s", "reported", True))
     return found
 
 
