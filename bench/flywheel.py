@@ -49,14 +49,15 @@ from table import row, save
 POEMS = judge("poems")
 TOKENS, EXAM = 40, 1200
 ANSWERS = 4  # side by side
+TIE = 0.3  # a person sees whether a poem rhymes, not whether it uses its title
 TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
 # Fewer rankings than the recipe's, so that there is something left to learn from people; an audit besides. GRPO, which
 # has no critic that would begin anew in every round; more answers, since what a round gains decides how many votes it
 # costs; as far from the SFT model as the gate allows, since rounds add up.
 LITTLE = {
     "run": {"aligned": "grpo"},
-    "rankings": {"prompts": 300, "endings": 2400},
-    "reward": {"audit_share": 0.2, "near_misses": 220},
+    "rankings": {"prompts": 300, "endings": 3600},
+    "reward": {"audit_share": 0.2, "near_misses": 330},
     "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
     "eval": {"prompts": 1000},  # what the gate asks both; the audit is a small model that saw few votes
 }
@@ -253,7 +254,9 @@ def main() -> None:
     halt(wheel, words.rounds)
     wheel.go()
     with served(run, words.port) as http:
-        crowd = Crowd(http, taste, questions(wheel, words.seed), raters=40, seed=words.seed, together=TOGETHER)
+        crowd = Crowd(
+            http, taste, questions(wheel, words.seed), raters=40, tie_width=TIE, seed=words.seed, together=TOGETHER
+        )
         crowd.asked = wheel.store.count()  # a run that was interrupted goes on with what nobody has asked yet
         turn(wheel, crowd, words.rounds)
         rows = found(wheel, words.rounds)
