@@ -116,3 +116,13 @@ def test_blocks_with_lora_are_one_graph_and_those_with_dora_are_left(tiny_config
     torch.testing.assert_close(model(tokens), plain)
     other = adapters.attach(Decoder(tiny_config), AdapterSettings(kind="dora", targets=("q",)), seed=0)
     assert "DoRA" in compile_blocks(other, LoopSettings(compile="yes"), "cpu")
+
+
+@pytest.mark.parametrize("told", [{"kind": "lora"}, DORA | {"base_bits": 4}])
+def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tiny_config):
+    settings = AdapterSettings(**told)
+    model = adapters.attach(Decoder(tiny_config), settings, seed=0)
+    named = {id(t): (name, t) for name, t in (*model.named_buffers(), *model.named_parameters())}
+    kept = sum(tensor.nbytes for name, tensor in named.values() if ".lora_" not in name)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapters.footprint(tiny_config, settings) == (trained, kept)
