@@ -13,7 +13,7 @@ from mortal import whole_and_killed, without_times
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from danlu import device, hub
+from danlu import costs, device, hub
 from danlu.align import scoring, trunk
 from danlu.align.direct import DPOSettings, dpo
 from danlu.align.grpo import GRPOSettings, grpo
@@ -23,6 +23,7 @@ from danlu.align.reward import RewardSettings, reward
 from danlu.errors import UserError
 from danlu.files import read_json
 from danlu.hub.adapter import with_adapter
+from danlu.model.config import ModelConfig
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message, Preference, write_preferences
 from danlu.run import Stage
@@ -171,3 +172,31 @@ def test_what_cannot_be_is_refused(sft_dir: Path, reward_dir: Path, make_stage: 
     stage = make_stage("ppo", PPOSettings(**(PPO | {"adapter": LORA | {"targets": ["kv_a"]}})), {"sft": sft_dir})
     with pytest.raises(UserError, match=r"targets names kv_a, .* these can: down, gate, k, o, q, up, v"):
         trunk.policy_and_reference(stage, stage.settings.adapter, device.choose("cpu", "float32"))
+
+
+def tensors_of(folder: Path) -> int:
+    """Bytes of all tensors below a folder."""
+    return sum(t.nbytes for file in folder.rglob("*.safetensors") for t in load_file(file).values())
+
+
+@pytest.mark.parametrize("told", [{"ema": 0.5}, {"adapter": LORA}], ids=["ema", "lora"])
+def test_the_disk_that_practice_asks_for_is_what_it_writes(
+    told: dict[str, Any], sft_dir: Path, reward_dir: Path, shape: ModelConfig, make_stage: Callable[..., Stage]
+) -> None:
+    settings = PPOSettings(**(PPO | {"adapter": {}, "iterations": 2, "probe_every": 1, "checkpoints": 1} | told))
+    stage = make_stage("ppo", settings, {"sft": sft_dir, "reward": reward_dir})
+    ppo(stage)
+    twice = tensors_of(stage.dir) + tensors_of(stage.dir / "ckpt")  # the one that is kept, and the one being written
+    assert costs.stored(shape, settings) == pytest.approx(twice, rel=0.02)
+    more = (settings.model_copy(update={"checkpoints": n, "iterations": 4}) for n in (2, 4, 9))
+    two, four, nine = (costs.stored(shape, one) for one in more)
+    assert two < four == nine, "there are no more than four"
+
+
+def test_the_disk_that_training_asks_for_is_what_it_writes(
+    sft_dir: Path, rankings: Path, shape: ModelConfig, make_stage: Callable[..., Stage]
+) -> None:
+    told = REWARD | {"adapter": {}, "steps": 3, "save_every": 2, "checkpoints": 3, "audit_share": 0.3}
+    stage = make_stage("reward", RewardSettings(**told), {"sft": sft_dir, "rankings": rankings})
+    reward(stage)
+    assert costs.stored(shape, stage.settings) == pytest.approx(tensors_of(stage.dir), rel=0.02)
