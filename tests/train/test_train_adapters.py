@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 
 from danlu import hub
 from danlu.errors import UserError
-from danlu.files import hash_file
+from danlu.files import hash_file, write_json
 from danlu.hub import lora
 from danlu.hub.adapter import with_adapter
 from danlu.model import Decoder, Linear, ModelConfig
+from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import adapters, sft
 from danlu.train.adapters import AdapterSettings
@@ -126,3 +127,23 @@ def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tiny_config):
     kept = sum(tensor.nbytes for name, tensor in named.values() if ".lora_" not in name)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert adapters.footprint(tiny_config, settings) == (trained, kept)
+
+
+def test_tokens_for_turns_that_a_base_was_never_taught_are_learnt_with_the_adapter(
+    tmp_path, places, make_stage, sft_settings
+):
+    tokenizer = Tokenizer.load(places["pretrain"] / "model")
+    turns = chat.turn_ids(tokenizer)
+    write_json(places["pretrain"] / "untaught.json", turns)
+    adapter = {"kind": "lora", "targets": ("q",), "base_bits": 16}
+    stage = make_stage(tmp_path / "sft", sft_settings(adapter=adapter, steps=2, save_every=1), places, "sft")
+    sft(stage)
+    (stage.dir / "ckpt" / "000002" / "tensors.safetensors").write_bytes(b"half")  # the disk was full
+    once = hash_file(stage.dir / "model" / "model.safetensors")
+    sft(stage)
+    assert hash_file(stage.dir / "model" / "model.safetensors") == once
+    base, tuned = (hub.load(path / "model").embed.weight for path in (places["pretrain"], stage.dir))
+    moved = (tuned != base.bfloat16().float()).any(1).nonzero().flatten().tolist()
+    assert sorted(moved) == sorted(turns)
+    kept = load_file(stage.dir / "ckpt/000002/tensors.safetensors")
+    assert {tensor.shape[0] for name, tensor in kept.items() if "embed" in name and tensor.ndim} == {len(turns)}

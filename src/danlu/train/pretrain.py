@@ -1,7 +1,7 @@
 """The stage ``pretrain``: a model that has read the corpus; or one from elsewhere, adopted.
 
 In:  token shards and their tokenizer; or a model directory.
-Out: ``model/``, a Hugging Face directory, and figures.
+Out: ``model/``, a Hugging Face directory; beside it the ids of tokens that nobody has taught it; figures.
 Left out: the loop (``loop``), the loss (``language``), going on with the pre-training of an adopted model.
 """
 
@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 
 from danlu import hub
 from danlu.errors import UserError, nearest, unknown
+from danlu.files import read_json, write_json
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
 from danlu.model.decoder import Decoder
@@ -30,6 +31,7 @@ from danlu.train import parallel
 from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
 from danlu.train.loop import run_loop
 
+UNTAUGHT = "untaught.json"
 _PROMPT_TOKENS = 8
 _PRESET = "llama-tang"
 _ANY = 64  # a vocabulary, where only the shape matters
@@ -120,6 +122,7 @@ def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
     if world.main:
+        write_json(stage.dir / UNTAUGHT, chat.turn_ids(tokenizer))
         save_model(model, tokenizer, stage, {key: figures[key] for key in ("steps", "tokens", "val_loss", "bpb")})
     return count(model) | figures
 
@@ -143,10 +146,13 @@ def _adopt(stage: Stage, base: Path) -> dict[str, Any]:
     if model.head_kind != "lm" or model.config.quantization != "none":
         raise UserError(f"pretrain.base {base} is a reward model or compressed; it must be a plain language model")
     stage.console.say(f"{stage.name} adopts {base}")
+    untaught: list[int] = []
     if not chat.knows_turns(tokenizer):
-        tokenizer = chat.with_turns(tokenizer)
+        known, tokenizer = tokenizer.specials, chat.with_turns(tokenizer)
+        untaught = [tokenizer.specials[name] for name in chat.SPECIALS if name not in known]
         model = with_vocabulary(model, tokenizer.vocab_size, stream_seed(stage.seed, "turns"))
         stage.console.say(f"  it knows no turns of a dialogue and gets {len(chat.SPECIALS)} tokens for them")
+    write_json(stage.dir / UNTAUGHT, untaught)
     save_model(model, tokenizer, stage, {"base": base.name})
     return count(model)
 
@@ -169,6 +175,13 @@ def with_vocabulary(model: Decoder, vocab_size: int, seed: int) -> Decoder:
             state[name] = torch.cat([old, new.to(old.dtype)])
     grown.load_state_dict(state, assign=True)
     return grown
+
+
+def untaught_of(folder: Path) -> list[int]:
+    """Ids of tokens that occur in dialogues alone, so that a finished stage ``pretrain`` has taught the model nothing
+    of them; none if it adopted a chat model, or was made before anybody asked.
+    """
+    return list(read_json(folder / UNTAUGHT)) if (folder / UNTAUGHT).is_file() else []
 
 
 def count(model: Decoder) -> dict[str, int]:
