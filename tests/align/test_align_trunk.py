@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from danlu import costs, device, hub
 from danlu.align import scoring, trunk
+from danlu.align.best_of import BestOfSettings, best_of
 from danlu.align.direct import DPOSettings, dpo
 from danlu.align.grpo import GRPOSettings, grpo
 from danlu.align.learner import PracticeSettings
@@ -200,3 +201,19 @@ def test_the_disk_that_training_asks_for_is_what_it_writes(
     stage = make_stage("reward", RewardSettings(**told), {"sft": sft_dir, "rankings": rankings})
     reward(stage)
     assert costs.stored(shape, stage.settings) == pytest.approx(tensors_of(stage.dir), rel=0.02)
+
+
+def test_the_best_of_n_teach_an_adapter_on_the_trunk(
+    sft_dir: Path, adapted_reward: Path, make_stage: Callable[..., Stage]
+) -> None:
+    settings = BestOfSettings(
+        judge="prose", most_prompts=32, n=4, max_new_tokens=12, batch_size=4, lr=2e-2, epochs=2, warmup=0,
+        probe_prompts=2, seq_len=64, dtype="float32", adapter=LORA | {"dropout": 0.1},
+    )  # fmt: skip
+    stage = make_stage("best_of", settings, {"sft": sft_dir, "reward": adapted_reward})
+    figures = best_of(stage)
+    assert figures["before"]["kl"] == 0.0 != figures["after"]["kl"]
+    whole = hub.load(stage.dir / "model")
+    merged = with_adapter(hub.load(sft_dir / "model"), stage.dir / "adapter")
+    torch.testing.assert_close(merged(TOKENS), whole(TOKENS), atol=1e-5, rtol=1e-5)
+    assert all(".lora_" in name for name in load_file(next((stage.dir / "ckpt").glob("*/tensors.safetensors"))))

@@ -175,9 +175,9 @@ def _rows(
         indices = {theirs.rpartition(".")[2]: indices for theirs, ours in tables.items() if ours == TABLES[0]}
     found = {}
     for name in (name.removesuffix(_ROWS) for name in tensors if name.endswith(_ROWS)):
-        ids, rows = indices.get(name.rpartition(".")[2]), tensors[name + _ROWS]
-        fits = name in tables and ids is not None and rows.shape == (len(ids), model.config.d_model)
-        if not fits or max(ids) >= model.config.vocab_size:
+        ids, rows = indices.get(name.rpartition(".")[2], []), tensors[name + _ROWS]
+        fits = name in tables and rows.shape == (len(ids), model.config.d_model)
+        if not fits or not 0 <= min(ids, default=-1) <= max(ids) < model.config.vocab_size:
             raise UserError(f"{folder / TENSORS} replaces rows of '{name}' which this model does not have; it belongs "
                             "to another model")  # fmt: skip
         found[tables[name]] = list(ids), rows

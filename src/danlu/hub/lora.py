@@ -210,7 +210,7 @@ def merged(model: Decoder) -> Decoder:
         if module.bias is not None:
             state[f"{name}.bias"] = _full(module.bias.detach())
     for name in rows:
-        state[f"{name}.weight"] = _full(model.get_submodule(name).weight.detach())  # type: ignore[operator,union-attr]
+        state[f"{name}.weight"] = _full(model.get_submodule(name).weight.detach())  # type: ignore[operator]
     with torch.device("meta"):
         plain = Decoder(model.config, model.head_kind)
     plain.load_state_dict(state, assign=True)
