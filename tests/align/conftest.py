@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def shape(tokenizer: Tokenizer) -> ModelConfig:
 def make_model(shape: ModelConfig) -> Callable[..., Decoder]:
     """A model with weights that make every answer possible and none likely."""
 
-    def make(head: str = "lm", seed: int = 0) -> Decoder:
+    def make(head: str = "lm", seed: int = 0, **changes: object) -> Decoder:
         torch.manual_seed(seed)
-        model = Decoder(shape, head)
+        model = Decoder(replace(shape, **changes), head)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:

@@ -206,7 +206,7 @@ def test_the_recipe_runs_what_the_guard_needs_and_nothing_else(
 
 def test_a_guard_may_be_an_adapter_that_peft_reads(stage: Callable[..., Stage]) -> None:
     pytest.importorskip("peft")
-    made = stage(planted(120), steps=4, adapter={"kind": "lora", "rank": 4, "base_bits": 16}, lr=1e-2)
+    made = stage(planted(200), steps=4, adapter={"kind": "lora", "rank": 4, "base_bits": 16}, lr=1e-2)
     guard(made)
     whole = Guard.load(made.dir / "model")
     base, _ = hub.load_pretrained(made.inputs["pretrain"] / "model")

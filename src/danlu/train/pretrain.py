@@ -16,12 +16,13 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from danlu import hub
-from danlu.errors import UserError, nearest, unknown
+from danlu.errors import UserError, unknown
 from danlu.files import read_json, write_json
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
 from danlu.model.decoder import Decoder
 from danlu.model.presets import PRESETS
+from danlu.recipe import nearest_key
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
@@ -90,7 +91,7 @@ def _shape(model: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     valid = {f.name for f in fields(ModelConfig)} - {"vocab_size"}  # the tokenizer decides the vocabulary
     for key in overrides:
         if key not in valid:
-            raise UserError(f"unknown key 'pretrain.model.{key}'{nearest(key, valid | {'preset'})}")
+            raise UserError(f"unknown key 'pretrain.model.{key}'{nearest_key(key, valid | {'preset'})}")
     try:
         return _CONFIG.validate_python({**PRESETS[name], **overrides, "vocab_size": vocab_size})
     except ValidationError as error:
