@@ -36,12 +36,12 @@ from danlu.tokens import chat
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.adapters import AdapterSettings, attach, identity
+from rl_setup import LARGE
 from table import row, save
 
 MIB = 1 << 20
-SHAPES: dict[str, dict[str, Any]] = {  # the first is that of bench/rl.py
-    "LARGE": {"vocab_size": 8192, "n_layers": 6, "d_model": 384, "max_seq_len": 256, "n_heads": 6, "n_kv_heads": 6,
-              "head_dim": 64, "d_ff": 1024},
+SHAPES: dict[str, dict[str, Any]] = {
+    "LARGE": LARGE,
     "60M": {"vocab_size": 8192, "n_layers": 12, "d_model": 640, "max_seq_len": 256, "n_heads": 10, "n_kv_heads": 10,
             "head_dim": 64, "d_ff": 1728},
 }  # fmt: skip

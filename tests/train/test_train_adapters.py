@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 
 from danlu import hub
 from danlu.errors import UserError
-from danlu.files import hash_file
+from danlu.files import hash_file, write_json
 from danlu.hub import lora
 from danlu.hub.adapter import with_adapter
 from danlu.model import Decoder, Linear, ModelConfig
+from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import adapters, sft
 from danlu.train.adapters import AdapterSettings
@@ -116,3 +117,33 @@ def test_blocks_with_lora_are_one_graph_and_those_with_dora_are_left(tiny_config
     torch.testing.assert_close(model(tokens), plain)
     other = adapters.attach(Decoder(tiny_config), AdapterSettings(kind="dora", targets=("q",)), seed=0)
     assert "DoRA" in compile_blocks(other, LoopSettings(compile="yes"), "cpu")
+
+
+@pytest.mark.parametrize("told", [{"kind": "lora"}, DORA | {"base_bits": 4}])
+def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tiny_config):
+    settings = AdapterSettings(**told)
+    model = adapters.attach(Decoder(tiny_config), settings, seed=0)
+    named = {id(t): (name, t) for name, t in (*model.named_buffers(), *model.named_parameters())}
+    kept = sum(tensor.nbytes for name, tensor in named.values() if ".lora_" not in name)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapters.footprint(tiny_config, settings) == (trained, kept)
+
+
+def test_tokens_for_turns_that_a_base_was_never_taught_are_learnt_with_the_adapter(
+    tmp_path, places, make_stage, sft_settings
+):
+    tokenizer = Tokenizer.load(places["pretrain"] / "model")
+    turns = chat.turn_ids(tokenizer)
+    write_json(places["pretrain"] / "untaught.json", turns)
+    adapter = {"kind": "lora", "targets": ("q",), "base_bits": 16}
+    stage = make_stage(tmp_path / "sft", sft_settings(adapter=adapter, steps=2, save_every=1), places, "sft")
+    sft(stage)
+    (stage.dir / "ckpt" / "000002" / "tensors.safetensors").write_bytes(b"half")  # the disk was full
+    once = hash_file(stage.dir / "model" / "model.safetensors")
+    sft(stage)
+    assert hash_file(stage.dir / "model" / "model.safetensors") == once
+    base, tuned = (hub.load(path / "model").embed.weight for path in (places["pretrain"], stage.dir))
+    moved = (tuned != base.bfloat16().float()).any(1).nonzero().flatten().tolist()
+    assert sorted(moved) == sorted(turns)
+    kept = load_file(stage.dir / "ckpt/000002/tensors.safetensors")
+    assert {tensor.shape[0] for name, tensor in kept.items() if "embed" in name and tensor.ndim} == {len(turns)}

@@ -5,7 +5,8 @@ Out: ``WeightMean``: the exponential mean, which can take the model's place for 
 Left out: what an update is (``learner``), when the mean is looked at (``practice``).
 
 InstructGPT's released models are such means, with 0.992 (arXiv 2203.02155, appendix C). The mean begins at the weights
-that the model has, which for a policy are the SFT model's: it follows late, and stays nearer to them.
+that the model has, which for a policy are those it sets out from, the SFT model's or the champion's: it follows late,
+and stays nearer to them.
 """
 
 from __future__ import annotations

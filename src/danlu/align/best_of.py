@@ -21,8 +21,7 @@ from typing import Any, cast
 import torch
 from pydantic import Field
 
-from danlu import hub
-from danlu.align import losses, monitor, prompts
+from danlu.align import losses, monitor, prompts, trunk
 from danlu.align.learner import AnsweringSettings
 from danlu.align.monitor import Monitor
 from danlu.align.rewards import audits, scorer
@@ -31,13 +30,14 @@ from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.evals.perplexity import heldout_answers
 from danlu.files import atomic_write, read_lines
+from danlu.hub.lora import adapted
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.shards import Masked, read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
-from danlu.train import parallel
+from danlu.train import adapters, parallel
 from danlu.train.language import LanguageSettings, Text, continuation, language_task
 from danlu.train.loop import run_loop
 from danlu.train.pretrain import save_model
@@ -45,7 +45,7 @@ from danlu.train.pretrain import save_model
 _PART = 32  # prompts sampled at once, and lost at most
 
 
-class BestOfSettings(AnsweringSettings, LanguageSettings):
+class BestOfSettings(AnsweringSettings, LanguageSettings, adapters.Adaptable):
     """The section ``best_of``."""
 
     most_prompts: int = Field(1000, ge=1)
@@ -96,12 +96,13 @@ def best_of(stage: Stage) -> dict[str, Any]:
     """
     settings = cast(BestOfSettings, stage.settings)
     place, world = settings.machine(), parallel.join(settings.machine().kind)
-    model, tokenizer = hub.load_pretrained(stage.inputs["sft"] / "model")
-    reference = hub.load(stage.inputs["sft"] / "model", device=place.kind).compute_in(place.compute_dtype)
-    model.to(place.kind).compute_in(place.compute_dtype)
+    base = stage.inputs["sft"] / "model"
+    tokenizer = Tokenizer.load(base)
+    model, reference = trunk.policy_and_reference(stage, settings.adapter, place)
+    shared = reference if adapted(model) else None
     room = model.config.max_seq_len
     sampler = Generator(model, tokenizer, place.compute_dtype)
-    score = scorer(settings.rewards, stage, place, settings.scored_at_once, settings.missing_end_penalty)
+    score = scorer(settings.rewards, stage, place, settings.scored_at_once, settings.missing_end_penalty, shared)
     rollouts = Rollouts(sampler, score, settings.max_new_tokens, tokenizer.pad, place.kind)
     chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room)
     if world.main:
@@ -121,6 +122,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
         alarms = [figures["steps"]] if any(monitor.over_optimised(looks, name) for name in monitor.WATCHED) else []
         monitor.write(stage.dir / "monitor.json", looks, figures["steps"], alarms)
         save_model(model, tokenizer, stage, {"n": settings.n, "steps": figures["steps"]})
+        adapters.write(model, stage, base, settings.adapter)
     return _figures(kept, settings.n) | figures | {"before": monitor.short(looks[0]), "after": monitor.short(looks[1])}
 
 
@@ -193,9 +195,8 @@ def _tune(
         steps = math.ceil(settings.epochs * train.pack.n_rows / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
     sample = continuation(tokenizer, learnt[0].prompt)
-    return run_loop(
-        model, language_task(train, text, settings, model, tokenizer, stage.seed, world, sample), settings, stage
-    )
+    task = language_task(train, text, settings, model, tokenizer, stage.seed, world, sample)
+    return run_loop(model, adapters.with_dropout(task, settings.adapter, stage.seed), settings, stage)
 
 
 def _masked(row: Kept) -> Masked:

@@ -82,8 +82,7 @@ class GRPOSettings(PracticeSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> GRPOSettings:
-        if self.batch_size % self.group_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        self.in_groups_of(self.group_size)
         if self.group_size == 1 and self.method != "reinforce":
             raise ValueError(f"{self.method} compares answers to one prompt: group_size must be 2 or more")
         if self.method == "reinforce" and (self.epochs > 1 or self.mini_batch < self.batch_size):

@@ -35,6 +35,7 @@ from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train import adapters
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, LossOutput, Task
 
@@ -43,7 +44,7 @@ _ROWS = 32  # per forward when nothing is learnt
 _FEWEST = 5  # texts of each kind in each part, below which figures say nothing
 
 
-class GuardSettings(LoopSettings):
+class GuardSettings(LoopSettings, adapters.Adaptable):
     """The section ``guard``."""
 
     data: str = ""
@@ -156,18 +157,22 @@ def guard(stage: Stage) -> dict[str, Any]:
     examples = labelled.read_examples(settings.data, settings.include, settings.folders, settings.remove, stage.console)
     parts = labelled.split(examples, settings.heldout)
     _check(parts)
-    base, tokenizer = hub.load_pretrained(stage.inputs["pretrain"] / "model")
+    folder = stage.inputs["pretrain"] / "model"
+    base, tokenizer = hub.load_pretrained(folder)
     if settings.seq_len > base.config.max_seq_len:
         raise UserError(f"guard.seq_len ({settings.seq_len}) is more than the base reads ({base.config.max_seq_len})")
-    model = with_scalar_head(base, stream_seed(stage.seed, stage.name, "head")).to(machine.kind)
+    model = with_scalar_head(base, stream_seed(stage.seed, stage.name, "head"))
+    adapters.attach(model, settings.adapter, stream_seed(stage.seed, stage.name, "adapter")).to(machine.kind)
     watchman = Guard(model, tokenizer, settings.seq_len)
     if not settings.steps:
         steps = math.ceil(settings.epochs * len(parts["train"]) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    figures = run_loop(model, _task(parts, settings, watchman, stage.seed, machine.kind), settings, stage)
+    task = _task(parts, settings, watchman, stage.seed, machine.kind)
+    figures = run_loop(model, adapters.with_dropout(task, settings.adapter, stage.seed), settings, stage)
     threshold, measured = _measure(watchman, parts, settings.false_positive_rate)
     figures |= {"examples": len(examples), "unsafe": sum(example.unsafe for example in examples), **measured}
     _save(stage, settings, watchman, threshold, measured)
+    adapters.write(model, stage, folder, settings.adapter)
     if not measured["beats_baselines"]:
         best = measured["best_baseline"]
         stage.console.say(

@@ -107,8 +107,9 @@ class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
     mix: float = Field(0.0, ge=0)
     """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Share of its past that a mean of the policy's weights keeps at every iteration. The mean is what looks measure
-    and what is kept; the policy itself samples and learns. InstructGPT's is 0.992; 0 is off."""
+    """Share of its past that a mean of the policy's weights keeps at every iteration that learns something; it begins
+    at the weights that practice sets out from. The mean is what looks measure and what is kept; the policy itself
+    samples and learns. InstructGPT's is 0.992; 0 is off."""
     sampler: Literal["danlu", "vllm"] = "danlu"
     """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
     probe_every: int = Field(10, ge=1)
@@ -119,6 +120,15 @@ class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
     """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
     stop_on_alarm: bool = False
     """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
+
+    def in_groups_of(self, size: int) -> None:
+        """Refuse a batch that answers some prompt less often than the others.
+
+        Raises:
+            ValueError: naming both settings.
+        """
+        if self.batch_size % size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {size}")
 
     @field_validator("adapter")
     @classmethod

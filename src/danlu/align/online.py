@@ -43,8 +43,7 @@ class OnlineDPOSettings(PracticeSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.batch_size % self.group_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        self.in_groups_of(self.group_size)
         return self
 
 

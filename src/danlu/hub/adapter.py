@@ -27,16 +27,17 @@ from danlu.files import atomic_directory, read_json, write_json
 from danlu.hub.config import family_of
 from danlu.hub.layout import CONV1D, FUSED_CONV1D
 from danlu.hub.lora import LoRA, Parts, Size, fill, inject, parts_of, require_peft, shape_of, takes_adapter
+from danlu.hub.rows import TABLES, rows_of, train_rows
 from danlu.model import Decoder
 
 CONFIG, TENSORS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
-_OUTER, _HEAD = "base_model.model.", "score.weight"
+_OUTER, _HEAD, _ROWS = "base_model.model.", "score.weight", ".token_adapter.trainable_tokens_delta"
 _ENDS = {"a": ".lora_A.weight", "b": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 # What changes the numbers and is not computed here, with what it says when it is off.
 _REFUSED = {
     "bias": "none", "lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None, "arrow_config": None,
     "use_bdlora": None, "monteclora_config": None, "kasa_config": None, "layer_replication": None,
-    "trainable_token_indices": None, "target_parameters": None,
+    "target_parameters": None,
 }  # fmt: skip
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
@@ -68,9 +69,13 @@ def write_adapter(model: Decoder, folder: Path, base: Path, identity: Mapping[st
                     tensors[_OUTER + theirs + _ENDS[part]] = tensor
     if model.head_kind == "scalar":
         tensors[_OUTER + _HEAD] = model.score.weight
+    theirs_of, indices = {ours: theirs for theirs, ours in _tables(model).items()}, dict[str, list[int]]()
+    for table, ids, rows in rows_of(model):
+        tensors[_OUTER + theirs_of[table] + _ROWS] = rows
+        indices[theirs_of[table].rpartition(".")[2]] = ids
     with atomic_directory(folder) as beside:
         save_file({k: t.detach().cpu().float().contiguous() for k, t in tensors.items()}, beside / TENSORS)
-        write_json(beside / CONFIG, _config(model, lora, sizes, base, turned))
+        write_json(beside / CONFIG, _config(model, lora, sizes, base, turned, indices))
         write_json(beside / BASE, dict(identity))
 
 
@@ -122,12 +127,15 @@ def with_adapter(model: Decoder, folder: Path) -> Decoder:
             layers[name] = Size(len(part.a), _scaling(config, theirs, len(part.a)) * len(part.a))
     if _HEAD in tensors and model.head_kind != "scalar":
         raise UserError(f"{folder} is a reward model's, and this model writes; the merged one lies beside it in model/")
-    unused = [name for name in tensors if ".lora_" not in name and name != _HEAD]
+    rows = _rows(folder, config, tensors, model)
+    unused = [name for name in tensors if ".lora_" not in name and name != _HEAD and not name.endswith(_ROWS)]
     if unused or not layers:
         what = f"'{unused[0]}'" if unused else "nothing"
         raise UserError(f"{folder / TENSORS} holds {what}, and only LoRA and DoRA of linear layers are known here")
     inject(model, LoRA(layers, dora), seed=0)
     fill(model, parts)
+    for table, (ids, values) in rows.items():
+        train_rows(model, ids, [table], values)
     if model.head_kind == "scalar" and _HEAD in tensors:
         with torch.no_grad():
             model.score.weight.copy_(tensors[_HEAD])
@@ -144,6 +152,35 @@ def _places(model: Decoder) -> dict[str, Place]:
             theirs = entry.theirs[0].removesuffix(".weight")
             if theirs != entry.theirs[0]:
                 found[theirs] = Place(ours, entry.layout in (CONV1D, FUSED_CONV1D))
+    return found
+
+
+def _tables(model: Decoder) -> dict[str, str]:
+    """Hugging Face's name of the embedding, and of the head if it is another table; and ours."""
+    entries = (e for e in family_of(model.config).entries(model.config) if len(e.ours) == len(e.theirs) == 1)
+    ours = {f"{name}.weight": name for name in TABLES if hasattr(model, name)}
+    return {e.theirs[0].removesuffix(".weight"): ours[e.ours[0]] for e in entries if e.ours[0] in ours}
+
+
+def _rows(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Decoder
+) -> dict[str, tuple[list[int], Tensor]]:
+    """Which rows of which of our tables an adapter replaces, and by what.
+
+    Raises:
+        UserError: it does not say which, or the model has no such rows.
+    """
+    indices, tables = config.get("trainable_token_indices") or {}, _tables(model)
+    if isinstance(indices, list):  # of the embedding alone, whatever that is called
+        indices = {theirs.rpartition(".")[2]: indices for theirs, ours in tables.items() if ours == TABLES[0]}
+    found = {}
+    for name in (name.removesuffix(_ROWS) for name in tensors if name.endswith(_ROWS)):
+        ids, rows = indices.get(name.rpartition(".")[2], []), tensors[name + _ROWS]
+        fits = name in tables and rows.shape == (len(ids), model.config.d_model)
+        if not fits or not 0 <= min(ids, default=-1) <= max(ids) < model.config.vocab_size:
+            raise UserError(f"{folder / TENSORS} replaces rows of '{name}' which this model does not have; it belongs "
+                            "to another model")  # fmt: skip
+        found[tables[name]] = list(ids), rows
     return found
 
 
@@ -170,7 +207,9 @@ def _joined(model: Decoder, names: Sequence[str], parts: Mapping[str, Parts], lo
     return Size(rank, scale * rank), Parts(torch.cat([parts[name].a for name in present]), torch.cat(rows), m)
 
 
-def _config(model: Decoder, lora: LoRA, sizes: Mapping[str, Size], base: Path, turned: bool) -> dict[str, Any]:
+def _config(
+    model: Decoder, lora: LoRA, sizes: Mapping[str, Size], base: Path, turned: bool, rows: Mapping[str, list[int]]
+) -> dict[str, Any]:  # fmt: skip
     """adapter_config.json, by peft; sets in order, so that equal adapters are equal files."""
     from peft import LoraConfig
 
@@ -183,7 +222,7 @@ def _config(model: Decoder, lora: LoRA, sizes: Mapping[str, Size], base: Path, t
         target_modules=sorted({name.rpartition(".")[2] for name in sizes}), fan_in_fan_out=turned,
         rank_pattern={name: size.rank for name, size in sizes.items() if size.rank != first.rank},
         alpha_pattern={name: _whole(size.alpha) for name, size in sizes.items() if size.alpha != first.alpha},
-        modules_to_save=["score"] if scalar else None,
+        modules_to_save=["score"] if scalar else None, trainable_token_indices=dict(rows) or None,
     )  # fmt: skip
     said: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
     return {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}

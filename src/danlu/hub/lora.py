@@ -2,7 +2,8 @@
 
 In:  a ``Decoder``; which of its linear layers are adapted, and how.
 Out: the same model with an adapter in it; a model without it on the very same weights; a plain model with it merged.
-Left out: files (``adapter``); training; adapters of the experts' stacked tensors, of embeddings and of the head.
+Left out: files (``adapter``); training; single rows of embeddings and head (``rows``); adapters of these tables and of
+the experts' stacked tensors.
 
 peft takes seconds to import and brings transformers with it, so it is imported where an adapter is really used.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.errors import UserError
+from danlu.hub.rows import rows_of, without_rows
 from danlu.model import Decoder, FrozenLinear, Linear, QuantLinear
 
 NAME = "default"  # peft's own name for the only adapter of a model
@@ -187,7 +189,7 @@ def bare(model: Decoder) -> Decoder:
         base.set_submodule(name, layer.base_layer)
     if adapted(base):
         del base.peft_config
-    return base
+    return without_rows(base)
 
 
 def merged(model: Decoder) -> Decoder:
@@ -198,7 +200,8 @@ def merged(model: Decoder) -> Decoder:
     if not adapted(model):
         return model
     dense = {name: module for name, module in model.named_modules() if takes_adapter(module)}
-    inner = tuple(f"{name}." for name in dense)
+    rows = [trained.table for trained in rows_of(model)]
+    inner = tuple(f"{name}." for name in (*dense, *rows))
     state = {name: _full(t) for name, t in model.state_dict().items() if not name.startswith(inner)}
     for name, module in dense.items():
         if name.endswith(".base_layer"):
@@ -206,6 +209,8 @@ def merged(model: Decoder) -> Decoder:
         state[f"{name}.weight"] = module.dense(torch.float32).detach()
         if module.bias is not None:
             state[f"{name}.bias"] = _full(module.bias.detach())
+    for name in rows:
+        state[f"{name}.weight"] = _full(model.get_submodule(name).weight.detach())  # type: ignore[operator]
     with torch.device("meta"):
         plain = Decoder(model.config, model.head_kind)
     plain.load_state_dict(state, assign=True)

@@ -16,8 +16,7 @@ import torch
 from danlu.model.config import ModelConfig
 from danlu.model.encoder import build
 
-# Bytes of training state a parameter: weights, gradient and two Adam moments, fp32 each.
-_STATE_BYTES = 16
+STATE_BYTES = 16  # a parameter in training: weight, gradient and two Adam moments, fp32 each
 # Numbers kept for the backward pass, per token, layer and unit of width (measured on the tang shapes).
 _ACTIVATIONS = 34
 
@@ -75,7 +74,7 @@ def kv_bytes(config: ModelConfig, bytes_per_number: int = 2) -> int:
 
 def state_bytes(config: ModelConfig) -> int:
     """Bytes of weights, gradients and two moments in fp32."""
-    return _STATE_BYTES * parameters(config).total
+    return STATE_BYTES * parameters(config).total
 
 
 def activation_bytes(config: ModelConfig, rows: int, length: int, bytes_per_number: int = 4) -> int:

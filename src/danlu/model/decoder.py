@@ -76,12 +76,10 @@ class Decoder(nn.Module):
             initialise(self)
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The matrix (V, D) that turns states into logits: the head's, or the embedding's when they are tied."""
         assert self.head_kind == "lm", "a scalar head has no output weight"
-        owner = self.embed if self.config.tie_embeddings else self.head
-        assert isinstance(owner.weight, nn.Parameter)
-        return owner.weight
+        return self.embed.weight if self.config.tie_embeddings else self.head.weight
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Multiply in ``dtype`` from now on; returns the model."""

@@ -82,6 +82,11 @@ def knows_turns(tokenizer: Tokenizer) -> bool:
     return _has(tokenizer, SPECIALS) or _has(tokenizer, _CHATML)
 
 
+def turn_ids(tokenizer: Tokenizer) -> list[int]:
+    """What opens a turn of each role in our template: no document has it."""
+    return [tokenizer.specials[name] for name in _TURN.values()]
+
+
 def with_turns(tokenizer: Tokenizer) -> Tokenizer:
     """A tokenizer that has our special tokens and template too; what it could spell before, it spells as before."""
     return tokenizer.extended(SPECIALS, TOKENIZER_CONFIG)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -24,7 +24,7 @@ from danlu import hub
 from danlu.errors import UserError
 from danlu.hub.adapter import write_adapter
 from danlu.hub.lora import LAYERS, LoRA, Size, adapted, frozen, inject, require_peft
-from danlu.model import Decoder, FrozenLinear, Linear, QuantLinear
+from danlu.model import Decoder, FrozenLinear, Linear, ModelConfig, QuantLinear, parameters
 from danlu.recipe import Settings
 from danlu.run import Stage
 from danlu.streams import stream_seed
@@ -119,6 +119,36 @@ def narrow(model: Decoder, bits: int) -> None:
         for name, module in [*model.blocks.named_modules(prefix="blocks")]:
             if isinstance(module, Linear):
                 model.set_submodule(name, kinds[bits](module))
+
+
+class Footprint(NamedTuple):
+    """What of a model is trained, and what is not.
+
+    Attributes:
+        trained: numbers that are trained: all of the model's, or the adapter's.
+        frozen: bytes of the weights that are only read.
+    """
+
+    trained: int
+    frozen: int
+
+
+def footprint(config: ModelConfig, settings: AdapterSettings) -> Footprint:
+    """Counted by building the model without memory (the ``meta`` device), and without peft.
+
+    Raises:
+        UserError: the model has none of the targets.
+    """
+    if settings.kind == "none":
+        return Footprint(parameters(config).total, 0)
+    with torch.device("meta"):
+        model = Decoder(config)
+        layers: list[Any] = [model.get_submodule(name) for name in _targets(model, settings)]
+        thin = sum(settings.rank * (layer.in_features + layer.out_features) for layer in layers)
+        lengths = sum(layer.out_features for layer in layers) if settings.kind == "dora" else 0
+        narrow(model, settings.base_bits)
+    kept = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    return Footprint(thin + lengths, sum(kept.values()))
 
 
 def moving(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The stage ``pretrain``: a model that has read the corpus; or one from elsewhere, adopted.
 
 In:  token shards and their tokenizer; or a model directory.
-Out: ``model/``, a Hugging Face directory, and figures.
+Out: ``model/``, a Hugging Face directory; beside it the ids of tokens that nobody has taught it; figures.
 Left out: the loop (``loop``), the loss (``language``), going on with the pre-training of an adopted model.
 """
 
@@ -16,11 +16,13 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from danlu import hub
-from danlu.errors import UserError, nearest, unknown
+from danlu.errors import UserError, unknown
+from danlu.files import read_json, write_json
 from danlu.model.config import ModelConfig
 from danlu.model.count import parameters
 from danlu.model.decoder import Decoder
 from danlu.model.presets import PRESETS
+from danlu.recipe import nearest_key
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
@@ -30,6 +32,7 @@ from danlu.train import parallel
 from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
 from danlu.train.loop import run_loop
 
+UNTAUGHT = "untaught.json"
 _PROMPT_TOKENS = 8
 _PRESET = "llama-tang"
 _ANY = 64  # a vocabulary, where only the shape matters
@@ -88,7 +91,7 @@ def _shape(model: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     valid = {f.name for f in fields(ModelConfig)} - {"vocab_size"}  # the tokenizer decides the vocabulary
     for key in overrides:
         if key not in valid:
-            raise UserError(f"unknown key 'pretrain.model.{key}'{nearest(key, valid | {'preset'})}")
+            raise UserError(f"unknown key 'pretrain.model.{key}'{nearest_key(key, valid | {'preset'})}")
     try:
         return _CONFIG.validate_python({**PRESETS[name], **overrides, "vocab_size": vocab_size})
     except ValidationError as error:
@@ -120,6 +123,7 @@ def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)
     if world.main:
+        write_json(stage.dir / UNTAUGHT, chat.turn_ids(tokenizer))
         save_model(model, tokenizer, stage, {key: figures[key] for key in ("steps", "tokens", "val_loss", "bpb")})
     return count(model) | figures
 
@@ -143,10 +147,13 @@ def _adopt(stage: Stage, base: Path) -> dict[str, Any]:
     if model.head_kind != "lm" or model.config.quantization != "none":
         raise UserError(f"pretrain.base {base} is a reward model or compressed; it must be a plain language model")
     stage.console.say(f"{stage.name} adopts {base}")
+    untaught: list[int] = []
     if not chat.knows_turns(tokenizer):
-        tokenizer = chat.with_turns(tokenizer)
+        known, tokenizer = tokenizer.specials, chat.with_turns(tokenizer)
+        untaught = [tokenizer.specials[name] for name in chat.SPECIALS if name not in known]
         model = with_vocabulary(model, tokenizer.vocab_size, stream_seed(stage.seed, "turns"))
         stage.console.say(f"  it knows no turns of a dialogue and gets {len(chat.SPECIALS)} tokens for them")
+    write_json(stage.dir / UNTAUGHT, untaught)
     save_model(model, tokenizer, stage, {"base": base.name})
     return count(model)
 
@@ -169,6 +176,13 @@ def with_vocabulary(model: Decoder, vocab_size: int, seed: int) -> Decoder:
             state[name] = torch.cat([old, new.to(old.dtype)])
     grown.load_state_dict(state, assign=True)
     return grown
+
+
+def untaught_of(folder: Path) -> list[int]:
+    """Ids of tokens that occur in dialogues alone, so that a finished stage ``pretrain`` has taught the model nothing
+    of them; none if it adopted a chat model, or was made before anybody asked.
+    """
+    return list(read_json(folder / UNTAUGHT)) if (folder / UNTAUGHT).is_file() else []
 
 
 def count(model: Decoder) -> dict[str, int]:

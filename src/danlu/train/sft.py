@@ -20,6 +20,7 @@ from danlu import hub
 from danlu.corpus.split import fitting_share, is_heldout, read_share
 from danlu.errors import UserError, nearest
 from danlu.files import hash_value
+from danlu.hub.rows import train_rows
 from danlu.model.decoder import Decoder
 from danlu.records import Conversation, read_conversations, read_documents, write_conversations
 from danlu.run import Stage
@@ -32,7 +33,7 @@ from danlu.train.continuations import prose_tasks
 from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 from danlu.train.language import LanguageSettings, Text, continuation, evaluate_text, language_task
 from danlu.train.loop import run_loop
-from danlu.train.pretrain import count, save_model
+from danlu.train.pretrain import count, save_model, untaught_of
 
 MADE = ("poems", "prose")
 PARTS = ("train", "heldout")
@@ -97,7 +98,7 @@ def sft(stage: Stage) -> dict[str, Any]:
     if not settings.steps:
         steps = math.ceil(settings.epochs * train.pack.n_rows / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    adapters.attach(model, settings.adapter, stream_seed(stage.seed, stage.name, "adapter"))
+    _attach(model, stage, settings.adapter)
     task = language_task(train, val, settings, model, tokenizer, stage.seed, world, _sample(stage, tokenizer))
     task = adapters.with_dropout(task, settings.adapter, stage.seed)
     figures = run_loop(model, task, settings, stage)
@@ -107,6 +108,17 @@ def sft(stage: Stage) -> dict[str, Any]:
         adapters.write(model, stage, base, settings.adapter)
     n_train, n_val = (text.shards.manifest["documents"] for text in (train, val))
     return {"conversations": n_train, "heldout": n_val, **count(model), **figures}
+
+
+def _attach(model: Decoder, stage: Stage, settings: adapters.AdapterSettings) -> None:
+    """Give the base model its adapter, if it is to have one, and with it rows for tokens that it was never taught:
+    behind a frozen row of noise nothing would tell one turn from another.
+    """
+    adapters.attach(model, settings, stream_seed(stage.seed, stage.name, "adapter"))
+    ids = untaught_of(stage.inputs["pretrain"])
+    if settings.kind != "none" and ids:
+        train_rows(model, ids)
+        stage.console.say(f"{stage.name} trains the rows of {len(ids)} tokens for turns with the adapter")
 
 
 def gather(stage: Stage, settings: SFTSettings, tokenizer: Tokenizer) -> dict[str, list[Conversation]]:
