@@ -37,7 +37,7 @@ import trl
 from torch.utils.flop_counter import FlopCounterMode
 
 from danlu import device, hub
-from danlu.train.compiled import WORTHWHILE, compile_blocks
+from danlu.train.compiled import compile_blocks
 from rl_ours import Ours, grpo, ppo
 from rl_setup import NEW, SHAPES, decoder, draw, store, tokenizer_of
 from table import row, save
@@ -183,7 +183,7 @@ def speeds_dpo(
 
     def make() -> dict[str, Run]:
         policy = hub.load(folder, device=place.kind).compute_in(place.compute_dtype)
-        compile_blocks(policy, settings.model_copy(update={"steps": WORTHWHILE}), place.kind)  # as a whole run would be
+        compile_blocks(policy, settings.model_copy(update={"steps": 10**6}), place.kind)  # as a whole run would be
         mine = partial(ours, policy, pairs, settings, "dpo", micro)
         runs = {"ours": mine} | {
             name: theirs(folder, scratch, pairs, settings, "dpo", *options)
@@ -255,7 +255,7 @@ def main() -> None:
             rows = curves(scratch, asked.record)
         for size in asked.shape:
             rows += speeds(asked, size, place, scratch)
-        print(save(f"rl-{asked.side}", rows))
+            print(save(f"rl-{asked.side}", rows))  # what is known is kept, however the next shape ends
 
 
 if __name__ == "__main__":

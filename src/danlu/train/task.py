@@ -51,7 +51,8 @@ class LoopSettings(ComputeSettings):
     router_rate: float = Field(default=0.001, ge=0)
     """How far an expert's selection bias moves per step towards equal load (mixture of experts only)."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Whether torch compiles the blocks; auto does on a GPU with Triton, for 200 steps or more."""
+    """Whether torch compiles the blocks; auto does on a GPU with Triton, if the model is large enough, or
+    the steps are many enough, to win back the time."""
     eval_every: int = Field(default=200, ge=1)
     """Steps between evaluations on held-out data; the last step is always followed by one."""
     save_every: int = Field(default=200, ge=1)
