@@ -119,8 +119,8 @@ class Task:
             every = self.batches(step)
             if len(every) < world.size:
                 raise UserError(
-                    f"{stage}: {world.size} processes share {len(every)} micro-batches of a step; start fewer "
-                    f"processes, or lower {stage}.micro_batch"
+                    f"{stage}: {world.size} processes cannot share the {len(every)} micro-batches of a step; start "
+                    f"fewer processes, or make {stage}.micro_batch smaller (0 is the whole batch)"
                 )
             return every[world.rank :: world.size]
 
