@@ -72,10 +72,13 @@ def run_verb(
     from danlu.pipeline import execute, read_recipe
     from danlu.places import default_out
     from danlu.report import figures, summary, write_report
+    from danlu.train import parallel
 
     resolved = read_recipe(recipe, overrides or [])
     place = out or default_out(resolved)
     run = execute(resolved, place, Console(quiet=quiet), until)
+    if not parallel.join().main:
+        return
     report = write_report(run)
     if not quiet:
         typer.echo(summary(figures(run)))

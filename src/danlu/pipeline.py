@@ -27,6 +27,7 @@ from danlu.model.config import ModelConfig
 from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
+from danlu.train import parallel
 
 
 class RunSettings(Settings):
@@ -62,6 +63,7 @@ class StageSpec:
         needs: stages whose output it reads; "aligned" is the one of ``align.ALIGNED`` that the recipe chose.
         makes: what it leaves in its directory for others; their bytes are the stage's output hash.
         disk: bytes that should be free before it starts, beside those of checkpoints and models.
+        together: whether the processes that ``torchrun`` started share its steps; else the first works alone.
     """
 
     name: str
@@ -71,21 +73,31 @@ class StageSpec:
     needs: tuple[str, ...]
     makes: tuple[str, ...]
     disk: int = 100 << 20
+    together: bool = False
 
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
     StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
     StageSpec("tokens", "reading", tokens.TokensSettings, tokens.build_shards, ("corpus", "tokenizer"), ("shards",)),
-    StageSpec("pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",)),
-    StageSpec("sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations")),
+    StageSpec(
+        "pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",), together=True
+    ),
+    StageSpec(
+        "sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations"),
+        together=True,
+    ),
     StageSpec("rankings", "judgement", align.RankingsSettings, align.rankings, ("sft",), ("preferences.jsonl",)),
-    StageSpec("reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit")),
+    StageSpec(
+        "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"), together=True
+    ),
     StageSpec("ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",)),
     StageSpec("grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",)),
     StageSpec("online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",)),
-    StageSpec("best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",)),
-    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",)),
+    StageSpec(
+        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), together=True
+    ),
+    StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), together=True),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
         ("aligned", "sft", "tokens"), ("model", "int8", "magnitude", "sparsegpt"),
@@ -94,7 +106,7 @@ STAGES: tuple[StageSpec, ...] = (
         "eval", "examination", evals.EvalSettings, evals.evaluate,
         ("pretrain", "sft", "aligned", "compress", "tokens", "corpus"), ("figures.json", "answers.json"),
     ),
-    StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",)),
+    StageSpec("guard", "gatekeeping", align.GuardSettings, align.guard, ("pretrain",), ("model",), together=True),
 )  # fmt: skip
 SECTIONS: dict[str, type[Settings]] = {"run": RunSettings} | {spec.name: spec.settings for spec in STAGES}
 SHORTCUTS = {"base": "pretrain.base", "seed": "run.seed"}
@@ -178,17 +190,19 @@ def execute(
     if until is not None and until not in names:
         raise unknown("stage", until, names)
     ahead = names[: names.index(until) + 1] if until else names
+    specs, run, world = specs[: len(ahead)], Run(out), parallel.join()
+    if not world.main:
+        for spec in specs:
+            _help(run, spec, recipe, world)
+        return run
     foresight.check(recipe, ahead, out, (frozen or {}).get(VOTES))
-    run = Run(out)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
             handle.write(recipe.text)
-        lives = {spec.name: spec.life for spec in specs}
+        lives = {spec.name: spec.life for spec in stages_of(recipe)}
         write_json(out / RESOLVED, {"recipe": recipe.name, "stages": lives, "sections": recipe.resolved()})
         for spec in specs:
-            _run_stage(run, spec, recipe, console, frozen or {})
-            if spec.name == until:
-                break
+            _run_stage(run, spec, recipe, console, frozen or {}, world)
     return run
 
 
@@ -200,7 +214,9 @@ def outdated(recipe: Recipe, run: Run, name: str, frozen: Mapping[str, Path]) ->
     return why(manifest, _as_then(manifest, identity, recipe.sections[name]))
 
 
-def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, frozen: Mapping[str, Path]) -> None:
+def _run_stage(
+    run: Run, spec: StageSpec, recipe: Recipe, console: Console, frozen: Mapping[str, Path], world: parallel.World
+) -> None:  # fmt: skip
     """Bring one stage up to date."""
     outside = _outside(run, spec, recipe, frozen)
     manifest = run.manifest(spec.name)
@@ -209,28 +225,22 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, froz
     reason = why(manifest, wanted)
     if reason is None:
         console.say(f"{spec.name:<10} up to date")
+        world.told(None)
         return
     same = manifest is not None and manifest.get("fingerprint") == wanted["fingerprint"]
     if not same:
         run.set_aside(spec.name)
     # One that goes on has written some of its checkpoints already; each checks for itself before it is written.
     free_space(run.dir, spec.disk if same else disk_needed(spec, recipe, run))
-    console.say(f"{spec.name:<10} {spec.life}: {reason}")
-    stage = Stage(
-        name=spec.name,
-        dir=run.stage_dir(spec.name),
-        settings=recipe.sections[spec.name],
-        inputs={"aligned" if need in align.ALIGNED else need: run.stage_dir(need) for need in spec.needs},
-        outside=outside,
-        seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
-        metrics=Metrics(run.stage_dir(spec.name) / METRICS),
-        console=console,
-    )
+    alone = f"; by one of {world.size} processes" if world.size > 1 and not spec.together else ""
+    console.say(f"{spec.name:<10} {spec.life}: {reason}{alone}")
+    stage = _stage(run, spec, recipe, outside, console)
     stage.dir.mkdir(parents=True, exist_ok=True)
     if same:
         run.recover_seconds(spec.name)
     else:
         run.begin(spec.name, {**identity, "why": reason})
+    world.told(outside)
     started = time.monotonic()
     try:
         figures = spec.function(stage)
@@ -241,6 +251,27 @@ def _run_stage(run: Run, spec: StageSpec, recipe: Recipe, console: Console, froz
     run.finish(spec.name, hash_paths(stage.dir, spec.makes), figures, seconds)
     shown = " ".join(f"{key}={_short(value)}" for key, value in figures.items() if isinstance(value, (int, float)))
     console.say(f"{spec.name:<10} done in {seconds:.1f} s {shown}")
+
+
+def _help(run: Run, spec: StageSpec, recipe: Recipe, world: parallel.World) -> None:
+    """Take part in a stage if the first process makes it now, and it is one for several."""
+    outside = world.told(None)
+    if outside is not None and spec.together:
+        spec.function(_stage(run, spec, recipe, outside, Console(quiet=True)))
+
+
+def _stage(run: Run, spec: StageSpec, recipe: Recipe, outside: Mapping[str, Path], console: Console) -> Stage:
+    """What a stage's function is given."""
+    return Stage(
+        name=spec.name,
+        dir=run.stage_dir(spec.name),
+        settings=recipe.sections[spec.name],
+        inputs={"aligned" if need in align.ALIGNED else need: run.stage_dir(need) for need in spec.needs},
+        outside=outside,
+        seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
+        metrics=Metrics(run.stage_dir(spec.name) / METRICS),
+        console=console,
+    )
 
 
 def shape_of(recipe: Recipe) -> ModelConfig | None:

@@ -12,7 +12,7 @@ GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
 HALL = [
     "report", "places", "lineage", "foresight", "costs", "pipeline", "flywheel", "lab", "talk", "doctor", "plan",
-    "anatomy", "accounts_cli", "poll", "feedback_cli", "flywheel_cli", "lab_cli", "serve_cli", "cli",
+    "anatomy", "accounts_cli", "poll", "feedback_cli", "flywheel_cli", "lab_cli", "serve_cli", "cli", "__main__",
 ]  # fmt: skip
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -136,12 +136,8 @@ def test_tokens_for_turns_that_a_base_was_never_taught_are_learnt_with_the_adapt
     turns = chat.turn_ids(tokenizer)
     write_json(places["pretrain"] / "untaught.json", turns)
     adapter = {"kind": "lora", "targets": ("q",), "base_bits": 16}
-    stage = make_stage(tmp_path / "sft", sft_settings(adapter=adapter, steps=2, save_every=1), places, "sft")
+    stage = make_stage(tmp_path / "sft", sft_settings(adapter=adapter, steps=2), places, "sft")
     sft(stage)
-    (stage.dir / "ckpt" / "000002" / "tensors.safetensors").write_bytes(b"half")  # the disk was full
-    once = hash_file(stage.dir / "model" / "model.safetensors")
-    sft(stage)
-    assert hash_file(stage.dir / "model" / "model.safetensors") == once
     base, tuned = (hub.load(path / "model").embed.weight for path in (places["pretrain"], stage.dir))
     moved = (tuned != base.bfloat16().float()).any(1).nonzero().flatten().tolist()
     assert sorted(moved) == sorted(turns)

@@ -1,30 +1,16 @@
-import socket
+"""A step's work is shared out among processes; that they take the steps of one is seen in ``test_align_processes``."""
 
 import pytest
 
-from danlu import hub
-from danlu.train import pretrain
+from danlu.errors import UserError
+from danlu.train.parallel import World
+from danlu.train.task import Task
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path, inputs, make_stage, start_process, pretrain_settings):
-    """A mixture of experts: loss, gradient and the experts' counts must all be summed over the processes."""
-    settings = pretrain_settings(
-        model={"preset": "deepseek-tiny", "d_model": 32}, steps=6, dtype="float32", micro_batch=2, lr=1e-3, warmup=0
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    pair = [start_process(tmp_path / "two", settings, inputs, RANK=str(rank), **together) for rank in range(2)]
-    alone = make_stage(tmp_path / "one", settings, inputs)
-    figures = pretrain(alone)
-    assert [process.wait(timeout=120) for process in pair] == [0, 0]
-    one, two = ([r for r in make_stage(tmp_path / d, settings).metrics.read() if "loss" in r] for d in ("one", "two"))
-    assert len(one) == len(two) == settings.steps == figures["steps"]
-    for ours, theirs in zip(one, two, strict=True):
-        assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
-        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], abs=1e-5)
-        assert theirs["tokens"] == ours["tokens"]
-    models = [hub.load(tmp_path / directory / "model") for directory in ("one", "two")]
-    for name, ours in models[0].state_dict().items():
-        assert (ours - models[1].state_dict()[name]).abs().max() < 1e-4, name
+def test_micro_batches_are_shared_out_and_none_goes_without():
+    task = Task(lambda step: [(step, part) for part in range(5)], lambda *_: None, lambda _: {})
+    shares = [task.shared(World(rank, 2), "reward").batches(7) for rank in range(2)]
+    assert shares == [[(7, 0), (7, 2), (7, 4)], [(7, 1), (7, 3)]]
+    assert task.shared(World(), "reward") is task
+    with pytest.raises(UserError, match=r"6 processes cannot share the 5 micro-batches .* reward.micro_batch smaller"):
+        task.shared(World(0, 6), "reward").batches(0)

@@ -95,7 +95,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
         UserError: no prompts, or no answer to learn from.
     """
     settings = cast(BestOfSettings, stage.settings)
-    place, world = settings.machine(), parallel.join(settings.machine().kind)
+    place, world = settings.machine(), parallel.join()
     base = stage.inputs["sft"] / "model"
     tokenizer = Tokenizer.load(base)
     model, reference = trunk.policy_and_reference(stage, settings.adapter, place)

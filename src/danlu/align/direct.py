@@ -37,7 +37,7 @@ from danlu.records import Preference
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
-from danlu.train import adapters
+from danlu.train import adapters, parallel
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, LossOutput, Task
 
@@ -122,7 +122,10 @@ def dpo(stage: Stage) -> dict[str, Any]:
         steps = math.ceil(settings.epochs * len(train) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
     task = _task(train, heldout, watched, settings, tokenizer.pad, stage)
-    figures = run_loop(policy, adapters.with_dropout(task, settings.adapter, stage.seed), settings, stage)
+    task, world = adapters.with_dropout(task, settings.adapter, stage.seed), parallel.join()
+    figures = run_loop(policy, task.shared(world, stage.name), settings, stage)
+    if not world.main:
+        return {}
     objective, count = settings.objective(), {"answers" if settings.loss == "kto" else "comparisons": len(train)}
     facts = {"stage": stage.name, "loss": objective.loss, "beta": objective.beta, **count}
     hub.save(policy, stage.dir / "model", tokenizer, card=facts)  # and nothing that held-out votes change

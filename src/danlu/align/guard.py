@@ -35,7 +35,7 @@ from danlu.model.decoder import Decoder
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
-from danlu.train import adapters
+from danlu.train import adapters, parallel
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, LossOutput, Task
 
@@ -168,7 +168,10 @@ def guard(stage: Stage) -> dict[str, Any]:
         steps = math.ceil(settings.epochs * len(parts["train"]) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
     task = _task(parts, settings, watchman, stage.seed, machine.kind)
-    figures = run_loop(model, adapters.with_dropout(task, settings.adapter, stage.seed), settings, stage)
+    task, world = adapters.with_dropout(task, settings.adapter, stage.seed), parallel.join()
+    figures = run_loop(model, task.shared(world, stage.name), settings, stage)
+    if not world.main:
+        return {}
     threshold, measured = _measure(watchman, parts, settings.false_positive_rate)
     figures |= {"examples": len(examples), "unsafe": sum(example.unsafe for example in examples), **measured}
     _save(stage, settings, watchman, threshold, measured)

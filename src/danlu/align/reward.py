@@ -38,7 +38,7 @@ from danlu.records import Preference, read_preferences
 from danlu.run import Metrics, Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
-from danlu.train import adapters
+from danlu.train import adapters, parallel
 from danlu.train.loop import run_loop
 from danlu.train.task import LoopSettings, Task
 
@@ -105,6 +105,10 @@ def reward(stage: Stage) -> dict[str, Any]:
     sft.to(place.kind).compute_in(place.compute_dtype)
     teacher = _Teacher(stage, settings, sft, tokenizer, place)
     model = teacher.train(teacher.own, stage)
+    if not parallel.join().main:
+        if settings.audit_share:
+            teacher.train_audit()
+        return {}
     figures = model.figures | teacher.counts()
     figures |= quality.quality(model.model, sft, teacher.heldout, tokenizer.pad)
     scale = teacher.finish(model, stage.dir / "model")
@@ -167,7 +171,7 @@ class _Teacher:
         model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu)
         adapters.attach(model, settings.adapter, stream_seed(seed, "adapter")).to(place.kind)
         task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind)
-        task = adapters.with_dropout(task, settings.adapter, seed)
+        task = adapters.with_dropout(task, settings.adapter, seed).shared(parallel.join(), stage.name)
         figures = run_loop(model, task, settings, stage)
         if settings.ties == "davidson":
             figures["nu"] = round(math.exp(model.score.log_nu.item()), 4)  # type: ignore[operator]
@@ -199,15 +203,18 @@ class _Teacher:
             heads.write(replace(every, mean=_over(samples, model, every.of).mean(0)), folder)
         return scale
 
-    def audit(self) -> dict[str, Any]:
-        """Make the second reward model, in ``audit/``; returns its figures."""
+    def train_audit(self) -> _Taught:
+        """Train the second reward model."""
         self._stage.console.say(
             f"{self._stage.name}: another model, from prompts that the first never saw, to audit it"
         )
         beside = self._stage.dir / f"{AUDIT}-training"
         stage = replace(self._stage, dir=beside, metrics=Metrics(beside / self._stage.metrics.path.name))
-        taught = self.train(self._audits, stage, AUDIT)
-        kind = self._place.kind
+        return self.train(self._audits, stage, AUDIT)
+
+    def audit(self) -> dict[str, Any]:
+        """Make the second reward model, in ``audit/``; returns its figures."""
+        taught, kind = self.train_audit(), self._place.kind
         measured = quality.held_out_accuracy(taught.model, self.heldout, self._tokenizer.pad, kind)
         return {"comparisons": len(self._audits)} | measured | self.finish(taught, self._stage.dir / AUDIT)
 

@@ -118,7 +118,7 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
 def prepare(model: Decoder, settings: LoopSettings, stage: Stage) -> parallel.World:
     """Put the model where it is computed, in the dtype it is computed in, and say why."""
     chosen = settings.machine()
-    world = parallel.join(chosen.kind)
+    world = parallel.join()
     model.to(chosen.kind)
     model.compute_in(chosen.compute_dtype)
     compiled = compile_blocks(model, settings, chosen.kind)

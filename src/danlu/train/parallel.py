@@ -1,7 +1,7 @@
 """Data parallelism: several processes, each with a slice of every batch, take the step that one would take.
 
-In:  the environment that ``torchrun`` sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
-Out: ``World``, which sums gradients and figures over processes.
+In:  the environment that ``torchrun`` sets (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+Out: ``World``, which sums gradients and figures over processes, and tells all what the first knows.
 Left out: splitting one model over devices (FSDP2, tensor and expert parallelism).
 """
 
@@ -10,10 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from danlu.errors import UserError
+
+_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -58,23 +64,38 @@ class World:
 
     def wait(self) -> None:
         """Return when every process has come here."""
-        if self.size > 1:
-            dist.barrier()
+        self.sum_numbers([0.0], torch.device("cpu"))
+
+    def told(self, what: Any) -> Any:
+        """What the first process gives here, which the others wait for, as long as it takes.
+
+        Raises:
+            UserError: the first process has ended instead.
+        """
+        if self.size == 1:
+            return what
+        message = [what]
+        try:
+            dist.broadcast_object_list(message, src=0)
+        except RuntimeError as error:  # gloo: the connection was closed
+            raise UserError("the first process has ended, and has said why") from error
+        return message[0]
 
 
 ALONE = World()
 
 
-def join(device: str) -> World:
+def join() -> World:
     """The world this process was started in; alone unless ``torchrun`` started it.
 
-    Args:
-        device: "cpu" talks through gloo, "cuda" through nccl.
+    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Processes wait for each other for as long as
+    stages take in which one of them works alone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     if not dist.is_initialized():
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        gpus = torch.cuda.device_count()
+        if gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
     return World(dist.get_rank(), dist.get_world_size())

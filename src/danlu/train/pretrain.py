@@ -108,7 +108,9 @@ def pretrain(stage: Stage) -> dict[str, Any]:
         tokens_per_second, val_loss (nats per token) and bpb over the whole held-out text.
     """
     settings = cast(PretrainSettings, stage.settings)
-    return _adopt(stage, Path(settings.base)) if settings.base else _train(stage, settings)
+    if not settings.base:
+        return _train(stage, settings)
+    return _adopt(stage, Path(settings.base)) if parallel.join().main else {}
 
 
 def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _train(stage: Stage, settings: PretrainSettings) -> dict[str, Any]:
     train, val = (Text.lay_out(text, settings, stage.seed) for text in found)
     model = new_model(settings.shape(tokenizer.vocab_size), stage.seed)
     prompt = val.shards.tokens[: min(_PROMPT_TOKENS, int(val.shards.ends[0]))].tolist()
-    world = parallel.join(settings.machine().kind)
+    world = parallel.join()
     task = language_task(train, val, settings, model, tokenizer, stage.seed, world, continuation(tokenizer, prompt))
     figures = run_loop(model, task, settings, stage)
     figures |= evaluate_text(model, val, settings.micro_batch or settings.batch_size)

@@ -90,7 +90,7 @@ def sft(stage: Stage) -> dict[str, Any]:
     if settings.seq_len > model.config.max_seq_len:
         longest = model.config.max_seq_len
         raise UserError(f"sft.seq_len ({settings.seq_len}) is more than the base model can read ({longest})")
-    world = parallel.join(settings.machine().kind)
+    world = parallel.join()
     if world.main:
         _write(stage, settings, tokenizer)
     world.wait()

@@ -8,15 +8,17 @@ Left out: how steps are taken (``loop``); what is learned (``pretrain``, ``sft``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from danlu.device import ComputeSettings
+from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.train.checkpoint import KEEP
+from danlu.train.parallel import World
 
 
 class LoopSettings(ComputeSettings):
@@ -103,3 +105,24 @@ class Task:
     evaluate: Callable[[Decoder], dict[str, float]]
     sample: Callable[[Decoder], str] | None = None
     flops_per_token: float = 0.0
+
+    def shared(self, world: World, stage: str) -> Task:
+        """The same task, of whose micro-batches this process has its share, where ``batches`` knows of no processes.
+
+        Args:
+            world: the processes.
+            stage: its name, for errors.
+        """
+        if world.size == 1:
+            return self
+
+        def share(step: int) -> Sequence[Any]:
+            every = self.batches(step)
+            if len(every) < world.size:
+                raise UserError(
+                    f"{stage}: {world.size} processes cannot share the {len(every)} micro-batches of a step; start "
+                    f"fewer processes, or make {stage}.micro_batch smaller (0 is the whole batch)"
+                )
+            return every[world.rank :: world.size]
+
+        return replace(self, batches=share)
