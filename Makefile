@@ -37,7 +37,7 @@ test: $(STAMP) system  ## everything but GPU tests
 	$(BIN)/ruff check src tests bench hatch_build.py
 	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 bench: $(STAMP)  ## the claims: three seeds of recipe tang (about 40 minutes), then the three shapes in equal time
 	$(BIN)/python bench/tang.py
