@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test check lint pytest serve system bench clean
 
-# The lock names everything, so nothing is resolved; modules are compiled when they are imported: half the time.
+# The lock names everything, so nothing is resolved; modules are compiled when they are first imported: half the time.
+# Where Python is told not to keep what it compiled, every start would compile torch anew, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(PACKAGES): requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock

@@ -1,4 +1,4 @@
-"""The Makefile installs again whenever the page would be built again; tests are shared out by files."""
+"""The Makefile installs again whenever the page would be built again, and keeps bytecode; tests go by files."""
 
 import os
 import re
@@ -30,6 +30,14 @@ def test_every_source_of_the_page_is_a_prerequisite(page_sources):
     wanted = re.search(r"^\.venv/\.installed: (.+)$", rules, re.M)
     assert wanted is not None
     assert {path.relative_to(HOUSE).as_posix() for path in page_sources} <= set(wanted[1].split())
+
+
+def test_what_is_compiled_is_kept():
+    said = subprocess.run(
+        ["make", "--silent", "--eval=told:;@echo told:$$PYTHONDONTWRITEBYTECODE", "told"], cwd=HOUSE,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert said == "told:\n"
 
 
 def test_files_stay_whole_and_the_chain_is_one_and_begins(tmp_path):
