@@ -45,7 +45,7 @@ system:  ## Chromium and PostgreSQL, which tests want
 pytest: $(STAMP) system
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test: lint pytest  ## everything but GPU tests; with -j2 lint goes beside the building of the page
+test: lint pytest  ## everything but GPU tests; with -j3 lint goes beside them
 
 bench: $(STAMP)  ## the claims: three seeds of recipe tang (about 40 minutes), then the three shapes in equal time
 	$(BIN)/python bench/tang.py

@@ -1,6 +1,5 @@
-import socket
-
 import pytest
+from torch.distributed import TCPStore
 
 from danlu import hub
 from danlu.train import pretrain
@@ -11,10 +10,12 @@ def test_two_processes_take_the_steps_of_one(tmp_path, inputs, make_stage, start
     settings = pretrain_settings(
         model={"preset": "deepseek-tiny", "d_model": 32}, steps=6, dtype="float32", micro_batch=2, lr=1e-3, warmup=0
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    # Held here, as torchrun holds it: nobody can take its port between the choice and the first process.
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    together = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port), "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
     pair = [start_process(tmp_path / "two", settings, inputs, RANK=str(rank), **together) for rank in range(2)]
     alone = make_stage(tmp_path / "one", settings, inputs)
     figures = pretrain(alone)
