@@ -37,7 +37,7 @@ def start(
         environment: what is changed.
     """
     seen = {**os.environ, **(environment or {})}
-    process = _CONTEXT.Process(target=_work, args=(work, arguments, dies_once, seen, os.getcwd()))
+    process = _CONTEXT.Process(target=_work, args=(work, arguments, dies_once, seen, os.getcwd()), daemon=True)
     process.start()
     return process
 
