@@ -50,7 +50,7 @@ Parallel = Annotated[int, typer.Option(min=1, help="GPUs that share each layer's
 
 def serve(
     where: Where = Path("runs/tang"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
     ] = "127.0.0.1",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore
 
 from danlu import hub
 from danlu.align.reward import RewardSettings, reward
@@ -46,13 +46,15 @@ REWARD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def start(root: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+def start(root: Path) -> tuple[list[subprocess.Popen[bytes]], TCPStore]:
+    """Two processes, and the store at which they meet: torchrun holds one too, so that nobody can take its port."""
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port), "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
     command = [sys.executable, "-c", _CHILD, str(root), json.dumps(RECIPE), json.dumps(REWARD)]
-    return [subprocess.Popen(command, env=os.environ | told | {"RANK": str(rank)}) for rank in range(2)]
+    return [subprocess.Popen(command, env=os.environ | told | {"RANK": str(rank)}) for rank in range(2)], meeting
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -81,11 +83,12 @@ def test_two_processes_take_the_steps_of_one(
     ])  # fmt: skip
     execute(read_recipe("tiny", RECIPE), tmp_path / "one", Console(quiet=True), "tokens")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    pair = start(tmp_path)
+    pair, meeting = start(tmp_path)
     execute(read_recipe("tiny", RECIPE), tmp_path / "one", Console(quiet=True), "pretrain")
     alone = make_stage("reward", RewardSettings(**REWARD), {"sft": sft_dir, "rankings": tmp_path / "rankings"})
     reward(alone)
-    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    assert [process.wait(timeout=300) for process in pair] == [0, 0]
+    del meeting
     made = {
         tmp_path / "one" / "pretrain": tmp_path / "two" / "pretrain",
         alone.dir: tmp_path / "reward-two",

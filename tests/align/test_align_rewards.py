@@ -88,7 +88,7 @@ def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.chdir(tmp_path)
     with ExitStack() as stack:
 
-        def make(name: str, timeout: float = 10.0) -> tuple[RuleScore, list[str]]:
+        def make(name: str, timeout: float = 60.0) -> tuple[RuleScore, list[str]]:
             said: list[str] = []
             return stack.enter_context(closing(RuleScore(f"rewarding.rules:{name}", timeout, said.append))), said
 
@@ -123,14 +123,14 @@ def test_an_answer_without_a_finite_score_is_not_a_number(
 def test_a_batch_is_lost_three_in_a_row_are_too_many(
     rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, name: str, what: str
 ) -> None:
-    score, said = rule(name, timeout=0.2 if name == "hangs" else 10.0)
+    score, said = rule(name, timeout=0.2 if name == "hangs" else 60.0)
     started = time.monotonic()
     for _ in range(2):
         assert score(sampled).isnan().all()
     with pytest.raises(UserError, match=f"'rewarding.rules:{name}' failed 3 times in a row.* it {what}"):
         score(sampled)
     assert [what in sentence and "3 answers are left out" in sentence for sentence in said] == [True, True]
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_failures_that_are_not_in_a_row_end_nothing(

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from person import danlu
+from person import danlu_from_cold
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("chain") / "tiny"
-    danlu("run", "tiny", "--out", out)
+    danlu_from_cold("run", "tiny", "--out", out)
     return out

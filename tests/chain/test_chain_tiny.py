@@ -1,21 +1,19 @@
 """The recipe ``tiny`` from raw documents to a compressed, aligned model, as a person runs it."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from person import MODELS, STAGES, command, danlu, weights
+from person import MODELS, STAGES, danlu, weights
 
 import danlu as package
 from danlu.run import Run
 
 pytestmark = pytest.mark.slow
+QUICK = ("sft.epochs=1", "ppo.iterations=2")  # where the way is what matters, not where it leads
 
 
 def test_every_stage_is_done_and_documented_figures_are_there(tiny_run):
@@ -89,13 +87,7 @@ def test_kill_9_and_go_on_gives_the_same_bytes(tiny_run, tmp_path, stage):
     out.mkdir()
     for name in STAGES[: STAGES.index(stage)]:
         shutil.copytree(tiny_run / name, out / name)
-    process = subprocess.Popen(command("run", "tiny", "--out", out, "--until", stage), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not list((out / stage / "ckpt").glob("[0-9]*")) and time.monotonic() < deadline:
-        assert process.poll() is None, "finished before it could be killed; save earlier"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    danlu("run", "tiny", "--out", out, "--until", stage, code=-signal.SIGKILL, dies_once=out / stage / "ckpt/[0-9]*")
     assert not Run(out).finished(stage), "finished before it could be killed"
     said = danlu("run", "tiny", "--out", out, "--until", stage).stderr
     assert "was interrupted, going on" in said
@@ -126,7 +118,7 @@ def test_any_folder_of_text_files(language, tmp_path):
         (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "picture.png").write_bytes(bytes(range(256)) * 20)
     out = tmp_path / "run"
-    danlu("run", "tiny", f"corpus.source={folder}", "pretrain.steps=20", "ppo.iterations=2", "--out", out)
+    danlu("run", "tiny", f"corpus.source={folder}", "pretrain.steps=20", *QUICK, "--out", out)
     figures = json.loads(danlu("report", out, "--json").stdout)
     assert figures["minutes"].keys() == set(STAGES)
     assert 0.8 * n_files <= figures["documents"]["kept"] <= n_files
@@ -146,7 +138,7 @@ def test_from_a_base_model_with_ones_own_conversations(tiny_run, tmp_path):
     source.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n", encoding="utf-8")
     out = tmp_path / "run"
     base = tiny_run / "sft" / "model"
-    done = danlu("run", "tiny", f"base={base}", f"sft.source={source}", "ppo.iterations=2", "--out", out)
+    done = danlu("run", "tiny", f"base={base}", f"sft.source={source}", *QUICK, "--out", out)
     assert not (out / "corpus").exists()
     assert "own.jsonl:121" in done.stderr
     assert json.loads(danlu("report", out, "--json").stdout)["minutes"].keys() == set(STAGES) - WITHOUT

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from person import STAGES, danlu
+from person import STAGES, danlu, danlu_from_cold
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_plan_says_more_for_more_steps():
 
 def test_chat_is_repeatable_and_takes_a_stage(tiny_run):
     words = ("chat", tiny_run, "Continue: The lamp was lit.", "--stage", "sft", "--seed", "3")
-    first = danlu(*words).stdout
+    first = danlu_from_cold(*words).stdout
     assert first.strip()
     assert danlu(*words).stdout == first
     assert "did you mean 'sft'" in danlu("chat", tiny_run, "hello", "--stage", "stf", code=2).stderr
@@ -55,7 +55,7 @@ def test_export_copies_a_model_once(tiny_run, tmp_path):
 
 
 def test_schema_describes_every_section():
-    schema = json.loads(danlu("schema").stdout)
+    schema = json.loads(danlu_from_cold("schema").stdout)
     assert set(STAGES) <= schema["properties"].keys()
     steps = json.dumps(schema["properties"]["pretrain"]["properties"]["steps"])
     assert "description" in steps

@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -22,22 +22,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 @contextlib.contextmanager
-def served(run: Path) -> Iterator[str]:
-    """``danlu serve`` in a process of its own; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with subprocess.Popen(command("serve", run, "--port", port), stderr=subprocess.PIPE, text=True) as server:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while not answers(f"{address}/healthz"):
-            assert server.poll() is None, server.stderr and server.stderr.read()
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.2)
+def served(run: Path, said: Path) -> Iterator[str]:
+    """``danlu serve`` in a process of its own, which writes what it says to a file; gives its address."""
+    with said.open("w") as told, subprocess.Popen(command("serve", run, "--port", 0), stderr=told) as server:
         try:
-            yield address
+            yield address_of(server, said)
         finally:
             server.terminate()
+
+
+def address_of(server: subprocess.Popen[bytes], said: Path) -> str:
+    deadline = time.monotonic() + 120
+    while not (told := re.search(r" at (http://\S+),", said.read_text())) or not answers(f"{told[1]}/healthz"):
+        assert server.poll() is None, said.read_text()
+        assert time.monotonic() < deadline, "the server does not start"
+        time.sleep(0.1)
+    return told[1]
 
 
 def answers(address: str) -> bool:
@@ -65,7 +65,7 @@ def test_a_vote_in_the_page_remakes_the_reward_model_and_what_follows_and_nothin
     out = tmp_path / "tiny"
     shutil.copytree(tiny_run, out)
     before = weights(out)
-    with served(out) as address, chromium() as browser:
+    with served(out, tmp_path / "said") as address, chromium() as browser:
         for number in range(3):  # one prompt in some is held out of training by its hash
             vote(browser, address, f"Continue: The old man lit the lamp {number} times.")
     kept = PreferenceStore(out / "feedback" / "preferences.db").all()

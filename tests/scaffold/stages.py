@@ -10,6 +10,7 @@ from danlu.recipe import Settings
 from danlu.records import Document, write_conversations, write_documents
 from danlu.run import Metrics, Stage
 from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
+from danlu.train import PretrainSettings, pretrain
 from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 
 SEED, HELDOUT_TASKS = 7, 80
@@ -22,6 +23,11 @@ def make_stage(
     directory.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(directory / "metrics.jsonl")
     return Stage(name, directory, settings, inputs or {}, {}, seed, metrics, Console(quiet=True))
+
+
+def run_pretrain(directory: Path, settings: PretrainSettings, inputs: Mapping[str, Path]) -> None:
+    """The stage ``pretrain``, for a process of its own."""
+    pretrain(make_stage(directory, settings, inputs, "pretrain"))
 
 
 def poem_documents(headed: bool = True) -> list[Document]:

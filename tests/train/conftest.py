@@ -1,27 +1,12 @@
 """A small corpus of poems on disk, with its tokenizer and shards, and stages to run on it."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import stages
+import warm
 
 from danlu.model.config import ModelConfig
 from danlu.train import PretrainSettings, SFTSettings
 
-_CHILD = """
-import json, sys
-from pathlib import Path
-from danlu.console import Console
-from danlu.run import Metrics, Stage
-from danlu.train import PretrainSettings, pretrain
-directory, settings, inputs = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-places = {name: Path(path) for name, path in inputs.items()}
-metrics = Metrics(directory / "metrics.jsonl")
-pretrain(Stage("pretrain", directory, PretrainSettings(**settings), places, {}, 7, metrics, Console(quiet=True)))
-"""
 _SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64, "max_seq_len": 128}
 
 
@@ -63,13 +48,10 @@ def sft_settings():
 
 @pytest.fixture(scope="session")
 def start_process():
-    """start_process(directory, settings, inputs, **environment): ``pretrain`` in a process of its own."""
+    """start_process(directory, settings, inputs, dies_once): ``pretrain`` in a process of its own."""
 
-    def start(directory, settings, inputs, **environment):
-        directory.mkdir(exist_ok=True)
-        arguments = [settings.model_dump_json(), json.dumps({name: str(path) for name, path in inputs.items()})]
-        command = [sys.executable, "-c", _CHILD, str(directory), *arguments]
-        return subprocess.Popen(command, env=os.environ | environment)
+    def start(directory, settings, inputs, dies_once):
+        return warm.start(stages.run_pretrain, directory, settings, inputs, dies_once=str(dies_once))
 
     return start
 
