@@ -67,8 +67,8 @@ def trial(
         red_lines: a file of them (``redlines``).
 
     Raises:
-        UserError: the audit is wanted and the reward stage is not finished, champion and candidate spell text in different tokens, no held-out prompt can be judged, or the file
-            of red lines cannot be read.
+        UserError: the audit is asked and the reward stage is not finished, champion and candidate spell text in
+            different tokens, no held-out prompt can be judged, or the file of red lines cannot be read.
     """
     if settings.audit and "reward" not in stage.inputs:
         raise UserError(
