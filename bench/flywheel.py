@@ -61,8 +61,12 @@ LITTLE = {
     "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
     "eval": {"prompts": 1000},  # what the gate asks both; the audit is a small model that saw few votes
 }
-# A crowd that votes as often as it is asked can afford to look for small gains.
-WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200}
+# A crowd that votes as often as it is asked can afford to look for small gains. The audit learns from a fifth of few
+# votes and is right on 56 % of held-out pairs: it may say that one is worse, and need not see that it is better.
+WHEEL = {
+    "start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200,
+    "audit_gain": -0.05,
+}  # fmt: skip
 DRAWING = {"max_tokens": TOKENS, "temperature": 1.0, "top_p": 1.0}
 
 

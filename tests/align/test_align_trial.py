@@ -72,6 +72,9 @@ def test_without_an_audit_model_the_condition_is_open_and_says_what_to_do(make_s
     assert "audit_share" in found["audit reward gain"].note
     found = run_trial(make_stage, sft_dir, places, "sft", settings=GateSettings(audit=False))
     assert not any("audit" in what for what in found)
+    stage = make_stage("flywheel", GateSettings(), {"sft": sft_dir})
+    with pytest.raises(UserError, match="the run's reward model is not finished"):
+        trial(stage, Contestants(*[places["sft"]] * 3), GateSettings(), EXAM, None)
 
 
 def test_red_lines_are_kept_by_the_same_answer_or_by_a_refusal(tmp_path):

@@ -67,9 +67,14 @@ def trial(
         red_lines: a file of them (``redlines``).
 
     Raises:
-        UserError: champion and candidate spell text in different tokens, no held-out prompt can be judged, or the file
-            of red lines cannot be read.
+        UserError: the audit is asked and the reward stage is not finished, champion and candidate spell text in
+            different tokens, no held-out prompt can be judged, or the file of red lines cannot be read.
     """
+    if settings.audit and "reward" not in stage.inputs:
+        raise UserError(
+            "the audit is asked, and the run's reward model is not finished or not of its rankings of today; make it: "
+            "danlu run RECIPE --out RUN --until reward"
+        )
     place = exam.machine()
     candidate, tokenizer = _load(contestants.candidate, place)
     prompts = _prompts(stage, candidate, tokenizer, exam)
