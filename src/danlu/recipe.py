@@ -46,11 +46,11 @@ _Section = TypeVar("_Section", bound=Settings)
 # What other tools call a setting -> what it is called here, the first of these that a section has.
 _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",), "actor_learning_rate": ("lr",), "critic_learning_rate": ("critic_lr",),
-    "per_device_train_batch_size": ("micro_batch", "batch_size"), "gradient_accumulation_steps": ("micro_batch",),
+    "per_device_train_batch_size": ("micro_batch", "batch_size"),
     "micro_train_batch_size": ("micro_batch",), "train_batch_size": ("batch_size",),
     "rollout_batch_size": ("batch_size",), "num_train_epochs": ("epochs",), "num_ppo_epochs": ("epochs",),
     "max_steps": ("steps", "iterations"), "warmup_steps": ("warmup",), "lr_scheduler_type": ("schedule",),
-    "max_grad_norm": ("grad_clip", "clip"), "cliprange": ("clip",), "cliprange_value": ("value_clip",),
+    "max_grad_norm": ("grad_clip", "clip"), "cliprange_value": ("value_clip",),
     "save_steps": ("save_every", "probe_every"), "eval_steps": ("eval_every", "probe_every"),
     "logging_steps": ("log_every",), "save_total_limit": ("checkpoints",),
     "beta": ("kl_coefficient",), "kl_coef": ("kl_coefficient",), "init_kl_coef": ("kl_coefficient",),

@@ -38,10 +38,11 @@ def danlu(
         pattern = None if dies_once is None else str(dies_once)
         process = warm.start(_verb, list(map(str, words)), said, dies_once=pattern, environment=environment)
         process.join(LONGEST)
-        if process.is_alive():
-            process.kill()
+        hangs = process.is_alive()
+        process.kill()
         process.join()
         stdout, stderr = (path.read_text(encoding="utf-8") for path in said)
+    assert not hangs, f"{command(*words)} was not over after {LONGEST} s\n{stdout}\n{stderr}"
     return _checked(subprocess.CompletedProcess(command(*words), process.exitcode or 0, stdout, stderr), code)
 
 
