@@ -225,17 +225,15 @@ class Generator:
     def _batch_runs(self, rows: int, expected: int) -> tuple[Forward, Storage]:
         """``_runs`` of ``generate``: on a GPU those of the last time, with all graphs that were recorded then.
 
-        As much of a GPU is taken as these answers can fill, but no more than a quarter of what is free.
+        They stay while others learn, so no more is taken than these answers can fill.
         """
-        where = self.output_weight.device
-        if where.type != "cuda":
+        if self.output_weight.device.type != "cuda":
             return self._runs(rows, expected, _CACHE_BYTES)
         blocks = rows * blocks_for(expected) + 1
         if self._again is None or self._again[0] < blocks:
             self._again = None  # its memory is free before more is asked for
             wanted = blocks * SIZE * self.model.new_cache(1, 1, self.dtype).bytes_per_token()
-            limit = max(_CACHE_BYTES, torch.cuda.mem_get_info(where)[0] // 4)
-            pages = Pages(self.model, self.dtype, min(wanted, limit), kept=False)
+            pages = Pages(self.model, self.dtype, min(wanted, _CACHE_BYTES), kept=False)
             self._again = blocks, GraphedForward(self.model, self.output_weight, pages, _MAX_ROWS), pages
         return self._again[1:]
 

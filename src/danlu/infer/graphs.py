@@ -70,6 +70,7 @@ class GraphedForward(Forward):
         self._pages, self._most = pages, min(rows, _MOST_ROWS)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._met: Counter[tuple[int, int]] = Counter()
+        self._outputs: tuple[Tensor, ...] = ()  # of the most rows; all graphs write into them, and keep nothing else
         self._memory = torch.cuda.graph_pool_handle()
 
     def decode(
@@ -102,12 +103,15 @@ class GraphedForward(Forward):
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # libraries allocate what they need before anything is recorded
-            step()
+            shown = step()
         torch.cuda.current_stream().wait_stream(aside)
+        self._outputs = self._outputs or tuple(part.new_empty(_rounded(self._most), *part.shape[1:]) for part in shown)
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on: a server loads the next model, a trainer puts the next batch together.
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            decoded = step()
+            for whole, part in zip(self._outputs, step(), strict=True):
+                whole[:count].copy_(part)
+        decoded = Decoded(*(whole[:count] for whole in self._outputs))
         self._graphs[count, blocks] = _Graph(graph, inputs, table, decoded)
         return self._graphs[count, blocks]
 
