@@ -210,7 +210,11 @@ def claims(
     promoted = [one for one in rows if one["promoted"]]
     rises = [after["gold"] - before["gold"] for before, after in pairwise(promoted)]
     note = f"gold by reign {_listed(promoted, 'gold')}, standard error {rows[0]['error']:.3f}"
-    note += f" on {rows[0]['prompts']} held-out prompts; {len(rows) - len(promoted)} of {len(rows) - 1} rounds refused"
+    taken = sum(
+        "still the candidate" in one.get("why", "") for one in rows
+    )  # by hand, whatever the votes would have said
+    note += f" on {rows[0]['prompts']} held-out prompts; of {len(rows) - 1} rounds {len(rows) - len(promoted) - taken} "
+    note += f"refused, {taken} withdrawn by hand"
     bad = f"much noise on the weights by {by_gate or 'nobody'}, a little by {by_crowd or 'nobody'}"
     rounds = rows[1:]
     return [

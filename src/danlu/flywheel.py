@@ -54,7 +54,7 @@ class FlywheelSettings(GateSettings):
     learnt. Either is held to the SFT model by its KL. Stages of practice only (ppo, grpo, online_dpo)."""
     share: float = Field(0.5, gt=0, le=1)
     """Of comparisons of the champion with itself, pairs or rankings, how many are with the candidate instead while
-    there is one, which then has half of the answers."""
+    there is one, which then has every second answer."""
     store: str = ""
     """Preference store, a file or a database's URL; the recipe's run.votes, or else the run's own, if empty."""
     red_lines: str = ""

@@ -135,8 +135,8 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
         Condition(
             "blind win rate, lower bound", round(lower, 4), f"> {settings.bar:g}",
             log_wealth(tally, settings.bar) >= -math.log(settings.error),
-            f"{tally.wins:g} wins, {tally.ties:g} ties, {tally.losses:g} losses, {tally.rate():.1%} of pairs; at most "
-            f"{settings.error:.0%} of candidates that are no better get past it",
+            f"{tally.wins:g} wins, {tally.ties:g} ties, {tally.losses:g} losses, mean score {tally.rate():.1%}; at "
+            f"most {settings.error:.0%} of candidates that are no better get past it",
         ),
         Condition(
             "win rate at equal length", None if equal is None else round(equal, 4), f"> {settings.length_bar:g}",

@@ -220,7 +220,8 @@ def _taught_from(arm: dict[str, Any]) -> str:
 def _rung(alarm: dict[str, Any] | None) -> str:
     if alarm is None:
         return _DASH
-    return f"at {_nats(alarm['kl'])}, gold {-alarm['fallen']:+.2f}; kept {-alarm['lost']:+.2f}"
+    kept = f"{-alarm['lost']:+.2f}" if alarm["lost"] else "its best"
+    return f"at {_nats(alarm['kl'])}, gold {-alarm['fallen']:+.2f}; kept {kept}"
 
 
 def _number(value: float | None) -> str:
