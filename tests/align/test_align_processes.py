@@ -40,8 +40,9 @@ RECIPE = [
     "pretrain.micro_batch=2", "pretrain.warmup=0", "pretrain.lr=1e-3", "pretrain.seq_len=64", "pretrain.log_every=1",
     "pretrain.dtype=float32", "pretrain.eval_batches=1",
 ]  # fmt: skip
+# One micro-batch for one process, as in the recipe tang: two have to cut it.
 REWARD: dict[str, Any] = {
-    "batch_size": 6, "micro_batch": 2, "lr": 1e-3, "warmup": 0, "scale_prompts": 4, "max_new_tokens": 4, "steps": 3,
+    "batch_size": 6, "micro_batch": 8, "lr": 1e-3, "warmup": 0, "scale_prompts": 4, "max_new_tokens": 4, "steps": 3,
     "dtype": "float32", "log_every": 1, "audit_share": 0.4,
 }  # fmt: skip
 

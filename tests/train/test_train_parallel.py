@@ -12,5 +12,5 @@ def test_micro_batches_are_shared_out_and_none_goes_without():
     shares = [task.shared(World(rank, 2), "reward").batches(7) for rank in range(2)]
     assert shares == [[(7, 0), (7, 2), (7, 4)], [(7, 1), (7, 3)]]
     assert task.shared(World(), "reward") is task
-    with pytest.raises(UserError, match=r"6 processes cannot share the 5 micro-batches .* reward.micro_batch smaller"):
+    with pytest.raises(UserError, match=r"6 processes cannot share the 5 micro-batches .* reward.batch_size larger"):
         task.shared(World(0, 6), "reward").batches(0)
