@@ -7,8 +7,9 @@ Left out: splitting one model over devices (FSDP2, tensor and expert parallelism
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 from danlu.errors import UserError
 
 _PATIENCE = timedelta(days=30)
+# What gloo and nccl say where a process has left.
+_LEFT = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,17 @@ class World:
         """Add up each tensor over all processes, in place, in one message per dtype.
 
         Every process must pass the same shapes in the same order.
+
+        Raises:
+            UserError: another process has ended; likewise of all that wait for others here.
         """
         if self.size == 1:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            dist.all_reduce(flat)
+            with _others_there():
+                dist.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in same])
             for tensor, part in zip(same, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -59,7 +66,8 @@ class World:
         if self.size == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64, device=device)
-        dist.all_reduce(total)
+        with _others_there():
+            dist.all_reduce(total)
         return [float(number) for number in total.tolist()]
 
     def wait(self) -> None:
@@ -75,14 +83,23 @@ class World:
         if self.size == 1:
             return what
         message = [what]
-        try:
+        with _others_there():
             dist.broadcast_object_list(message, src=0)
-        except RuntimeError as error:  # gloo: the connection was closed
-            raise UserError("the first process has ended, and has said why") from error
         return message[0]
 
 
 ALONE = World()
+
+
+@contextlib.contextmanager
+def _others_there() -> Iterator[None]:
+    """Say in a sentence that somebody has left, whose own words would be lost among the waiting ones' tracebacks."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and nccl raise nothing more telling
+        if not any(sign in str(error) for sign in _LEFT):
+            raise
+        raise UserError("another process has ended, and has said why") from error
 
 
 def join() -> World:
