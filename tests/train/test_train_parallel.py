@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 import torch
+from torch import distributed
 from torch.distributed import TCPStore
 
 from danlu.errors import UserError
@@ -24,14 +28,18 @@ def test_micro_batches_are_shared_out_and_none_goes_without():
         task.shared(World(0, 6), "reward").batches(0)
 
 
-def meet(told: dict[str, str], rank: int) -> None:
-    """Two processes join; the second leaves, and whatever the first waits for then is told in a sentence."""
+def of_two(rank: int, told: dict[str, str], scene: Callable[[World], None]) -> None:
+    """One of two processes on a machine without GPUs."""
     os.environ |= told | {"RANK": str(rank)}
     torch.cuda.device_count = lambda: 0
-    world = parallel.join()
-    world.wait()
-    if rank:
-        os._exit(0)
+    scene(parallel.join())
+    os._exit(7)
+
+
+def one_leaves(world: World) -> None:
+    """Whatever the first waits for is told in a sentence; a fault of ours keeps its traceback."""
+    if not world.main:
+        return
     waits = (
         world.wait, lambda: world.told("?"), lambda: world.sum_tensors([torch.ones(2)]),
         lambda: world.sum_numbers([1.0], torch.device("cpu")),
@@ -39,21 +47,47 @@ def meet(told: dict[str, str], rank: int) -> None:
     for wait in waits:
         with pytest.raises(UserError, match="another process has ended, and has said why"):
             wait()
-    with pytest.raises(RuntimeError), parallel._others_there():  # a fault of ours keeps its traceback
+    with pytest.raises(RuntimeError, match="shapes"), parallel._others_there():
         raise RuntimeError("shapes differ")
-    os._exit(7)
 
 
-def test_who_waits_for_one_that_has_left_says_so_in_a_sentence():
+def one_is_late(world: World) -> None:
+    """It is waited for where somebody may work alone, and for less long where all take a step."""
+    step = distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert step.options._timeout == timedelta(minutes=30)
+    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.2))  # nobody has half an hour here
+    time.sleep(0 if world.main else 0.4)
+    world.wait()
+    time.sleep(0 if world.main else 0.4)
+    assert world.told(world.rank) == 0
+    if world.main:
+        with pytest.raises(RuntimeError, match="Timed out"):
+            world.sum_numbers([1.0], torch.device("cpu"))
+    else:
+        time.sleep(0.4)
+
+
+@pytest.mark.parametrize("scene", [one_leaves, one_is_late])
+def test_two_processes_wait_for_each_other(scene: Callable[[World], None]) -> None:
     meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
     }  # fmt: skip
     fork = multiprocessing.get_context("fork")  # torch is imported once
-    pair = [fork.Process(target=meet, args=(told, rank)) for rank in range(2)]
+    pair = [fork.Process(target=of_two, args=(rank, told, scene)) for rank in range(2)]
     for process in pair:
         process.start()
     for process in pair:
         process.join(60)
-    assert [process.exitcode for process in pair] == [7, 0]
+    assert [process.exitcode for process in pair] == [7, 7]
+
+
+def test_two_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes on this machine need a GPU each and it has 1; start 1 here"):
+        World(0, 4).check_device("cuda")
+    World(0, 4).check_device("cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # on each of four machines
+    World(0, 4).check_device("cuda")

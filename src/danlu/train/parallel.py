@@ -8,6 +8,7 @@ Left out: splitting one model over devices (FSDP2, tensor and expert parallelism
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from danlu.errors import UserError
 
-_PATIENCE = timedelta(days=30)
+_PATIENCE = timedelta(days=30)  # for one that works alone
+_STEP = timedelta(minutes=30)  # for one that takes the same step
 # What gloo and nccl say where a process has left.
 _LEFT = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
@@ -71,8 +73,10 @@ class World:
         return [float(number) for number in total.tolist()]
 
     def wait(self) -> None:
-        """Return when every process has come here."""
-        self.sum_numbers([0.0], torch.device("cpu"))
+        """Return when every process has come here, as long as it takes."""
+        if self.size > 1:
+            with _others_there():
+                dist.all_reduce(torch.zeros(1), group=_patient())
 
     def told(self, what: Any) -> Any:
         """What the first process gives here, which the others wait for, as long as it takes.
@@ -84,11 +88,31 @@ class World:
             return what
         message = [what]
         with _others_there():
-            dist.broadcast_object_list(message, src=0)
+            dist.broadcast_object_list(message, src=0, group=_patient())
         return message[0]
+
+    def check_device(self, kind: str) -> None:
+        """Refuse more processes on this machine than it has GPUs, if it is on those that they compute.
+
+        Raises:
+            UserError: two of them would share a GPU, which nccl does not do.
+        """
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if kind == "cuda" and self.size > 1 and here > gpus:
+            raise UserError(
+                f"{here} processes on this machine need a GPU each and it has {gpus}; start {gpus} here "
+                "(--nproc-per-node), or compute on the CPU (device=cpu in the section of every stage)"
+            )
 
 
 ALONE = World()
+
+
+@functools.cache
+def _patient() -> dist.ProcessGroup:
+    """All processes again, with more time to answer, on the CPU."""
+    group: dist.ProcessGroup = dist.new_group(timeout=_PATIENCE, backend="gloo")
+    return group
 
 
 @contextlib.contextmanager
@@ -105,8 +129,8 @@ def _others_there() -> Iterator[None]:
 def join() -> World:
     """The world this process was started in; alone unless ``torchrun`` started it.
 
-    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Processes wait for each other for as long as
-    stages take in which one of them works alone.
+    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Within a step processes wait half an hour for each
+    other; elsewhere (``wait``, ``told``) as long as stages take in which one of them works alone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
@@ -114,5 +138,6 @@ def join() -> World:
         gpus = torch.cuda.device_count()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_STEP)
+        _patient()  # while everybody is here: all have to make it
     return World(dist.get_rank(), dist.get_world_size())

@@ -75,15 +75,16 @@ class LoopSettings(ComputeSettings):
         return wanted if world.size == 1 else min(wanted, max(1, self.batch_size // world.size))
 
     def check_processes(self, world: World, stage: str) -> None:
-        """Refuse, before anything is made, more processes than can share a step.
+        """Refuse, before anything is made, more processes than can share a step, or the GPUs of this machine.
 
         Args:
             world: the processes.
             stage: the section's name, for errors.
 
         Raises:
-            UserError: there are fewer rows in a batch than processes.
+            UserError: there are fewer rows in a batch than processes, or fewer GPUs.
         """
+        world.check_device(self.machine().kind)
         if self.batch_size < world.size:
             raise UserError(
                 f"{stage}.batch_size is {self.batch_size} and {world.size} processes cannot share that; start at most "
