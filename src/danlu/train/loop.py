@@ -88,8 +88,9 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
     optimizer = build_optimizer(model, settings)
     progress = _resume(model, optimizer, stage)
     world.wait()  # one may have worked alone until now, for longer than the others wait within a step
-    if model.embed.weight.is_cuda:
-        task = replace(task, batches=Ahead(task.batches, settings.steps))
+    where = model.embed.weight.device
+    if where.type == "cuda":
+        task = replace(task, batches=Ahead(task.batches, settings.steps, where))
     with stage.console.task(stage.name, total=settings.steps, unit="tokens") as bar:
         bar.resume(progress.step)
         while progress.step < settings.steps:
