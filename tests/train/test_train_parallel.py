@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 import torch
+from pair import play
 from torch import distributed
-from torch.distributed import TCPStore
 
 from danlu.errors import UserError
 from danlu.train import parallel
@@ -26,14 +24,6 @@ def test_micro_batches_are_shared_out_and_none_goes_without():
     assert task.shared(World(), "reward") is task
     with pytest.raises(UserError, match=r"6 processes cannot share the 5 micro-batches .* reward.batch_size larger"):
         task.shared(World(0, 6), "reward").batches(0)
-
-
-def of_two(rank: int, told: dict[str, str], scene: Callable[[World], None]) -> None:
-    """One of two processes on a machine without GPUs."""
-    os.environ |= told | {"RANK": str(rank)}
-    torch.cuda.device_count = lambda: 0
-    scene(parallel.join())
-    os._exit(7)
 
 
 def one_leaves(world: World) -> None:
@@ -69,18 +59,7 @@ def one_is_late(world: World) -> None:
 
 @pytest.mark.parametrize("scene", [one_leaves, one_is_late])
 def test_two_processes_wait_for_each_other(scene: Callable[[World], None]) -> None:
-    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-    }  # fmt: skip
-    fork = multiprocessing.get_context("fork")  # torch is imported once
-    pair = [fork.Process(target=of_two, args=(rank, told, scene)) for rank in range(2)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join(60)
-    assert [process.exitcode for process in pair] == [7, 7]
+    play(scene)
 
 
 def test_two_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
