@@ -91,10 +91,14 @@ def test_more_processes_than_rows_are_refused_before_the_first_stage(tmp_path: P
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "best_of"])
-def test_a_batch_that_cannot_be_cut_evenly_names_its_setting_and_the_nearest_numbers(stage: str, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_cut_evenly_names_its_setting_and_the_nearest_numbers(
+    stage: str, tmp_path: Path
+) -> None:
     recipe, run = read_recipe("tiny", [f"{stage}.batch_size=16"]), Run(tmp_path)
     foresight.check_processes(recipe, [stage], run, World(0, 4))
-    problem = f"{stage}.batch_size is 16, which 5 processes cannot share evenly; start 4 or 8, or make it a multiple of 5"
+    problem = (
+        f"{stage}.batch_size is 16, which 5 processes cannot share evenly; start 4 or 8, or make it a multiple of 5"
+    )
     with pytest.raises(UserError, match=problem):
         foresight.check_processes(recipe, [stage], run, World(0, 5))
     foresight.check_processes(read_recipe("guard", ["guard.data=x"]), ["pretrain"], run, World(0, 5))  # is adopted

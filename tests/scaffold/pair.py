@@ -14,7 +14,7 @@ from danlu.train import parallel
 _PLAYED = 7  # the exit code of one whose scene went to its end
 
 
-def play(scene: Callable[[parallel.World], None]) -> None:
+def play(scene: Callable[[parallel.World], object]) -> None:
     """Let two processes go through a scene, on a machine without GPUs; fail where one of them does."""
     # torchrun too holds the store at which they meet, so that nobody can take its port.
     meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -30,8 +30,9 @@ def play(scene: Callable[[parallel.World], None]) -> None:
     assert [process.exitcode for process in pair] == [_PLAYED, _PLAYED]
 
 
-def _one(told: dict[str, str], rank: int, scene: Callable[[parallel.World], None]) -> None:
+def _one(told: dict[str, str], rank: int, scene: Callable[[parallel.World], object]) -> None:
     os.environ |= told | {"RANK": str(rank)}
     torch.cuda.device_count = lambda: 0
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
     scene(parallel.join())
     os._exit(_PLAYED)

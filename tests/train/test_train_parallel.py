@@ -45,16 +45,16 @@ def one_is_late(world: World) -> None:
     """It is waited for where somebody may work alone, and for less long where all take a step."""
     step = distributed.group.WORLD._get_backend(torch.device("cpu"))
     assert step.options._timeout == timedelta(minutes=30)
-    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.2))  # nobody has half an hour here
-    time.sleep(0 if world.main else 0.4)
+    distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.15))  # nobody has half an hour here
+    time.sleep(0 if world.main else 0.25)
     world.wait()
-    time.sleep(0 if world.main else 0.4)
+    time.sleep(0 if world.main else 0.25)
     assert world.told(world.rank) == 0
     if world.main:
         with pytest.raises(RuntimeError, match="Timed out"):
             world.sum_numbers([1.0], torch.device("cpu"))
     else:
-        time.sleep(0.4)
+        time.sleep(0.25)
 
 
 @pytest.mark.parametrize("scene", [one_leaves, one_is_late])

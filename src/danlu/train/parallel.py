@@ -108,6 +108,10 @@ class World:
 ALONE = World()
 
 
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @functools.cache
 def _patient() -> dist.ProcessGroup:
     """All processes again, with more time to answer, on the CPU."""
@@ -126,13 +130,23 @@ def _others_there() -> Iterator[None]:
         raise UserError("another process has ended, and has said why") from error
 
 
+def refuse(what: str) -> None:
+    """Refuse to do with several processes what is for one: each would do all of it, in one place.
+
+    Raises:
+        UserError: ``torchrun`` started several.
+    """
+    if (size := _size()) > 1:
+        raise UserError(f"{what} is for one process and {size} were started; start it without torchrun")
+
+
 def join() -> World:
     """The world this process was started in; alone unless ``torchrun`` started it.
 
-    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Within a step processes wait half an hour for each
-    other; elsewhere (``wait``, ``told``) as long as stages take in which one of them works alone.
+    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Within a step processes wait half an hour for
+    each other; elsewhere (``wait``, ``told``) as long as stages take in which one of them works alone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _size() == 1:
         return ALONE
     if not dist.is_initialized():
         gpus = torch.cuda.device_count()
