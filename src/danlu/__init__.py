@@ -53,10 +53,12 @@ def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:
     from danlu.pipeline import execute, read_recipe
     from danlu.places import default_out
     from danlu.report import write_report
+    from danlu.train import parallel
 
     resolved = read_recipe(recipe, [overrides])
     done = execute(resolved, Path(out) if out is not None else default_out(resolved), Console())
-    write_report(done)
+    if parallel.join().main:
+        write_report(done)
     return done
 
 

@@ -36,6 +36,9 @@ def flywheel(
     as_json: Annotated[bool, typer.Option("--json", help="Where it is as one JSON object.")] = False,
 ) -> None:
     """Turn votes into a better model: train a candidate, try it on people, promote it if it proves itself."""
+    from danlu.train.parallel import refuse
+
+    refuse("danlu flywheel")
     from danlu.align.champion import Registry
     from danlu.align.rounds import SETTINGS
     from danlu.flywheel import Flywheel, FlywheelSettings

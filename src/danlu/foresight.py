@@ -16,6 +16,9 @@ from danlu.align.preferences import PreferenceStore
 from danlu.errors import UserError, beside
 from danlu.places import votes_path
 from danlu.recipe import Recipe, Settings
+from danlu.run import Run
+from danlu.train.parallel import World
+from danlu.train.task import LoopSettings
 
 
 def check(recipe: Recipe, stages: Iterable[str], out: Path, votes: Path | None = None) -> None:
@@ -44,6 +47,24 @@ def check(recipe: Recipe, stages: Iterable[str], out: Path, votes: Path | None =
                     f"{name}.prompts=votes needs votes, and there are none yet; make a model with --until "
                     "sft, serve it and vote in the chat page"
                 )
+
+
+def check_processes(recipe: Recipe, stages: Iterable[str], run: Run, world: World) -> None:
+    """Look at what several processes will have to share out; what is finished was shared out by others.
+
+    Args:
+        recipe: what to make.
+        stages: the names of those that the processes share.
+        run: where it goes.
+        world: the processes.
+
+    Raises:
+        UserError: a stage's batch cannot be shared out among so many.
+    """
+    for name in stages if world.size > 1 else ():
+        section, manifest = recipe.sections[name], run.manifest(name)
+        if isinstance(section, LoopSettings) and (manifest is None or manifest["state"] != "done"):
+            section.check_processes(world, name)
 
 
 def _check_files(name: str, section: Settings, out: Path) -> None:

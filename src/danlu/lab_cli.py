@@ -40,6 +40,9 @@ def methods(
     out: Out = None,
 ) -> None:
     """Compare methods at equal cost and at equal distance from the SFT model."""
+    from danlu.train.parallel import refuse
+
+    refuse("danlu lab")
     from danlu.lab.methods import KLS, USUAL, Question, compare
 
     runs, said = _read(words)
@@ -64,6 +67,9 @@ def goodhart(
     out: Out = None,
 ) -> None:
     """Drive policies too far: proxy and gold against the distance, for reward models of more and less data."""
+    from danlu.train.parallel import refuse
+
+    refuse("danlu lab")
     from danlu.lab.goodhart import METHODS, SIZES, Goodhart, Question, describe
 
     runs, said = _read(words)

@@ -196,6 +196,7 @@ def execute(
             _help(run, spec, recipe, world)
         return run
     foresight.check(recipe, ahead, out, (frozen or {}).get(VOTES))
+    foresight.check_processes(recipe, [spec.name for spec in specs if spec.together], run, world)
     with run.locked():
         with atomic_write(out / "recipe.yaml") as handle:
             handle.write(recipe.text)

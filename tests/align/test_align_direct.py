@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mortal import Killed, Mortal
+from pair import play
 from safetensors.torch import load_file
 from workshop import flowers
 
@@ -56,6 +57,18 @@ def test_every_loss_learns_planted_taste(loss: str, inputs: dict[str, Path], mak
     assert figures["heldout"] == 8
     assert figures["answers" if loss == "kto" else "comparisons"] == (48 if loss == "kto" else 24)
     assert hub.load(stage.dir / "model").head_kind == "lm"
+
+
+def test_two_processes_share_a_step_of_one_micro_batch(
+    inputs: dict[str, Path], make_stage: Callable[..., Stage]
+) -> None:  # fmt: skip
+    settings = SETTINGS.model_copy(update={"steps": 2, "probe_prompts": 1})
+    alone, shared = make_stage("dpo", settings, inputs), make_stage("dpo", settings, inputs, folder="two")
+    figures = dpo(alone)
+    play(lambda _: dpo(shared))
+    first, second = ([row for row in one.metrics.read() if "loss" in row] for one in (alone, shared))
+    assert [row["loss"] for row in second] == pytest.approx([row["loss"] for row in first], abs=1e-5)
+    assert shared.metrics.read()[-1]["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-5)
 
 
 def test_at_first_policy_and_reference_agree(inputs: dict[str, Path], make_stage: Callable[..., Stage]) -> None:

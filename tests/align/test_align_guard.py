@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pair import play
 
 from danlu import hub
 from danlu.align.guard import Guard, GuardSettings, guard, windows
@@ -21,7 +22,7 @@ from danlu.errors import UserError
 from danlu.hub.adapter import with_adapter
 from danlu.model.decoder import Decoder
 from danlu.pipeline import execute, read_recipe, stages_of
-from danlu.run import Stage
+from danlu.run import Metrics, Stage
 from danlu.tokens.tokenizer import Tokenizer
 
 QUIET = Console(quiet=True)
@@ -79,6 +80,16 @@ def test_planted_harm_is_learnt_and_beats_the_baselines(stage: Callable[..., Sta
     buried = "山水月云春夏秋冬" * 15 + "山花风水" + "山水月云春夏秋冬" * 15  # longer than it reads at once
     watchman = replace(watchman, seq_len=14)
     assert watchman.score(buried) > watchman.threshold > watchman.score("山水月云春夏秋冬" * 30)
+
+
+def test_two_processes_share_a_batch_that_is_not_cut(stage: Callable[..., Stage]) -> None:
+    alone = stage(planted(200), steps=2, log_every=1)
+    shared = replace(alone, dir=alone.dir / "two", metrics=Metrics(alone.dir / "two" / "metrics.jsonl"))
+    guard(alone)
+    play(lambda _: guard(shared))
+    first, second = ([row for row in one.metrics.read() if "loss" in row] for one in (alone, shared))
+    assert [row["loss"] for row in second] == pytest.approx([row["loss"] for row in first], abs=1e-5)
+    assert len(second) == 2
 
 
 def test_labels_that_mean_nothing_beat_nothing(stage: Callable[..., Stage]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pair import play
 from torch.distributed import TCPStore
 
+import danlu.report
 from danlu import hub
 from danlu.align.reward import RewardSettings, reward
 from danlu.console import Console
 from danlu.pipeline import execute, read_recipe
 from danlu.records import Answer, Message, Preference, write_preferences
 from danlu.run import Stage
+from danlu.train.parallel import World
 
 _CHILD = """
 import json, sys
@@ -40,8 +44,9 @@ RECIPE = [
     "pretrain.micro_batch=2", "pretrain.warmup=0", "pretrain.lr=1e-3", "pretrain.seq_len=64", "pretrain.log_every=1",
     "pretrain.dtype=float32", "pretrain.eval_batches=1",
 ]  # fmt: skip
+# One micro-batch for one process, as in the recipe tang: two have to cut it.
 REWARD: dict[str, Any] = {
-    "batch_size": 6, "micro_batch": 2, "lr": 1e-3, "warmup": 0, "scale_prompts": 4, "max_new_tokens": 4, "steps": 3,
+    "batch_size": 6, "micro_batch": 8, "lr": 1e-3, "warmup": 0, "scale_prompts": 4, "max_new_tokens": 4, "steps": 3,
     "dtype": "float32", "log_every": 1, "audit_share": 0.4,
 }  # fmt: skip
 
@@ -103,3 +108,13 @@ def test_two_processes_take_the_steps_of_one(
     done = json.loads((tmp_path / "two" / "pretrain" / "manifest.json").read_text(encoding="utf-8"))
     assert done["state"] == "done"
     assert done["figures"]["steps"] == 4
+
+
+def test_of_a_run_from_python_one_process_writes_the_report(tmp_path: Path, sft_dir: Path) -> None:
+    def both(world: World) -> None:
+        if not world.main:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # writes nothing, or fails
+        made = danlu.run("tiny", tmp_path / "run", base=str(sft_dir / "model"), run={"goal": "pretrain"})
+        assert (made.dir / "report.html").is_file() or not world.main
+
+    play(both)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 import torch
+from pair import play
 
 from danlu import hub
 from danlu.errors import UserError
@@ -14,6 +16,7 @@ from danlu.evals import EvalSettings, bits_per_byte, evaluate, heldout_prompts, 
 from danlu.evals.perplexity import heldout_answers, text_bits_per_byte
 from danlu.files import read_json
 from danlu.tokens.shards import read_shards
+from danlu.train.parallel import World
 
 SETTINGS = EvalSettings(
     judge="poems", prompts=12, max_new_tokens=24, showcase=("续写成一首五言绝句：春眠不觉晓，",), dtype="float32"
@@ -95,6 +98,19 @@ def test_little_held_out_text_is_one_conversation(tmp_path, make_stage, finished
     text = heldout_answers(stage, tokenizer, 128, n_tokens=1)
     assert len(text.shards.ends) == 1
     assert bits_per_byte(model, text) > 0
+
+
+def test_of_several_processes_one_writes_held_out_answers_and_all_read_them(tmp_path, make_stage, finished):
+    _, tokenizer = hub.load_pretrained(finished["sft"] / "model")
+    stage = make_stage(tmp_path, SETTINGS, finished)
+
+    def both(world: World) -> None:
+        if world.main:
+            time.sleep(0.3)
+            assert not (stage.dir / "answers").exists()
+        assert len(heldout_answers(stage, tokenizer, 128, 1, world).shards.ends) == 1
+
+    play(both)
 
 
 def test_bits_per_byte_of_a_text(finished):

@@ -13,6 +13,9 @@ from danlu.errors import UserError
 from danlu.pipeline import execute, read_recipe
 from danlu.places import votes_path
 from danlu.records import Answer, Message
+from danlu.run import Run
+from danlu.train.parallel import World
+from danlu.train.task import LoopSettings, Task
 
 RULES = "def polite(prompts, answers):\n    return [float('thanks' in answer) for answer in answers]\n"
 POLITE = "ppo.rewards=[{source: 'manners:%s'}]"
@@ -60,3 +63,42 @@ def test_what_is_there_or_not_needed_is_no_mistake(tmp_path: Path, monkeypatch: 
         foresight.check(check, ["reward", "ppo"], out, frozen)
     foresight.check(read_recipe("tiny", [POLITE % "polite"]), ["ppo"], out)
     foresight.check(read_recipe("tiny", ["ppo.rewards=[{kappa: 1.0}]"]), ["reward", "grpo"], out)
+
+
+@pytest.mark.parametrize("name", ["tang", "tiny", "guard"])
+def test_every_shared_stage_of_a_bundled_recipe_has_work_for_several_processes(name: str) -> None:
+    recipe = read_recipe(name, ["guard.data=texts.jsonl"])
+    for stage in ("reward", "dpo", "guard"):
+        section = recipe.sections[stage]
+        assert isinstance(section, LoopSettings)
+        assert section.rows() == (section.micro_batch or section.batch_size)
+        for size in range(2, section.batch_size + 1):
+            section.check_processes(World(0, size), stage)
+            rows = section.rows(World(0, size))
+            step = Task(lambda _, n=section.batch_size, rows=rows: [*range(0, n, rows)], lambda *_: None, lambda _: {})
+            assert all(step.shared(World(rank, size), stage).batches(0) for rank in range(size))
+
+
+def test_more_processes_than_rows_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    recipe, run = read_recipe("tiny", ["reward.batch_size=3", "dpo.batch_size=2"]), Run(tmp_path)
+    foresight.check_processes(recipe, ["reward"], run, World(0, 3))
+    with pytest.raises(UserError, match=r"reward.batch_size is 3 and 4 processes cannot share that; start at most 3"):
+        foresight.check_processes(recipe, ["reward"], run, World(0, 4))
+    foresight.check_processes(recipe, ["reward"], run, World())
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "manifest.json").write_text('{"state": "done"}', encoding="utf-8")
+    foresight.check_processes(recipe, ["reward"], run, World(0, 4))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "best_of"])
+def test_a_batch_that_cannot_be_cut_evenly_names_its_setting_and_the_nearest_numbers(
+    stage: str, tmp_path: Path
+) -> None:
+    recipe, run = read_recipe("tiny", [f"{stage}.batch_size=16"]), Run(tmp_path)
+    foresight.check_processes(recipe, [stage], run, World(0, 4))
+    problem = (
+        f"{stage}.batch_size is 16, which 5 processes cannot share evenly; start 4 or 8, or make it a multiple of 5"
+    )
+    with pytest.raises(UserError, match=problem):
+        foresight.check_processes(recipe, [stage], run, World(0, 5))
+    foresight.check_processes(read_recipe("guard", ["guard.data=x"]), ["pretrain"], run, World(0, 5))  # is adopted

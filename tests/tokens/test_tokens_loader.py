@@ -136,7 +136,7 @@ def test_fingerprint_names_the_batches(packed: tuple[Shards, PackIndex]) -> None
 
 def test_wrong_combinations_are_refused(packed: tuple[Shards, PackIndex], make_shards: Callable[..., Shards]) -> None:
     shards, index = packed
-    with pytest.raises(UserError, match="divided among 4 ranks"):
+    with pytest.raises(UserError, match="divided among 4 processes"):
         Loader(shards, index, batch_size=6, seed=0, world=4)
     with pytest.raises(ValueError, match="other shards"):
         Loader(make_shards([9, 9]), index, batch_size=2, seed=0)

@@ -109,7 +109,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
         _sample(stage, settings, rollouts, chosen)
     world.wait()
     kept = [row for path in sorted((stage.dir / "samples").glob("*.jsonl")) for row in _read(path)]
-    text = heldout_answers(stage, tokenizer, room, settings.probe_tokens)
+    text = heldout_answers(stage, tokenizer, room, settings.probe_tokens, world)
     watch = Monitor(
         judge(settings.judge), heldout[: settings.probe_prompts], rollouts, model, reference, settings.scored_at_once,
         stage.seed, audits(stage, place, settings.scored_at_once, settings.missing_end_penalty), text,

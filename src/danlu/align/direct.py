@@ -121,9 +121,10 @@ def dpo(stage: Stage) -> dict[str, Any]:
     if not settings.steps:
         steps = math.ceil(settings.epochs * len(train) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    task = _task(train, heldout, watched, settings, tokenizer.pad, stage)
-    task, world = adapters.with_dropout(task, settings.adapter, stage.seed), parallel.join()
-    figures = run_loop(policy, task.shared(world, stage.name), settings, stage)
+    world = parallel.join()
+    task = _task(train, heldout, watched, settings, tokenizer.pad, stage, world)
+    task = adapters.with_dropout(task, settings.adapter, stage.seed).shared(world, stage.name)
+    figures = run_loop(policy, task, settings, stage)
     if not world.main:
         return {}
     objective, count = settings.objective(), {"answers" if settings.loss == "kto" else "comparisons": len(train)}
@@ -191,11 +192,11 @@ def _needed(judged: list[tuple[_Judged, float]], settings: DPOSettings, stage: S
 
 def _task(
     train: Comparisons | Labelled, heldout: Comparisons, watched: Labelled | None, settings: DPOSettings, padding: int,
-    stage: Stage,
+    stage: Stage, world: parallel.World,
 ) -> Task:  # fmt: skip
     """Seeded epochs of what is learnt from; the losses share their figures of held-out comparisons."""
     cursor, place = Cursor(len(train), stage.seed, stage.name), settings.machine().kind
-    size, objective = settings.micro_batch or settings.batch_size, settings.objective()
+    size, objective = settings.rows(world), settings.objective()
     loss: Callable[[Decoder, Any], LossOutput] = partial(paired.pair_loss, objective=objective)
     if watched is not None:
         weights = settings.desirable_weight, settings.undesirable_weight

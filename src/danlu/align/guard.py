@@ -167,9 +167,10 @@ def guard(stage: Stage) -> dict[str, Any]:
     if not settings.steps:
         steps = math.ceil(settings.epochs * len(parts["train"]) / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    task = _task(parts, settings, watchman, stage.seed, machine.kind)
-    task, world = adapters.with_dropout(task, settings.adapter, stage.seed), parallel.join()
-    figures = run_loop(model, task.shared(world, stage.name), settings, stage)
+    world = parallel.join()
+    task = _task(parts, settings, watchman, stage.seed, machine.kind, world)
+    task = adapters.with_dropout(task, settings.adapter, stage.seed).shared(world, stage.name)
+    figures = run_loop(model, task, settings, stage)
     if not world.main:
         return {}
     threshold, measured = _measure(watchman, parts, settings.false_positive_rate)
@@ -194,12 +195,15 @@ def windows(tokenizer: Tokenizer, text: str, seq_len: int) -> list[list[int]]:
     return [[tokenizer.bos, *ids[start : start + room], tokenizer.eos] for start in starts]
 
 
-def _task(parts: dict[str, list[Example]], settings: GuardSettings, watchman: Guard, seed: int, place: str) -> Task:
+def _task(
+    parts: dict[str, list[Example]], settings: GuardSettings, watchman: Guard, seed: int, place: str,
+    world: parallel.World,
+) -> Task:  # fmt: skip
     tokenizer, train = watchman.tokenizer, parts["train"]
     ids = [windows(tokenizer, example.text, settings.seq_len)[0] for example in train]
     share = sum(example.unsafe for example in train) / len(train)
     weights = [0.5 / share if example.unsafe else 0.5 / (1 - share) for example in train]
-    cursor, size = Cursor(len(train), seed, "guard"), settings.micro_batch or settings.batch_size
+    cursor, size = Cursor(len(train), seed, "guard"), settings.rows(world)
 
     def batch(rows: Sequence[int]) -> _Batch:
         tokens, lengths = _pad([ids[row] for row in rows], tokenizer.pad, place)

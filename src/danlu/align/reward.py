@@ -170,8 +170,9 @@ class _Teacher:
         log_nu = _log_nu(train, settings) if settings.ties == "davidson" else None
         model = heads.with_heads(self._sft, seed, settings.heads, log_nu, learnt=not settings.nu)
         adapters.attach(model, settings.adapter, stream_seed(seed, "adapter")).to(place.kind)
-        task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind)
-        task = adapters.with_dropout(task, settings.adapter, seed).shared(parallel.join(), stage.name)
+        world = parallel.join()
+        task = _task(train, self.heldout, settings, tokenizer.pad, self._stage.seed, place.kind, world)
+        task = adapters.with_dropout(task, settings.adapter, seed).shared(world, stage.name)
         figures = run_loop(model, task, settings, stage)
         if settings.ties == "davidson":
             figures["nu"] = round(math.exp(model.score.log_nu.item()), 4)  # type: ignore[operator]
@@ -263,11 +264,12 @@ class _Teacher:
 
 
 def _task(
-    train: Sequence[Ranking], heldout: Sequence[Ranking], settings: RewardSettings, padding: int, seed: int, place: str
-) -> Task:
+    train: Sequence[Ranking], heldout: Sequence[Ranking], settings: RewardSettings, padding: int, seed: int, place: str,
+    world: parallel.World,
+) -> Task:  # fmt: skip
     near = [index for index, ranking in enumerate(train) if settings.near_misses and ranking.near_miss()]
     cursor = Cursor(len(train), seed, "reward", first=near[: settings.near_misses * settings.batch_size])
-    size = settings.micro_batch or settings.batch_size
+    size = settings.rows(world)
     objective = Objective(settings.margin, settings.centring)
 
     def batches(step: int) -> list[RankedBatch]:

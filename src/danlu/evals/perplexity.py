@@ -23,6 +23,7 @@ from danlu.tokens.pack import pack
 from danlu.tokens.shards import Masked, read_shards, write_shards
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.language import Text, evaluate_text
+from danlu.train.parallel import ALONE, World
 
 _ROW, _BATCH_TOKENS = 512, 8192
 
@@ -42,7 +43,9 @@ def heldout_text(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens:
     return _as_text(stage.dir / "heldout", _spread(documents, n_tokens), tokenizer, max_seq_len)
 
 
-def heldout_answers(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int) -> Text:
+def heldout_answers(
+    stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int, world: World = ALONE
+) -> Text:  # fmt: skip
     """Held-out conversations, of which only the answers count: what a chat model is for.
 
     Its bits per byte on documents say little. Tuning has made it forget them in part, and damage to a model that is bad
@@ -53,10 +56,11 @@ def heldout_answers(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_toke
         tokenizer: the models'.
         max_seq_len: longest row that the models can read.
         n_tokens: how much text, prompts included; whole conversations, one at least.
+        world: the processes that ask for them; the first writes them down, all read that.
     """
     conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
     encoded = [chat.encode_conversation(tokenizer, conversation) for conversation in conversations]
-    return _as_text(stage.dir / "answers", _spread(encoded, n_tokens), tokenizer, max_seq_len)
+    return _as_text(stage.dir / "answers", _spread(encoded, n_tokens), tokenizer, max_seq_len, world)
 
 
 def bits_per_byte(model: Decoder, text: Text) -> float:
@@ -86,8 +90,12 @@ def _spread(sequences: Sequence[Masked], n_tokens: int) -> Iterator[Masked]:
     return (one for place, one in enumerate(sequences) if (place + 1) * kept // every > place * kept // every)
 
 
-def _as_text(folder: Path, sequences: Iterable[Masked], tokenizer: Tokenizer, max_seq_len: int) -> Text:
-    write_shards(folder, sequences, tokenizer)
+def _as_text(
+    folder: Path, sequences: Iterable[Masked], tokenizer: Tokenizer, max_seq_len: int, world: World = ALONE
+) -> Text:  # fmt: skip
+    if world.main:
+        write_shards(folder, sequences, tokenizer)
+    world.wait()
     shards = read_shards(folder, tokenizer)
     return Text(shards, pack(shards, min(max_seq_len, _ROW)))
 

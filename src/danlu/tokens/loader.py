@@ -64,7 +64,9 @@ class Loader:
             ValueError: the pack index belongs to other shards.
         """
         if batch_size < 1 or batch_size % world:
-            raise UserError(f"a batch of {batch_size} rows cannot be divided among {world} ranks; use a multiple")
+            raise UserError(
+                f"batch_size is {batch_size} rows, which cannot be divided among {world} processes; make it a multiple"
+            )
         if pack.manifest["shards"] != shards.fingerprint:
             raise ValueError("the pack index belongs to other shards")
         self.batch_size = batch_size

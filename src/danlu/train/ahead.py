@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 
 class Ahead:
     """Batches one step ahead; what the function raises is raised when that step is asked for.
@@ -19,11 +21,12 @@ class Ahead:
         batches: of a step.
         steps: how many there are. Behind the last one nothing is begun: some batches are put together on the GPU, and
             whatever follows training wants it for itself.
+        device: where they are learnt from. Which GPU is "cuda" each thread has to be told; else it is the first.
     """
 
-    def __init__(self, batches: Callable[[int], Sequence[Any]], steps: int) -> None:
+    def __init__(self, batches: Callable[[int], Sequence[Any]], steps: int, device: torch.device) -> None:
         self._batches, self._steps = batches, steps
-        self._pool = ThreadPoolExecutor(1, "batches")
+        self._pool = ThreadPoolExecutor(1, "batches", _settle, (device,))
         self._next: tuple[int, Future[Sequence[Any]]] | None = None
 
     def __call__(self, step: int) -> Sequence[Any]:
@@ -34,3 +37,9 @@ class Ahead:
         if step + 1 < self._steps:
             self._next = step + 1, self._pool.submit(self._batches, step + 1)
         return found
+
+
+def _settle(device: torch.device) -> None:
+    """Make ``device`` the GPU of this thread, if it is one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from danlu.device import send
+from danlu.errors import UserError
 from danlu.infer.generate import Generator
 from danlu.infer.sampler import Sampling
 from danlu.model.count import flops_per_token
@@ -48,6 +49,18 @@ class LanguageSettings(LoopSettings):
     """Weight of the loss of tokens beyond the next, in a model that foresees some (n_mtp); held-out loss is plain."""
     eval_batches: int = Field(default=8, ge=0)
     """Held-out batches read at an evaluation during training; 0 reads all, as the one after the last step does."""
+
+    def check_processes(self, world: World, stage: str) -> None:
+        """Refuse, before anything is made, a batch that cannot be cut into equal parts; see ``LoopSettings``."""
+        super().check_processes(world, stage)
+        rows = self.batch_size
+        if rows % world.size:
+            fits = [n for n in range(1, rows + 1) if rows % n == 0]
+            fewer, more = max(n for n in fits if n < world.size), min(n for n in fits if n > world.size)
+            raise UserError(
+                f"{stage}.batch_size is {rows}, which {world.size} processes cannot share evenly; start {fewer} or "
+                f"{more}, or make it a multiple of {world.size}"
+            )
 
 
 @dataclass(frozen=True)

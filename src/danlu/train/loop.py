@@ -87,8 +87,10 @@ def run_loop(model: Decoder, task: Task, settings: LoopSettings, stage: Stage) -
     world = prepare(model, settings, stage)
     optimizer = build_optimizer(model, settings)
     progress = _resume(model, optimizer, stage)
-    if model.embed.weight.is_cuda:
-        task = replace(task, batches=Ahead(task.batches, settings.steps))
+    world.wait()  # one may have worked alone until now, for longer than the others wait within a step
+    where = model.embed.weight.device
+    if where.type == "cuda":
+        task = replace(task, batches=Ahead(task.batches, settings.steps, where))
     with stage.console.task(stage.name, total=settings.steps, unit="tokens") as bar:
         bar.resume(progress.step)
         while progress.step < settings.steps:
@@ -119,6 +121,7 @@ def prepare(model: Decoder, settings: LoopSettings, stage: Stage) -> parallel.Wo
     """Put the model where it is computed, in the dtype it is computed in, and say why."""
     chosen = settings.machine()
     world = parallel.join()
+    world.check_device(chosen.kind)
     model.to(chosen.kind)
     model.compute_in(chosen.compute_dtype)
     compiled = compile_blocks(model, settings, chosen.kind)

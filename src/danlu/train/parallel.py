@@ -7,8 +7,10 @@ Left out: splitting one model over devices (FSDP2, tensor and expert parallelism
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,7 +21,10 @@ from torch import Tensor
 
 from danlu.errors import UserError
 
-_PATIENCE = timedelta(days=30)
+_PATIENCE = timedelta(days=30)  # for one that works alone
+_STEP = timedelta(minutes=30)  # for one that takes the same step
+# What gloo and nccl say where a process has left.
+_LEFT = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,17 @@ class World:
         """Add up each tensor over all processes, in place, in one message per dtype.
 
         Every process must pass the same shapes in the same order.
+
+        Raises:
+            UserError: another process has ended; likewise of all that wait for others here.
         """
         if self.size == 1:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            dist.all_reduce(flat)
+            with _others_there():
+                dist.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in same])
             for tensor, part in zip(same, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -59,12 +68,15 @@ class World:
         if self.size == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64, device=device)
-        dist.all_reduce(total)
+        with _others_there():
+            dist.all_reduce(total)
         return [float(number) for number in total.tolist()]
 
     def wait(self) -> None:
-        """Return when every process has come here."""
-        self.sum_numbers([0.0], torch.device("cpu"))
+        """Return when every process has come here, as long as it takes."""
+        if self.size > 1:
+            with _others_there():
+                dist.all_reduce(torch.zeros(1), group=_patient())
 
     def told(self, what: Any) -> Any:
         """What the first process gives here, which the others wait for, as long as it takes.
@@ -75,27 +87,71 @@ class World:
         if self.size == 1:
             return what
         message = [what]
-        try:
-            dist.broadcast_object_list(message, src=0)
-        except RuntimeError as error:  # gloo: the connection was closed
-            raise UserError("the first process has ended, and has said why") from error
+        with _others_there():
+            dist.broadcast_object_list(message, src=0, group=_patient())
         return message[0]
+
+    def check_device(self, kind: str) -> None:
+        """Refuse more processes on this machine than it has GPUs, if it is on those that they compute.
+
+        Raises:
+            UserError: two of them would share a GPU, which nccl does not do.
+        """
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if kind == "cuda" and self.size > 1 and here > gpus:
+            raise UserError(
+                f"{here} processes on this machine need a GPU each and it has {gpus}; start {gpus} here "
+                "(--nproc-per-node), or compute on the CPU (device=cpu in the section of every stage)"
+            )
 
 
 ALONE = World()
 
 
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@functools.cache
+def _patient() -> dist.ProcessGroup:
+    """All processes again, with more time to answer, on the CPU."""
+    group: dist.ProcessGroup = dist.new_group(timeout=_PATIENCE, backend="gloo")
+    return group
+
+
+@contextlib.contextmanager
+def _others_there() -> Iterator[None]:
+    """Say in a sentence that somebody has left, whose own words would be lost among the waiting ones' tracebacks."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and nccl raise nothing more telling
+        if not any(sign in str(error) for sign in _LEFT):
+            raise
+        raise UserError("another process has ended, and has said why") from error
+
+
+def refuse(what: str) -> None:
+    """Refuse to do with several processes what is for one: each would do all of it, in one place.
+
+    Raises:
+        UserError: ``torchrun`` started several.
+    """
+    if (size := _size()) > 1:
+        raise UserError(f"{what} is for one process and {size} were started; start it without torchrun")
+
+
 def join() -> World:
     """The world this process was started in; alone unless ``torchrun`` started it.
 
-    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Processes wait for each other for as long as
-    stages take in which one of them works alone.
+    What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Within a step processes wait half an hour for
+    each other; elsewhere (``wait``, ``told``) as long as stages take in which one of them works alone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _size() == 1:
         return ALONE
     if not dist.is_initialized():
         gpus = torch.cuda.device_count()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_STEP)
+        _patient()  # while everybody is here: all have to make it
     return World(dist.get_rank(), dist.get_world_size())

@@ -51,6 +51,11 @@ class PretrainSettings(LanguageSettings):
         """The base model, if it is on this disk."""
         return {"base": Path(self.base)} if self.base and not hub.is_remote(Path(self.base)) else {}
 
+    def check_processes(self, world: parallel.World, stage: str) -> None:
+        """A batch is cut only if there is one: a base is adopted by one process."""
+        if not self.base:
+            super().check_processes(world, stage)
+
     @field_validator("model")
     @classmethod
     def _spelled_out(cls, value: dict[str, Any]) -> dict[str, Any]:

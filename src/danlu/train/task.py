@@ -18,7 +18,7 @@ from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.train.checkpoint import KEEP
-from danlu.train.parallel import World
+from danlu.train.parallel import ALONE, World
 
 
 class LoopSettings(ComputeSettings):
@@ -65,6 +65,31 @@ class LoopSettings(ComputeSettings):
     """Steps between lines of metrics.jsonl."""
     max_skips: int = Field(default=5, ge=1)
     """Steps in a row with a loss or gradient that is not finite, after which training stops."""
+
+    def rows(self, world: World = ALONE) -> int:
+        """Rows of a forward pass: ``micro_batch``, and no more than leaves each process some of the batch.
+
+        One process takes what is set. Sums over rows do not depend on how these are cut.
+        """
+        wanted = self.micro_batch or self.batch_size
+        return wanted if world.size == 1 else min(wanted, max(1, self.batch_size // world.size))
+
+    def check_processes(self, world: World, stage: str) -> None:
+        """Refuse, before anything is made, more processes than can share a step, or the GPUs of this machine.
+
+        Args:
+            world: the processes.
+            stage: the section's name, for errors.
+
+        Raises:
+            UserError: there are fewer rows in a batch than processes, or fewer GPUs.
+        """
+        world.check_device(self.machine().kind)
+        if self.batch_size < world.size:
+            raise UserError(
+                f"{stage}.batch_size is {self.batch_size} and {world.size} processes cannot share that; start at most "
+                f"{self.batch_size}, or make it larger"
+            )
 
 
 @dataclass(frozen=True)
@@ -121,7 +146,7 @@ class Task:
             if len(every) < world.size:
                 raise UserError(
                     f"{stage}: {world.size} processes cannot share the {len(every)} micro-batches of a step; start "
-                    f"fewer processes, or make {stage}.micro_batch smaller (0 is the whole batch)"
+                    f"fewer processes, or make {stage}.batch_size larger"
                 )
             return every[world.rank :: world.size]
 

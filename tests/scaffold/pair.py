@@ -1,0 +1,38 @@
+"""Two processes that train together, as ``torchrun`` starts them, forked: torch is imported once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+
+import torch
+from torch.distributed import TCPStore
+
+from danlu.train import parallel
+
+_PLAYED = 7  # the exit code of one whose scene went to its end
+
+
+def play(scene: Callable[[parallel.World], object]) -> None:
+    """Let two processes go through a scene, on a machine without GPUs; fail where one of them does."""
+    # torchrun too holds the store at which they meet, so that nobody can take its port.
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    pair = [multiprocessing.get_context("fork").Process(target=_one, args=(told, rank, scene)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(60)
+    assert [process.exitcode for process in pair] == [_PLAYED, _PLAYED]
+
+
+def _one(told: dict[str, str], rank: int, scene: Callable[[parallel.World], object]) -> None:
+    os.environ |= told | {"RANK": str(rank)}
+    torch.cuda.device_count = lambda: 0
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    scene(parallel.join())
+    os._exit(_PLAYED)
