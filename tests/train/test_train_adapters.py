@@ -12,6 +12,7 @@ from danlu.errors import UserError
 from danlu.files import hash_file, hash_paths, write_json
 from danlu.hub import lora
 from danlu.hub.adapter import with_adapter
+from danlu.hub.rows import train_rows
 from danlu.model import Decoder, Linear, ModelConfig
 from danlu.pipeline import STAGES
 from danlu.tokens import chat
@@ -123,14 +124,16 @@ def test_blocks_with_lora_are_one_graph_and_those_with_dora_are_left(tiny_config
     assert "DoRA" in compile_blocks(other, LoopSettings(compile="yes"), "cpu")
 
 
-@pytest.mark.parametrize("told", [{"kind": "lora"}, DORA | {"base_bits": 4}])
-def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tiny_config):
-    settings = AdapterSettings(**told)
-    model = adapters.attach(Decoder(tiny_config), settings, seed=0)
+@pytest.mark.parametrize(("told", "tied"), [({"kind": "lora"}, True), (DORA | {"base_bits": 4}, False)])
+def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tied, tiny_config):
+    settings, shape = AdapterSettings(**told), replace(tiny_config, tie_embeddings=tied)
+    model = train_rows(adapters.attach(Decoder(shape), settings, seed=0), [4, 7])
     named = {id(t): (name, t) for name, t in (*model.named_buffers(), *model.named_parameters())}
-    kept = sum(tensor.nbytes for name, tensor in named.values() if ".lora_" not in name)
+    kept = sum(t.nbytes for name, t in named.values() if ".lora_" not in name and not name.endswith((".rows", ".ids")))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapters.footprint(tiny_config, settings) == (trained, kept)
+    assert adapters.footprint(shape, settings, rows=2) == (trained, kept)
+    tables = 1 if tied else 2
+    assert adapters.footprint(shape, settings) == (trained - tables * 2 * shape.d_model, kept)
 
 
 def test_tokens_for_turns_that_a_base_was_never_taught_are_learnt_with_the_adapter(

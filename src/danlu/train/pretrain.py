@@ -193,8 +193,8 @@ def untaught_of(folder: Path, tokenizer: Tokenizer, console: Console) -> list[in
     base = read_json(folder / MANIFEST)["settings"].get("base")
     if not base:
         return chat.turn_ids(tokenizer)
-    console.say(f"{base} was adopted before danlu noted which tokens nobody had taught it, so the adapter leaves all rows "
-                f"as they are; if it was no chat model, remove {folder} and adopt it again")  # fmt: skip
+    console.say(f"{base} was adopted before danlu noted which tokens nobody had taught it, so the adapter leaves all "
+                f"rows as they are; if it was no chat model, remove {folder} and adopt it again")  # fmt: skip
     return []
 
 
