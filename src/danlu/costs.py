@@ -17,8 +17,9 @@ from danlu.device import ComputeSettings
 from danlu.model.config import ModelConfig
 from danlu.model.count import STATE_BYTES, activation_bytes, flops_per_token, parameters
 from danlu.recipe import Settings
-from danlu.train import LoopSettings, PretrainSettings
-from danlu.train.adapters import Adaptable, AdapterSettings, footprint
+from danlu.records import ROLES
+from danlu.train import LoopSettings, PretrainSettings, SFTSettings
+from danlu.train.adapters import Adaptable, AdapterSettings, Footprint, footprint
 
 _FP32 = 4  # bytes
 _ADAM = 3  # copies of what is trained in a checkpoint: the weights and two moments
@@ -28,6 +29,15 @@ _COMPRESSED = 4  # models that the stage compress writes, 8-bit ones among them
 def adapter_of(settings: Settings) -> AdapterSettings:
     """What a stage trains in place of all weights; kind none if nothing."""
     return settings.adapter if isinstance(settings, Adaptable) else AdapterSettings()
+
+
+def footprint_of(config: ModelConfig, settings: Settings) -> Footprint:
+    """What of its model a stage trains, and what it only reads.
+
+    With an adapter ``sft`` trains the rows of what opens a turn, one of each role; a base from elsewhere may need a few
+    rows more, or none.
+    """
+    return footprint(config, adapter_of(settings), len(ROLES) if isinstance(settings, SFTSettings) else 0)
 
 
 # ----------------------------------------------------------------------------------------------- FLOPs
@@ -45,7 +55,7 @@ def learning_flops(config: ModelConfig, settings: Settings, length: int) -> floa
 
 
 def _thin(config: ModelConfig, settings: Settings) -> int:
-    """Numbers of the adapter that a token is multiplied with, if there is one."""
+    """Numbers of the adapter that a token is multiplied with, if there is one; rows stand where others stood."""
     adapter = adapter_of(settings)
     return footprint(config, adapter).trained if adapter.kind != "none" else 0
 
@@ -55,7 +65,7 @@ def _thin(config: ModelConfig, settings: Settings) -> int:
 
 def training_memory(config: ModelConfig, settings: ComputeSettings, rows: int, length: int) -> int:
     """Bytes of training a model on ``rows`` rows of ``length`` tokens at once."""
-    found = footprint(config, adapter_of(settings))
+    found = footprint_of(config, settings)
     kept = found.frozen + STATE_BYTES * found.trained + _cast(config, settings)
     return _at_least(config, found.frozen, kept + activation_bytes(config, rows, length))
 
@@ -113,7 +123,7 @@ def stored(config: ModelConfig, settings: Settings) -> int:
     if not isinstance(settings, (LoopSettings, PracticeSettings)):
         return 0
     adapter = adapter_of(settings)
-    trained = _FP32 * footprint(config, adapter).trained
+    trained = _FP32 * footprint_of(config, settings).trained
     made = whole + (trained if adapter.kind != "none" else 0)  # model/ and adapter/
     if isinstance(settings, LoopSettings):
         once = _ADAM * trained * _at_once(settings.steps, settings.save_every, settings.checkpoints) + made

@@ -81,7 +81,8 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
     StageSpec("tokens", "reading", tokens.TokensSettings, tokens.build_shards, ("corpus", "tokenizer"), ("shards",)),
     StageSpec(
-        "pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"), ("model",), together=True
+        "pretrain", "school", train.PretrainSettings, train.pretrain, ("tokens", "tokenizer"),
+        ("model", "untaught.json"), together=True,
     ),
     StageSpec(
         "sft", "university", train.SFTSettings, train.sft, ("pretrain", "corpus"), ("model", "conversations"),

@@ -19,7 +19,6 @@ from danlu.model.count import kv_bytes, parameters
 from danlu.pipeline import StageSpec, shape_of, stages_of
 from danlu.recipe import Recipe
 from danlu.train import PretrainSettings, SFTSettings
-from danlu.train.adapters import footprint
 
 # Share of the matrix-product ceiling that training of the recipe tang reached on two AVX2 cores (7,200 tokens/s).
 _EFFICIENCY = 0.55
@@ -99,7 +98,7 @@ def _adapters(recipe: Recipe, config: ModelConfig | None) -> list[str]:
             continue
         said = f"{spec.name} trains {adapter.kind} of rank {adapter.rank} on a base in {adapter.base_bits} bits"
         if config is not None:
-            trained = footprint(config, adapter).trained
+            trained = costs.footprint_of(config, recipe.sections[spec.name]).trained
             said += f": {trained:,} parameters, {trained / parameters(config).total:.1%} of the model's"
         lines.append(said)
     return lines

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from danlu.model import linear_cross_entropy, linear_logprobs, linear_logprobs_entropy
 from danlu.model.losses import chunk_rows, cross_entropy_reference, logprobs_reference, loss_and_slopes
+from danlu.model.rows import Learnt
 
 N, D, V = 37, 16, 50
 
@@ -80,6 +81,20 @@ def test_frozen_sides_get_no_gradient() -> None:
     with torch.no_grad():
         loss, _ = linear_cross_entropy(states, weight, targets)
     assert not loss.requires_grad
+
+
+def test_rows_in_place_of_a_frozen_weights_alone_get_a_gradient() -> None:
+    states, weight, targets = leaves()
+    learnt = Learnt(torch.tensor([7, 3]), torch.randn(2, D, requires_grad=True))
+    targets[:5], frozen = 3, weight.detach()
+    kept = frozen.clone()
+    loss, _ = linear_cross_entropy(states, frozen, targets, chunk=8, learnt=learnt)
+    whole = torch.stack([{7: learnt.rows[0], 3: learnt.rows[1]}.get(i, row) for i, row in enumerate(frozen)])
+    plain, _ = cross_entropy_reference(states, whole, targets)
+    torch.testing.assert_close(loss, plain)
+    ours, expected = (torch.autograd.grad(3 * value, (states, learnt.rows)) for value in (loss, plain))
+    torch.testing.assert_close(ours, expected)
+    assert torch.equal(frozen, kept)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

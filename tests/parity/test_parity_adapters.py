@@ -206,5 +206,6 @@ def test_rows_of_untaught_tokens_go_with_an_adapter(name: str, tmp_path: Path) -
         torch.testing.assert_close(theirs(TOKENS).logits, after, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits(lora.merged(model)), after, atol=1e-5, rtol=1e-5)
     assert torch.equal(logits(lora.bare(model)), before)
+    assert torch.equal(logits(model), after), "whoever looks under an adapter leaves it where it is"
     again = adapter.with_adapter(hub.load(tmp_path / "base"), tmp_path / "adapter")
     torch.testing.assert_close(logits(again), after, atol=1e-5, rtol=1e-5)

@@ -7,16 +7,20 @@ import torch
 from safetensors.torch import load_file
 
 from danlu import hub
+from danlu.console import Console
 from danlu.errors import UserError
-from danlu.files import hash_file, write_json
+from danlu.files import hash_file, hash_paths, write_json
 from danlu.hub import lora
 from danlu.hub.adapter import with_adapter
+from danlu.hub.rows import train_rows
 from danlu.model import Decoder, Linear, ModelConfig
+from danlu.pipeline import STAGES
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train import adapters, sft
 from danlu.train.adapters import AdapterSettings
 from danlu.train.compiled import compile_blocks
+from danlu.train.pretrain import untaught_of
 from danlu.train.task import LoopSettings, Task
 
 pytest.importorskip("peft")
@@ -32,6 +36,7 @@ def places(tmp_path, inputs, tiny_config):
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.1)
     hub.save(model, tmp_path / "pretrain" / "model", tokenizer, card={"title": "test"})
+    write_json(tmp_path / "pretrain" / "untaught.json", [])
     return {"pretrain": tmp_path / "pretrain", "corpus": inputs["corpus"]}
 
 
@@ -119,14 +124,16 @@ def test_blocks_with_lora_are_one_graph_and_those_with_dora_are_left(tiny_config
     assert "DoRA" in compile_blocks(other, LoopSettings(compile="yes"), "cpu")
 
 
-@pytest.mark.parametrize("told", [{"kind": "lora"}, DORA | {"base_bits": 4}])
-def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tiny_config):
-    settings = AdapterSettings(**told)
-    model = adapters.attach(Decoder(tiny_config), settings, seed=0)
+@pytest.mark.parametrize(("told", "tied"), [({"kind": "lora"}, True), (DORA | {"base_bits": 4}, False)])
+def test_a_footprint_is_what_is_trained_and_what_is_kept(told, tied, tiny_config):
+    settings, shape = AdapterSettings(**told), replace(tiny_config, tie_embeddings=tied)
+    model = train_rows(adapters.attach(Decoder(shape), settings, seed=0), [4, 7])
     named = {id(t): (name, t) for name, t in (*model.named_buffers(), *model.named_parameters())}
-    kept = sum(tensor.nbytes for name, tensor in named.values() if ".lora_" not in name)
+    kept = sum(t.nbytes for name, t in named.values() if ".lora_" not in name and not name.endswith((".rows", ".ids")))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapters.footprint(tiny_config, settings) == (trained, kept)
+    assert adapters.footprint(shape, settings, rows=2) == (trained, kept)
+    tables = 1 if tied else 2
+    assert adapters.footprint(shape, settings) == (trained - tables * 2 * shape.d_model, kept)
 
 
 def test_tokens_for_turns_that_a_base_was_never_taught_are_learnt_with_the_adapter(
@@ -143,3 +150,23 @@ def test_tokens_for_turns_that_a_base_was_never_taught_are_learnt_with_the_adapt
     assert sorted(moved) == sorted(turns)
     kept = load_file(stage.dir / "ckpt/000002/tensors.safetensors")
     assert {tensor.shape[0] for name, tensor in kept.items() if "embed" in name and tensor.ndim} == {len(turns)}
+
+
+@pytest.mark.parametrize(("base", "said"), [("", ""), ("smollm2", "smollm2 was adopted before danlu noted")])
+def test_a_model_that_was_made_before_anybody_noted_what_it_was_taught(base, said, places, capsys):
+    folder, tokenizer = places["pretrain"], Tokenizer.load(places["pretrain"] / "model")
+    (folder / "untaught.json").unlink()
+    write_json(folder / "manifest.json", {"settings": {"base": base} if base else {}})
+    assert untaught_of(folder, tokenizer, Console()) == ([] if base else chat.turn_ids(tokenizer))
+    told = capsys.readouterr()
+    assert said in " ".join((told.out + told.err).split())
+    assert bool(told.out + told.err) is bool(said)
+
+
+def test_what_nobody_taught_a_model_is_part_of_what_its_stage_made_where_it_was_noted(places):
+    made = {spec.name: spec.makes for spec in STAGES}["pretrain"]
+    noted = hash_paths(places["pretrain"], made)
+    write_json(places["pretrain"] / "untaught.json", [1])
+    assert hash_paths(places["pretrain"], made) != noted
+    (places["pretrain"] / "untaught.json").unlink()
+    assert hash_paths(places["pretrain"], made) == hash_paths(places["pretrain"], ("model",)), "as it always was"

@@ -210,7 +210,7 @@ def merged(model: Decoder) -> Decoder:
         if module.bias is not None:
             state[f"{name}.bias"] = _full(module.bias.detach())
     for name in rows:
-        state[f"{name}.weight"] = _full(model.get_submodule(name).weight.detach())  # type: ignore[operator]
+        state[f"{name}.weight"] = getattr(model, name).whole(torch.float32).detach()
     with torch.device("meta"):
         plain = Decoder(model.config, model.head_kind)
     plain.load_state_dict(state, assign=True)

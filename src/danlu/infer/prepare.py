@@ -32,7 +32,7 @@ def prepare(model: Decoder, dtype: torch.dtype, kernels: Kernels) -> tuple[Decod
     memo: dict[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     read = [weight for weight in _matrices(model) if kernels.reads(Weights(weight))]
     copies = list(zip(settled(read), read, strict=True))
-    left = {*map(id, read), id(model.output_weight)}
+    left = {*map(id, read), id(model.output_table.weight)}
     copies += [(weight.detach().to(dtype), weight) for weight in _to_cast(model, dtype) if id(weight) not in left]
     for ours, theirs in copies:
         memo[id(theirs)] = nn.Parameter(ours, requires_grad=False) if isinstance(theirs, nn.Parameter) else ours

@@ -26,6 +26,7 @@ from danlu.model.norm import make_norm
 from danlu.model.packed import fits
 from danlu.model.positions import rope_table
 from danlu.model.quantized import QuantLinear
+from danlu.model.rows import Table
 
 
 class Hidden(NamedTuple):
@@ -60,7 +61,7 @@ class Decoder(nn.Module):
             raise ValueError("model.causal is false: a decoder does not see what is to come; see Encoder")
         self.config, self.head_kind = config, head
         self.compute_dtype = torch.float32
-        self.embed = embedding(config.vocab_size, config.d_model)
+        self.embed: nn.Embedding | Table = embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
             self.positions = embedding(config.max_seq_len, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
@@ -69,17 +70,23 @@ class Decoder(nn.Module):
         if head == "scalar":
             self.score = ScalarHead(config.d_model)
         elif not config.tie_embeddings:
-            self.head = Linear(config.d_model, config.vocab_size, bias=False)
+            self.head: Linear | Table = Linear(config.d_model, config.vocab_size, bias=False)
         if head == "lm" and config.n_mtp:
             self.mtp = nn.ModuleList(Foresight(config, config.n_layers + depth) for depth in range(config.n_mtp))
         if not self.embed.weight.is_meta:  # counted or about to be loaded: there are no values to give
             initialise(self)
 
     @property
-    def output_weight(self) -> Tensor:
-        """The matrix (V, D) that turns states into logits: the head's, or the embedding's when they are tied."""
+    def output_table(self) -> nn.Embedding | nn.Linear | Table:
+        """Whose weight turns states into logits: the head, or the embedding when they are tied."""
         assert self.head_kind == "lm", "a scalar head has no output weight"
-        return self.embed.weight if self.config.tie_embeddings else self.head.weight
+        return self.embed if self.config.tie_embeddings else self.head
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix (V, D) of ``output_table``; made anew in fp32 if some of its rows are trained."""
+        table = self.output_table
+        return table.whole(torch.float32) if isinstance(table, Table) else table.weight
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Multiply in ``dtype`` from now on; returns the model."""
@@ -140,7 +147,7 @@ class Decoder(nn.Module):
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D) in the compute dtype."""
-        x = F.embedding(tokens, self.embed.weight).to(self.compute_dtype)
+        x: Tensor = self.embed(tokens).to(self.compute_dtype)
         return x if self.config.embed_scale == 1.0 else x * self.config.embed_scale
 
     def foresee(
@@ -225,7 +232,9 @@ class Decoder(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., V) in fp32."""
-        return F.linear(states, self.output_weight.to(states.dtype)).float()
+        table = self.output_table
+        weight = table.whole(states.dtype) if isinstance(table, Table) else table.weight.to(states.dtype)
+        return F.linear(states, weight).float()
 
     def values(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T) in fp32, by the scalar head."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danlu.model.fused import fused
+from danlu.model.rows import Learnt
 
 IGNORE = -100
 _BLOCK = 1024  # on a GPU the matrix is filled up to so many rows or a multiple: odd numbers of columns multiply slowly
@@ -44,7 +45,7 @@ def logprobs_reference(
 
 def linear_cross_entropy(
     states: Tensor, weight: Tensor, targets: Tensor, *, counts: Tensor | None = None, chunk: int | None = None,
-    ignore_index: int = IGNORE,
+    ignore_index: int = IGNORE, learnt: Learnt | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Summed cross entropy of ``states @ weight.T`` against ``targets``.
 
@@ -57,6 +58,7 @@ def linear_cross_entropy(
         counts: (N,) int64, how many times each target counts; once by default.
         chunk: rows at a time; by default what suits the vocabulary and the device.
         ignore_index: targets that do not count.
+        learnt: rows in place of the weight's, which is frozen then; they alone get a gradient.
 
     Returns:
         The sum of the losses (fp32 scalar) and how many targets counted (int64 scalar).
@@ -64,7 +66,10 @@ def linear_cross_entropy(
     grad = torch.is_grad_enabled()
     rows = chunk or chunk_rows(weight, len(states), 2**30 if grad else 2**28)
     counts = _counts(targets, counts, ignore_index)
-    loss: Tensor = _CrossEntropy.apply(states, weight, targets, counts, rows, grad)  # type: ignore[no-untyped-call]
+    ids, own = learnt or (None, None)
+    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        states, weight, targets, counts, rows, grad, ids, own
+    )
     return loss, counts.sum()
 
 
@@ -168,19 +173,27 @@ class _Gradients:
 
     Attributes:
         matrix: (V or more, D), the weight in the dtype of the states; rows of zeros below it if ``aligned``.
+        weight: (V, D) its gradient; if only some rows are ``learnt``, theirs (k, D).
     """
 
-    def __init__(self, states: Tensor, weight: Tensor, wanted: tuple[bool, bool], aligned: bool = False) -> None:
-        matrix = weight.to(states.dtype)
+    def __init__(
+        self, states: Tensor, weight: Tensor, wanted: tuple[bool, bool], aligned: bool = False,
+        learnt: Learnt | None = None,
+    ) -> None:  # fmt: skip
+        matrix = weight.to(states.dtype) if learnt is None else learnt.put_into(weight, states.dtype)
         self.matrix = F.pad(matrix, (0, 0, 0, -len(weight) % _BLOCK)) if aligned else matrix
         self.states = torch.empty_like(states) if wanted[0] else None
-        self.weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        trained = weight if learnt is None else learnt.rows
+        self.weight = torch.zeros_like(trained, dtype=torch.float32) if wanted[1] else None
+        self._ids = None if learnt is None else learnt.ids
 
     def add(self, rows: slice, states: Tensor, dlogits: Tensor) -> None:
         """Take in d loss / d logits (C, V or more) of the given rows."""
         dlogits = dlogits.to(states.dtype)
         if self.states is not None:
             torch.mm(dlogits, self.matrix, out=self.states[rows])
+        if self._ids is not None:
+            dlogits = dlogits[:, self._ids]
         if self.weight is not None and states.dtype == torch.float32:
             self.weight.addmm_(dlogits[:, : len(self.weight)].t(), states)
         elif self.weight is not None:
@@ -190,11 +203,13 @@ class _Gradients:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, rows: int, grad: bool
-    ) -> Tensor:
-        wanted = (grad and ctx.needs_input_grad[0], grad and ctx.needs_input_grad[1])
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, rows: int, grad: bool,
+        ids: Tensor | None, own: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        learnt = None if ids is None or own is None else Learnt(ids, own)
+        wanted = (grad and ctx.needs_input_grad[0], grad and ctx.needs_input_grad[1 if learnt is None else 7])
         fuse = states.is_cuda and any(wanted)
-        gradients = _Gradients(states, weight, wanted, aligned=fuse)
+        gradients = _Gradients(states, weight, wanted, aligned=fuse, learnt=learnt)
         loss = states.new_zeros((), dtype=torch.float32)
         for part in _chunks(states.shape[0], rows):
             x, times = states[part], counts[part].unsqueeze(1)  # C, 1
@@ -208,17 +223,19 @@ class _CrossEntropy(torch.autograd.Function):
             loss += lost
             if slopes is not None:
                 gradients.add(part, x, slopes)
-        ctx.dtype = weight.dtype
+        ctx.partly, ctx.dtype = learnt is not None, (weight if learnt is None else learnt.rows).dtype
         ctx.save_for_backward(gradients.states, gradients.weight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dstates, dweight = ctx.saved_tensors
+        trained = None if dweight is None else (dweight * dloss).to(ctx.dtype)
         return (
             None if dstates is None else dstates * dloss.to(dstates.dtype),
-            None if dweight is None else (dweight * dloss).to(ctx.dtype),
-            *[None] * 4,
+            None if ctx.partly else trained,
+            *[None] * 5,
+            trained if ctx.partly else None,
         )
 
 

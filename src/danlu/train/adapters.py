@@ -125,7 +125,7 @@ class Footprint(NamedTuple):
     """What of a model is trained, and what is not.
 
     Attributes:
-        trained: numbers that are trained: all of the model's, or the adapter's.
+        trained: numbers that are trained: all of the model's, or the adapter's and those of single rows.
         frozen: bytes of the weights that are only read.
     """
 
@@ -133,8 +133,13 @@ class Footprint(NamedTuple):
     frozen: int
 
 
-def footprint(config: ModelConfig, settings: AdapterSettings) -> Footprint:
+def footprint(config: ModelConfig, settings: AdapterSettings, rows: int = 0) -> Footprint:
     """Counted by building the model without memory (the ``meta`` device), and without peft.
+
+    Args:
+        config: its shape.
+        settings: of the adapter.
+        rows: of the embedding, and of a head of its own, that are trained with it.
 
     Raises:
         UserError: the model has none of the targets.
@@ -148,7 +153,8 @@ def footprint(config: ModelConfig, settings: AdapterSettings) -> Footprint:
         lengths = sum(layer.out_features for layer in layers) if settings.kind == "dora" else 0
         narrow(model, settings.base_bits)
     kept = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    return Footprint(thin + lengths, sum(kept.values()))
+    single = rows * config.d_model * (1 if config.tie_embeddings else 2)
+    return Footprint(thin + lengths + single, sum(kept.values()))
 
 
 def moving(model: nn.Module) -> dict[str, Tensor]:

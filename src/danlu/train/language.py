@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from danlu.device import send
 from danlu.errors import UserError
@@ -24,6 +24,7 @@ from danlu.infer.sampler import Sampling
 from danlu.model.count import flops_per_token
 from danlu.model.decoder import Decoder
 from danlu.model.losses import linear_cross_entropy
+from danlu.model.rows import Table
 from danlu.streams import stream_seed
 from danlu.tokens.loader import IGNORE, Batch, Loader, one_pass
 from danlu.tokens.pack import PackIndex, pack
@@ -93,18 +94,18 @@ def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None, mt
         mtp_weight: of the mean loss of the depths that foresee further tokens (DeepSeek-V3, equation 25), of a model
             that has such; their part is also told as ``mtp_loss``.
     """
-    weight = model.output_weight  # V, D
-    tokens, positions = (send(x, weight.device) for x in (batch.tokens, batch.positions))
+    head = model.output_table
+    tokens, positions = (send(x, head.weight.device) for x in (batch.tokens, batch.positions))
     documents = batch.documents  # they stay where they are: borders are found there
     hidden = model.hidden(tokens, positions, documents)
-    loss_sum, n = _summed_loss(hidden.states, weight, batch.targets, count)
+    loss_sum, n = _summed_loss(hidden.states, head, batch.targets, count)
     if not mtp_weight or not model.config.n_mtp:
         return LossOutput(loss_sum, n, batch.n_tokens, hidden.counts)
     further, counts = loss_sum.new_zeros(()), [hidden.counts]
     for depth, foreseen in enumerate(model.foresee(hidden.states, tokens, positions, documents), 1):
         crossing = batch.documents[:, depth:] != batch.documents[:, :-depth]
         targets = batch.targets[:, depth:].masked_fill(crossing, IGNORE)
-        further = further + _summed_loss(foreseen.states, weight, targets, count)[0]
+        further = further + _summed_loss(foreseen.states, head, targets, count)[0]
         counts.append(foreseen.counts)
     further = further / model.config.n_mtp
     routed = [c for c in counts if c is not None]
@@ -112,15 +113,18 @@ def next_token_loss(model: Decoder, batch: Batch, count: Count | None = None, mt
     return LossOutput(loss_sum + mtp_weight * further, n, batch.n_tokens, torch.cat(routed) if routed else None, told)
 
 
-def _summed_loss(states: Tensor, weight: Tensor, targets: Tensor, count: Count | None) -> tuple[Tensor, int]:
+def _summed_loss(
+    states: Tensor, head: nn.Embedding | nn.Linear | Table, targets: Tensor, count: Count | None
+) -> tuple[Tensor, int]:  # fmt: skip
     """Loss of the states (B, T, D) of those places that have a target, and how many these are, each ``count`` times."""
+    weight, rows = head.weight, head.learnt if isinstance(head, Table) else None
     learnt = (targets != IGNORE).flatten().nonzero().squeeze(1)  # N
     flat = states.flatten(0, 1)  # B*T, D
     if len(learnt) < len(flat):
         flat = flat.index_select(0, send(learnt, weight.device))  # N, D
     times = torch.ones_like(learnt) if count is None else count(targets).flatten()[learnt]  # N
     wanted = send(targets.flatten()[learnt], weight.device)
-    loss_sum, _ = linear_cross_entropy(flat, weight, wanted, counts=send(times, weight.device))
+    loss_sum, _ = linear_cross_entropy(flat, weight, wanted, counts=send(times, weight.device), learnt=rows)
     return loss_sum, int(times.sum())
 
 

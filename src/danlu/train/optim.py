@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.model.decoder import Decoder
+from danlu.model.rows import Table
 from danlu.train.muon import Muon
 from danlu.train.task import LoopSettings
 
@@ -66,11 +67,11 @@ class Optimizer:
 def build_optimizer(model: Decoder, settings: LoopSettings) -> Optimizer:
     """The optimizer for every parameter of ``model`` that requires a gradient.
 
-    Weight decay falls on matrices only, embeddings excepted. With ``muon``, the matrices inside the blocks go to Muon,
-    routers excepted; embeddings, head, norms, biases and routers stay with AdamW.
+    Weight decay falls on matrices only, embeddings and single rows of a head excepted. With ``muon``, the matrices
+    inside the blocks go to Muon, routers excepted; embeddings, head, norms, biases and routers stay with AdamW.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tables = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    tables = {p for module in model.modules() if isinstance(module, nn.Embedding | Table) for p in module.parameters()}
     matrices = {name: p for name, p in params.items() if p.ndim >= 2 and p not in tables}
     hidden: dict[str, nn.Parameter] = {}
     if settings.optimizer == "muon":

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from danlu import hub
+from danlu.console import Console
 from danlu.errors import UserError, unknown
 from danlu.files import read_json, write_json
 from danlu.model.config import ModelConfig
@@ -23,7 +24,7 @@ from danlu.model.count import parameters
 from danlu.model.decoder import Decoder
 from danlu.model.presets import PRESETS
 from danlu.recipe import nearest_key
-from danlu.run import Stage
+from danlu.run import MANIFEST, Stage
 from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.shards import read_shards
@@ -185,11 +186,21 @@ def with_vocabulary(model: Decoder, vocab_size: int, seed: int) -> Decoder:
     return grown
 
 
-def untaught_of(folder: Path) -> list[int]:
+def untaught_of(folder: Path, tokenizer: Tokenizer, console: Console) -> list[int]:
     """Ids of tokens that occur in dialogues alone, so that a finished stage ``pretrain`` has taught the model nothing
-    of them; none if it adopted a chat model, or was made before anybody asked.
+    of them; none if it adopted a chat model.
+
+    A stage that was made before these were noted had taught its own model none of the tokens for turns. Of a model that
+    it adopted nobody knows, and a line says so.
     """
-    return list(read_json(folder / UNTAUGHT)) if (folder / UNTAUGHT).is_file() else []
+    if (folder / UNTAUGHT).is_file():
+        return list(read_json(folder / UNTAUGHT))
+    base = read_json(folder / MANIFEST)["settings"].get("base")
+    if not base:
+        return chat.turn_ids(tokenizer)
+    console.say(f"{base} was adopted before danlu noted which tokens nobody had taught it, so the adapter leaves all "
+                f"rows as they are; if it was no chat model, remove {folder} and adopt it again")  # fmt: skip
+    return []
 
 
 def count(model: Decoder) -> dict[str, int]:

@@ -98,7 +98,7 @@ def sft(stage: Stage) -> dict[str, Any]:
     if not settings.steps:
         steps = math.ceil(settings.epochs * train.pack.n_rows / settings.batch_size)
         settings = settings.model_copy(update={"steps": steps})
-    _attach(model, stage, settings.adapter)
+    _attach(model, tokenizer, stage, settings.adapter)
     task = language_task(train, val, settings, model, tokenizer, stage.seed, world, _sample(stage, tokenizer))
     task = adapters.with_dropout(task, settings.adapter, stage.seed)
     figures = run_loop(model, task, settings, stage)
@@ -110,13 +110,14 @@ def sft(stage: Stage) -> dict[str, Any]:
     return {"conversations": n_train, "heldout": n_val, **count(model), **figures}
 
 
-def _attach(model: Decoder, stage: Stage, settings: adapters.AdapterSettings) -> None:
+def _attach(model: Decoder, tokenizer: Tokenizer, stage: Stage, settings: adapters.AdapterSettings) -> None:
     """Give the base model its adapter, if it is to have one, and with it rows for tokens that it was never taught:
     behind a frozen row of noise nothing would tell one turn from another.
     """
     adapters.attach(model, settings, stream_seed(stage.seed, stage.name, "adapter"))
-    ids = untaught_of(stage.inputs["pretrain"])
-    if settings.kind != "none" and ids:
+    if settings.kind == "none":
+        return
+    if ids := untaught_of(stage.inputs["pretrain"], tokenizer, stage.console):
         train_rows(model, ids)
         stage.console.say(f"{stage.name} trains the rows of {len(ids)} tokens for turns with the adapter")
 
