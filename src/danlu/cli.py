@@ -50,14 +50,19 @@ Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs
 StageName = Annotated[str | None, typer.Option("--stage", help="Which model of a run, by its stage: sft, ppo, ...")]
 
 
-@app.callback()
-def danlu(
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
-) -> None:
-    """Raw text in, your own ChatGPT out."""
-    if version:
+def _tell_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"danlu {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def danlu(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """Raw text in, your own ChatGPT out."""
 
 
 @app.command("run")
@@ -293,7 +298,7 @@ def _usage(error: Exception) -> int:
     message = getattr(error, "format_message", None)
     if message is None:
         raise error
-    return _complain(message(), 2)
+    return _complain(message(), 2) if message() else 2  # nothing to say beside the help that was shown
 
 
 def _stopped() -> int:

@@ -6,6 +6,8 @@ import re
 import pytest
 from person import STAGES, danlu, danlu_from_cold
 
+from danlu import __version__
+
 pytestmark = pytest.mark.slow
 
 
@@ -68,6 +70,13 @@ def test_doctor_measures_this_machine():
     assert int(speed[1]) > 0
     for what in ("device", "memory", "versions", "npm", "browser"):
         assert f"\n{what}" in f"\n{said}"
+
+
+def test_the_version_is_told_and_nothing_but_help_to_who_asks_for_nothing():
+    assert danlu("--version").stdout == f"danlu {__version__}\n"
+    asked = danlu(code=2)
+    assert "Commands" in asked.stdout
+    assert not asked.stderr
 
 
 def _empty(folder):

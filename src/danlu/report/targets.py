@@ -48,7 +48,7 @@ def targets(result: Mapping[str, Any]) -> list[Target]:
         result: from ``figures``; what a run has not measured yet is left out.
     """
     found: list[Target] = []
-    if result["recipe"] == "tang":
+    if result["recipe"] == "tang" and result.get("form_rate"):  # of which the last stage is done
         found.append(Target("minutes, all stages", result["minutes_total"], "<=", 12))
     if result.get("aligned") in result.get("form_rate", {}):  # of the judge of poems, and of the model chosen last
         found += _poems(result)
