@@ -89,11 +89,15 @@ def test_two_processes_take_the_steps_of_one(
     execute(read_recipe("tiny", RECIPE), tmp_path / "one", Console(quiet=True), "tokens")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     pair, meeting = start(tmp_path)
-    execute(read_recipe("tiny", RECIPE), tmp_path / "one", Console(quiet=True), "pretrain")
-    alone = make_stage("reward", RewardSettings(**REWARD), {"sft": sft_dir, "rankings": tmp_path / "rankings"})
-    reward(alone)
-    assert [process.wait(timeout=300) for process in pair] == [0, 0]
-    del meeting
+    try:
+        execute(read_recipe("tiny", RECIPE), tmp_path / "one", Console(quiet=True), "pretrain")
+        alone = make_stage("reward", RewardSettings(**REWARD), {"sft": sft_dir, "rankings": tmp_path / "rankings"})
+        reward(alone)
+        assert [process.wait(timeout=300) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
+        del meeting
     made = {
         tmp_path / "one" / "pretrain": tmp_path / "two" / "pretrain",
         alone.dir: tmp_path / "reward-two",

@@ -181,6 +181,8 @@ def _rows(
             raise UserError(f"{folder / TENSORS} replaces rows of '{name}' which this model does not have; it belongs "
                             "to another model")  # fmt: skip
         found[tables[name]] = list(ids), rows
+    if any(indices.values()) and not found:
+        raise UserError(f"{folder} is to replace rows of tables and {TENSORS} holds none; it is not whole")
     return found
 
 

@@ -145,9 +145,14 @@ def join() -> World:
 
     What lies on the CPU is summed by gloo, what lies on GPUs by nccl. Within a step processes wait half an hour for
     each other; elsewhere (``wait``, ``told``) as long as stages take in which one of them works alone.
+
+    Raises:
+        UserError: the environment speaks of several processes and does not say which one this is.
     """
     if _size() == 1:
         return ALONE
+    if "RANK" not in os.environ:  # as batch systems do, for a program that they did not start
+        raise UserError("WORLD_SIZE is set and RANK is not; start several processes with torchrun, or unset WORLD_SIZE")
     if not dist.is_initialized():
         gpus = torch.cuda.device_count()
         if gpus:
