@@ -35,6 +35,10 @@ PAINTED = """(canvas) => {
 }"""
 
 
+# Whether a select has all the room that its words want.
+UNCUT = "one => { const room = one.offsetWidth; one.style.maxWidth = 'none'; return one.offsetWidth <= room; }"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is at work induction, as it lies on disk."""
@@ -174,6 +178,7 @@ def test_an_answer_can_be_dragged_and_all_can_be_bad(open_page, live):
     page.get_by_role("button", name="All are bad").click()
     page.get_by_text("Now you see who wrote which").wait_for()
     assert live.store.all()[-1].ranks == ()
+    expect(page.locator(".ranked .rank")).to_have_text(["–"] * 3)
     page.get_by_role("button", name="Next question").click()
     expect(page.locator(".ranked")).to_have_count(0)
     assert page.get_by_label("What to answer").input_value() in ("greet", "count")
@@ -221,6 +226,7 @@ def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
     expect(best).to_contain_text("better")
     expect(best.get_by_role("img")).to_have_attribute("aria-label", re.compile(r"\+\d+ … \+\d+"))
     expect(page.locator("tr", has=page.get_by_role("rowheader", name="random"))).to_contain_text("the measure")
+    expect(page.get_by_text("Length is worth")).to_be_visible()
     expect(page.get_by_text("judged by more than one of 2 people")).to_be_visible()
     votes = page.locator(".votes > li")
     expect(votes.first).to_contain_text("knows: good")
@@ -264,6 +270,13 @@ def test_a_phone_never_scrolls_sideways(open_page):
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") == 360, room
         assert page.locator(".ops").evaluate("ops => ops.scrollWidth <= ops.clientWidth"), room
+
+
+def test_on_a_phone_ranks_can_be_read_and_nothing_follows_the_answers(open_page):
+    page = open_page(SOME, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    answers(page, 4)
+    assert page.get_by_label("Rank of answer A").evaluate(UNCUT)
+    assert page.evaluate("document.documentElement.scrollHeight") == 844
 
 
 def test_orders_keep_every_answer_whatever_is_done_to_them():

@@ -7,7 +7,7 @@ import { models, starters } from "../settings";
 import { Text } from "../text";
 import { type Tiers, beside, put, step, tierOf, untouched } from "./order";
 import {
-  asked, busy, choose, comparison, handIn, howMany, next, problem, prompt, reason, shown, stop, tiers, verdict, write,
+  asked, busy, choose, comparison, handIn, handedIn, howMany, next, problem, prompt, reason, shown, stop, tiers, verdict, write,
 } from "./ranking";
 import { w } from "./words";
 import "./ops.css";
@@ -193,7 +193,7 @@ function wanted(key: string, place: number): Tiers | null {
 /** The rank, as a number to choose, and a step up and down. */
 function Place({ place, rank, tie, ready, move }: AnswerProps) {
   const name = letter(place);
-  if (!ready) return <div class="rank">{verdict.value ? <b>{rank + 1}</b> : null}</div>;
+  if (!ready) return <div class="rank">{verdict.value && <b>{handedIn.value.length ? rank + 1 : "–"}</b>}</div>;
   const most = Math.min(tiers.value.length + 1, shown.value.length);
   return (
     <div class="rank">

@@ -20,6 +20,8 @@ export const tiers = signal<Tiers>([]);
 export const reason = signal("");
 export const comparison = signal<string | null>(null);
 export const verdict = signal<Identity[] | null>(null);
+/** A rank for each answer, as it was handed in; empty where all are bad. */
+export const handedIn = signal<number[]>([]);
 export const problem = signal<string | null>(null);
 export const busy = computed(() => writing.value !== null);
 
@@ -94,8 +96,12 @@ export function stop(): void {
 export async function handIn(allBad: boolean): Promise<void> {
   const found = allBad ? [] : ranks(tiers.value);
   try {
-    verdict.value = await api.vote(comparison.value!, found, reason.value.trim(), rater);
-    problem.value = null;
+    const who = await api.vote(comparison.value!, found, reason.value.trim(), rater);
+    batch(() => {
+      verdict.value = who;
+      handedIn.value = found;
+      problem.value = null;
+    });
   } catch (error) {
     problem.value = sentence(error);
   }

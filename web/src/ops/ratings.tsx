@@ -19,7 +19,9 @@ export function RatingsView() {
 }
 
 function Table({ got }: { got: Ratings }) {
-  const reach = Math.max(...got.models.flatMap(({ low, high }) => [Math.abs(low ?? 0), Math.abs(high ?? 0)]), 1);
+  // Few judgements make intervals that look sure of themselves: below what the verdict wants none is drawn.
+  const settled = got.models.filter(({ judgements }) => judgements >= got.enough);
+  const reach = Math.max(...settled.flatMap(({ low, high }) => [Math.abs(low ?? 0), Math.abs(high ?? 0)]), 1);
   return (
     <>
       <p class="note">{w("ratingsMore", { anchor: got.anchor! })}</p>
@@ -43,7 +45,7 @@ function Table({ got }: { got: Ratings }) {
               <tr key={one.model_hash}>
                 <th scope="row">{one.model}</th>
                 <td class="number">{signed(one.points)}</td>
-                <td class="range"><Range rating={one} reach={reach} /></td>
+                <td class="range">{settled.includes(one) && <Range rating={one} reach={reach} />}</td>
                 <td class="number">{signed(one.at_equal_length)}</td>
                 <td class="number">{one.wins}</td>
                 <td class="number">{one.ties}</td>
@@ -55,7 +57,7 @@ function Table({ got }: { got: Ratings }) {
           </tbody>
         </table>
       </div>
-      {got.length && (got.length.low > 0 || got.length.high < 0) && (
+      {settled.length > 0 && got.length && (got.length.low > 0 || got.length.high < 0) && (
         <p class="note">
           {w("lengthWorth", { value: signed(got.length.worth, 2), which: w(got.length.worth > 0 ? "longer" : "shorter") })}
         </p>

@@ -44,7 +44,7 @@ function One({ vote }: { vote: Vote }) {
       <p class="line note">
         <strong>{verdict(vote)}</strong>
         <time dateTime={vote.time}>{moment(vote.time)}</time>
-        {vote.rater && <span>{w("rater")} {vote.rater.slice(0, 12)}</span>}
+        {vote.rater && <span title={vote.rater}>{w("rater")} {vote.rater.slice(0, 12)}</span>}
       </p>
       {vote.reason && <p class="line">{vote.reason}</p>}
       <details>
