@@ -180,7 +180,8 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str,
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, label=label, linewidth=1.4)
+        alone = "o" if len(values) == 1 else None  # a line has two ends
+        axes.plot(steps, values, marker=alone, color=colour, label=label, linewidth=1.4)
 
 
 def _svg(figure: Figure) -> str:
