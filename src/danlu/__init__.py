@@ -47,16 +47,17 @@ def run(recipe: str, out: str | Path | None = None, **overrides: Any) -> Run:
         overrides: settings by section, or ``seed`` and ``base``: ``run("tang", pretrain={"steps": 200}, seed=1)``.
 
     Raises:
-        UserError: a mistake of the user's; the run directory keeps everything that was finished.
+        UserError: a mistake of the user's; the run directory keeps everything that was finished. A run of another
+            recipe in ``out`` is one.
     """
     from danlu.console import Console
     from danlu.pipeline import execute, read_recipe
-    from danlu.places import default_out
+    from danlu.places import place_of
     from danlu.report import write_report
     from danlu.train import parallel
 
-    resolved = read_recipe(recipe, [overrides])
-    done = execute(resolved, Path(out) if out is not None else default_out(resolved), Console())
+    resolved, place = place_of(read_recipe(recipe, [overrides]), recipe, None if out is None else Path(out))
+    done = execute(resolved, place, Console())
     if parallel.join().main:
         write_report(done)
     return done

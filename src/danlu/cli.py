@@ -75,12 +75,11 @@ def run_verb(
 ) -> None:
     """Make everything a recipe describes; what is already made is skipped."""
     from danlu.pipeline import execute, read_recipe
-    from danlu.places import default_out
+    from danlu.places import place_of
     from danlu.report import figures, summary, write_report
     from danlu.train import parallel
 
-    resolved = read_recipe(recipe, overrides or [])
-    place = out or default_out(resolved)
+    resolved, place = place_of(read_recipe(recipe, overrides or []), recipe, out)
     run = execute(resolved, place, Console(quiet=quiet), until)
     if not parallel.join().main:
         return

@@ -13,7 +13,7 @@ its checkpoints, versions and the pointer take the same change once. So a proces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic import Field
 
 from danlu.align import gate, redlines
 from danlu.align.champion import Registry
+from danlu.align.database import is_url
 from danlu.align.gate import Comparison, Condition, GateSettings, as_rows
 from danlu.align.judgements import VOTES
 from danlu.align.learner import PracticeSettings
@@ -117,7 +118,7 @@ class Flywheel:
     @cached_property
     def store(self) -> PreferenceStore:
         """The votes; opened when they are asked for, because to look where it is should make no store."""
-        return PreferenceStore(self.settings.store or self._said("run", "votes") or votes_path(self.run.dir))
+        return PreferenceStore(self._store_place)
 
     def go(self) -> Waiting:
         """Go as far as it can be gone now; returns what is waited for.
@@ -134,8 +135,19 @@ class Flywheel:
 
     def look(self) -> dict[str, Any]:
         """Where it is, as plain data; nothing is done."""
-        standing = self.registry.standing()
-        return {**self.rounds.summary(), "standing": asdict(standing) if standing else None}
+        standing, seen = self.registry.standing(), self.rounds.summary()
+        if seen["state"] == "collect":
+            seen |= self._gathered(seen)
+        return {**seen, "standing": asdict(standing) if standing else None}
+
+    def _gathered(self, seen: Mapping[str, Any]) -> dict[str, Any]:
+        """The new votes of now, of as many as whoever turns it last wanted; by the last look if there is no store."""
+        wanted, new = seen["votes_wanted"] or self.settings.votes, seen["new_votes"] or 0
+        if is_url(self._store_place) or Path(self._store_place).is_file():
+            _, new = self._count(self.rounds.current())
+        needed = max(wanted - new, 0)
+        waits_for = f"{needed} more votes" if needed else None
+        return {"waits_for": waits_for, "votes_needed": needed, "new_votes": new, "votes_wanted": wanted}
 
     def _step(self, round_: Round) -> Waiting | None:
         """One state; None if it is done."""
@@ -172,15 +184,21 @@ class Flywheel:
             self.registry.crown(first, "the model that the run made")
 
     def _collect(self, round_: Round) -> dict[str, Any] | Waiting:
+        votes, new = self._count(round_)
+        missing = self.settings.votes - new
+        if missing > 0:
+            found = {"votes": votes, "new": new, "wanted": self.settings.votes}
+            return Waiting(f"{missing} more votes", missing, found)
+        return {"votes": votes, "new": new, "said": f"{new} new votes, {votes} in all"}
+
+    def _count(self, round_: Round) -> tuple[int, int]:
+        """Votes in all, and those since the last freeze before this round."""
         earlier = [one.result("freeze") for one in self.rounds.all() if one.number < round_.number]
         since = max((result.get("until", "") for result in earlier if result), default="")
         votes, new = self.store.count(), self.store.count(since)
         if self._said("dpo", "loss") == "kto":  # which learns from thumbs too
             votes, new = votes + self.store.count_thumbs(), new + self.store.count_thumbs(since)
-        missing = self.settings.votes - new
-        if missing > 0:
-            return Waiting(f"{missing} more votes", missing, {"votes": votes})
-        return {"votes": votes, "new": new, "said": f"{new} new votes, {votes} in all"}
+        return votes, new
 
     def _freeze(self, round_: Round) -> dict[str, Any]:
         """A copy of the votes that no later vote changes: what is trained on is known, and stays so."""
@@ -315,6 +333,10 @@ class Flywheel:
     def _said(self, section: str, key: str) -> Any:
         """A setting of the recipe."""
         return self.recipe.sections[section].model_dump().get(key)
+
+    @property
+    def _store_place(self) -> str:
+        return str(self.settings.store or self._said("run", "votes") or votes_path(self.run.dir))
 
     @property
     def _champion(self) -> str:

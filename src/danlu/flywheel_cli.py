@@ -63,6 +63,8 @@ def describe(look: dict[str, Any]) -> str:
     """Where a flywheel is, for a person."""
     standing = look["standing"]
     waits = f": waits for {look['waits_for']}" if look["waits_for"] else ""
+    if look["state"] == "collect":
+        waits = f": {look['new_votes']} of {look['votes_wanted']} new votes"
     since = f" since {look['since'][:19]}" if look["since"] else ""
     lines = [f"round {look['round']}, {look['state']}{since}{waits}"]
     if standing:

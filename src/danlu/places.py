@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from danlu import hub
@@ -21,6 +22,7 @@ from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Run
 
 _STORE = "preferences.db"
+_COPY = "recipe.yaml"  # a run's own, of what was asked for
 _STARTERS = 4  # as many as the page shows
 
 
@@ -176,6 +178,27 @@ def starters_of(place: Path) -> list[str]:
 def default_out(recipe: Recipe) -> Path:
     """``runs/NAME`` below the working directory, or below DANLU_RUNS if that is set."""
     return runs_root() / recipe.name
+
+
+def place_of(recipe: Recipe, source: str, out: Path | None) -> tuple[Recipe, Path]:
+    """Where a recipe is to be made, and the recipe under the name of its run there.
+
+    Args:
+        recipe: what was read.
+        source: where from, as it was typed.
+        out: the run directory; ``runs/NAME`` if None.
+
+    Raises:
+        UserError: the directory holds a run of another recipe, whose stages would be replaced.
+    """
+    place = out or default_out(recipe)
+    path = place / RESOLVED
+    held = read_json(path).get("recipe", recipe.name) if path.is_file() else recipe.name
+    if Path(source).expanduser().resolve() == (place / _COPY).resolve():
+        return replace(recipe, name=held), place
+    if held not in (recipe.name, Path(_COPY).stem):  # the copy's own name: of any recipe, so it says nothing
+        raise UserError(f"{place} holds a run of '{held}'; choose another --out")
+    return recipe, place
 
 
 def runs_root() -> Path:

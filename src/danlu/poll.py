@@ -22,14 +22,15 @@ def described(figures: dict[str, Any]) -> str:
 def _models(figures: dict[str, Any]) -> list[str]:
     if not figures["models"]:
         return [f"{figures['votes']} votes, and none compares two models"]
+    zero, enough = figures["anchor"], figures["enough"]
     rows = [_row("model", "points", "95 %", "equal length", "wins", "ties", "losses", "judged", "verdict")]
     for one in figures["models"]:
-        interval = _NOTHING if one["low"] is None else f"{one['low']:+.0f} to {one['high']:+.0f}"
+        few = one["low"] is None or one["judgements"] < enough  # drawn again, a few that agree always agree
+        interval = _NOTHING if few else f"{one['low']:+.0f} to {one['high']:+.0f}"
         rows.append(
             _row(one["model"], _signed(one["points"]), interval, _signed(one["at_equal_length"]), one["wins"],
-                 one["ties"], one["losses"], one["judgements"], _verdict(one, figures["anchor"]))
+                 one["ties"], one["losses"], one["judgements"], _verdict(one, zero))
         )  # fmt: skip
-    zero, enough = figures["anchor"], figures["enough"]
     return [*rows, f"Bradley-Terry on Elo's scale, {zero} is 0; decided from {enough} judgements on"]
 
 

@@ -7,6 +7,7 @@ Left out: every other verb (``cli``).
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -97,6 +98,7 @@ def serve(
         shots=tuple(read_shots(shots)) if shots else (),
         runs=runs_beside(where),
         reach=Reach(host, tuple(allow_host or ())),
+        accounts="" if store else f"--run {shlex.quote(str(where))}",
         rates=Rates(requests, tokens),
         safety=open_safety(safety, rules, find_guard(guard) if guard else None),
         second_look=second_look,

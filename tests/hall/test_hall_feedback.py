@@ -171,6 +171,7 @@ def test_what_is_imported_is_rated_and_exported(tmp_path, monkeypatch):
     assert "4 votes by 3 raters, and 1 imported judgements" in rated
     worst = next(line for line in rated.splitlines() if line.startswith("bad"))
     assert worst.split()[-5:] == ["1", "0", "3", "4", "undecided"]
+    assert worst.split()[2] == "-", "four judgements are too few for an interval"
     figures = json.loads(danlu("feedback", "rate", votes_path(run), "--json"))
     assert {model["model"]: model["wins"] for model in figures["models"]} == {"good": 3, "bad": 1}
     assert figures["conduct"]["most"][0]["rater"] == "alice"

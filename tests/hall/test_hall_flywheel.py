@@ -260,12 +260,21 @@ def test_the_canary_counts_first_words_and_reads_votes_when_there_are_others(whe
     assert wheel.registry.standing().candidate == ""
 
 
+def test_a_look_before_the_first_turn_counts_and_makes_no_store(run):
+    look = Flywheel(run, SETTINGS, QUIET).look()
+    assert (look["state"], look["new_votes"], look["votes_wanted"], look["votes_needed"]) == ("collect", 0, 1000, 1000)
+    assert not (run / "feedback").exists()
+
+
 def test_status_says_what_is_waited_for(wheel):
     said = CliRunner().invoke(app, ["flywheel", str(wheel.run.dir), "--once", "audit=false", "votes=3"])
     assert said.exit_code == 0, said.output
-    assert "round 1, collect: waits for 3 more votes" in said.output
+    assert "round 1, collect: 0 of 3 new votes" in said.output
+    wheel.store.vote(wheel.store.record(*_shown(wheel.registry.standing(), "candidate")), (1, 0), "since")
+    status = CliRunner().invoke(app, ["flywheel", str(wheel.run.dir), "status"]).stdout
+    assert status.startswith("round 1, collect: 1 of 3 new votes"), "of now, not of the last look"
     look = json.loads(CliRunner().invoke(app, ["flywheel", str(wheel.run.dir), "status", "--json"]).stdout)
-    assert (look["state"], look["votes_needed"]) == ("collect", 3)
+    assert (look["state"], look["votes_needed"], look["waits_for"]) == ("collect", 2, "2 more votes")
     assert look["standing"]["champion"] == wheel.registry.standing().champion
 
 

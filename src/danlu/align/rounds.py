@@ -119,6 +119,8 @@ class Rounds:
             "since": current.since(),
             "waits_for": here.get("waits_for"),
             "votes_needed": here.get("votes_needed"),
+            "new_votes": here.get("new"),
+            "votes_wanted": here.get("wanted"),
             "conditions": [*current.conditions(), *here.get("conditions", [])],
             "rounds": [{"round": number, **verdict} for number, verdict in verdicts if verdict],
         }
