@@ -54,11 +54,14 @@ def test_votes_on_a_model_of_nobodys_lie_beside_it(tmp_path, monkeypatch):
 
 def test_the_server_is_given_the_place_unless_another_is_named(run, monkeypatch):
     given = []
-    monkeypatch.setattr(serve, "run_server", lambda models, store, port, **_: given.append(str(store)))
+    monkeypatch.setattr(
+        serve, "run_server", lambda models, store, port, options, **_: given.append((str(store), options.accounts))
+    )
     monkeypatch.setattr(places, "servable_models", lambda where: {"model": where})
     for words in ([], ["--store", "elsewhere.db"]):
         assert CliRunner().invoke(app, ["serve", str(run.dir / "ppo" / "model"), *words]).exit_code == 0
-    assert given == [str(run.dir / "feedback" / "preferences.db"), "elsewhere.db"]
+    told = f"--run {run.dir / 'ppo' / 'model'}"
+    assert given == [(str(run.dir / "feedback" / "preferences.db"), told), ("elsewhere.db", "")]
 
 
 def test_votes_on_a_model_directory_are_exported_from_where_they_are_kept(run):

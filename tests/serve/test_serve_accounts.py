@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -197,8 +196,9 @@ def test_open_by_default_only_on_this_machine_and_until_there_is_a_key(live):
 
 @pytest.mark.parametrize("reach", [Reach("0.0.0.0"), Reach("::"), Reach(names=("chat.example.org",))], ids=str)
 def test_open_by_default_others_are_not_let_in_while_nobody_has_a_key(model_dirs, tmp_path, reach):
-    with pytest.raises(UserError, match=r"nobody has a key; make one first.*danlu keys add"):
-        run_server(model_dirs, tmp_path / "p.db", 0, SimpleNamespace(say=print), Options(reach=reach))
+    for accounts, told in (("--run runs/k", "--run runs/k"), ("", f"--db {tmp_path / 'p.db'}")):
+        with pytest.raises(UserError, match=f"nobody has a key; make one first: danlu keys add NAME {told}, or"):
+            run_server(model_dirs, tmp_path / "p.db", 0, None, Options(reach=reach, accounts=accounts))
 
 
 def test_open_by_default_the_last_key_does_not_open_a_server_that_others_reach(tmp_path):

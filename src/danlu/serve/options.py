@@ -31,6 +31,7 @@ class Options:
         shots: turns of examples that stand before every dialogue.
         runs: the folder of the runs that the page shows.
         reach: from where the server can be reached; from this machine only if not given.
+        accounts: what tells ``danlu keys`` whose accounts are meant, such as ``--run runs/tang``; the store if empty.
         rates: how much a key may ask.
         second_look: share of comparisons in whose place one is shown that somebody else was shown, on one of the
             starters, if there is one.
@@ -49,6 +50,7 @@ class Options:
     shots: Sequence[Message] = ()
     runs: Path | None = None
     reach: Reach = field(default_factory=Reach)
+    accounts: str = ""
     rates: Rates = field(default_factory=Rates)
     second_look: float = 0.0
     repeats: float = 0.0

@@ -7,6 +7,7 @@ Left out: TLS: a proxy in front has it. Other addresses than this machine's are 
 
 from __future__ import annotations
 
+import shlex
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,9 +52,10 @@ def run_server(
     preferences = PreferenceStore(store, options.heldout_raters)
     try:
         if reach.elsewhere and not ServeStore(preferences.database).people.any():
+            whose = options.accounts or f"--db {shlex.quote(preferences.place)}"
             raise UserError(
                 f"{', '.join((reach.address, *reach.names))} would be open to others, and nobody has a key; make one "
-                f"first, in {preferences.place}: danlu keys add NAME, or danlu users add NAME"
+                f"first: danlu keys add NAME {whose}, or danlu users add NAME {whose}"
             )
         app = create_app(models, preferences, options)
         if not page.built():
