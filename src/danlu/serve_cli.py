@@ -16,6 +16,7 @@ import typer
 Where = Annotated[
     Path, typer.Argument(help="A run directory, a model directory, a GGUF file, or a name: smollm2, hf:ORG/NAME.")
 ]
+Host = Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")]
 Shots = Annotated[
     Path | None, typer.Option(help="JSONL of example conversations that stand before the dialogue (few-shot).")
 ]
@@ -52,9 +53,7 @@ Parallel = Annotated[int, typer.Option(min=1, help="GPUs that share each layer's
 def serve(
     where: Where = Path("runs/tang"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than 127.0.0.1 need a key or a user first.")
-    ] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name that the server is called by, such as its proxy's.")
     ] = None,
