@@ -213,6 +213,9 @@ def test_a_refusal_is_told_where_one_looks(open_page):
 
 def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
     knows, random = (model["hash"] for model in facts(live))
+    for i in range(3):  # too few to say anything of that model
+        pair = [Answer("wxyz", model=random, seed=i), Answer("no", model="few", seed=i)]
+        live.store.vote(live.store.record([Message("user", "春眠")], pair), (0, 1), "one")
     for i in range(12):
         pair = [Answer("=Hello", model=knows, seed=i), Answer("xyz", model=random, seed=i)]
         comparison = live.store.record([Message("user", "春眠")], pair)
@@ -227,6 +230,10 @@ def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
     expect(best.get_by_role("img")).to_have_attribute("aria-label", re.compile(r"\+\d+ … \+\d+"))
     expect(page.locator("tr", has=page.get_by_role("rowheader", name="random"))).to_contain_text("the measure")
     expect(page.get_by_text("Length is worth")).to_be_visible()
+    few = page.locator("tr", has=page.get_by_role("rowheader", name="few"))
+    expect(few).to_contain_text("not enough votes")
+    expect(few.get_by_role("img")).to_have_count(0)
+    expect(page.locator(".votes").get_by_title("one", exact=True).first).to_be_visible()
     expect(page.get_by_text("judged by more than one of 2 people")).to_be_visible()
     votes = page.locator(".votes > li")
     expect(votes.first).to_contain_text("knows: good")
