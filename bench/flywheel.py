@@ -51,22 +51,19 @@ TOKENS, EXAM = 40, 1200
 ANSWERS = 4  # side by side
 TIE = 0.3  # a person sees whether a poem rhymes, not whether it uses its title
 TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
-# Fewer rankings than the recipe's, so that there is something left to learn from people; an audit besides. GRPO, which
-# has no critic that would begin anew in every round; more answers, since what a round gains decides how many votes it
+# A chat model of half the schooling and fewer rankings than the recipe's, so that there is something left to learn from
+# people; an audit besides, of enough comparisons to hear what a round gains. GRPO, which has no critic that would begin anew in every round; more answers, since what a round gains decides how many votes it
 # costs; as far from the SFT model as the gate allows, since rounds add up.
 LITTLE = {
     "run": {"aligned": "grpo"},
-    "rankings": {"prompts": 300, "endings": 3600},
-    "reward": {"audit_share": 0.2, "near_misses": 330},
+    "sft": {"steps": 240},
+    "rankings": {"prompts": 500, "endings": 3600},
+    "reward": {"audit_share": 0.3, "near_misses": 330},
     "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
-    "eval": {"prompts": 1000},  # what the gate asks both; the audit is a small model that saw few votes
+    "eval": {"prompts": 1000},  # what the gate asks both
 }
-# A crowd that votes as often as it is asked can afford to look for small gains. The audit learns from a fifth of few
-# votes and is right on 56 % of held-out pairs: it may say that one is worse, and need not see that it is better.
-WHEEL = {
-    "start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200,
-    "audit_gain": -0.05,
-}  # fmt: skip
+# A crowd that votes as often as it is asked can afford to look for small gains.
+WHEEL = {"start": "champion", "share": 1.0, "worthwhile": 0.525, "max_votes": 6000, "votes_per_rater": 200}
 DRAWING = {"max_tokens": TOKENS, "temperature": 1.0, "top_p": 1.0}
 
 
