@@ -52,8 +52,9 @@ ANSWERS = 4  # side by side
 TIE = 0.3  # a person sees whether a poem rhymes, not whether it uses its title
 TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
 # A chat model of half the schooling and fewer rankings than the recipe's, so that there is something left to learn from
-# people; an audit besides, of enough comparisons to hear what a round gains. GRPO, which has no critic that would begin anew in every round; more answers, since what a round gains decides how many votes it
-# costs; as far from the SFT model as the gate allows, since rounds add up.
+# people; an audit besides, of enough comparisons to hear what a round gains. GRPO, which has no critic that would begin
+# anew in every round; more answers, since what a round gains decides how many votes it costs; as far from the SFT model
+# as the gate allows, since rounds add up.
 LITTLE = {
     "run": {"aligned": "grpo"},
     "sft": {"steps": 240},
