@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pair import play
+from pair import meet, play
 from torch.distributed import TCPStore
 
 import danlu.report
@@ -52,12 +52,8 @@ REWARD: dict[str, Any] = {
 
 
 def start(root: Path) -> tuple[list[subprocess.Popen[bytes]], TCPStore]:
-    """Two processes, and the store at which they meet: torchrun holds one too, so that nobody can take its port."""
-    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port), "OMP_NUM_THREADS": "1",
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-    }  # fmt: skip
+    """Two processes, and the store at which they meet."""
+    meeting, told = meet()
     command = [sys.executable, "-c", _CHILD, str(root), json.dumps(RECIPE), json.dumps(REWARD)]
     return [subprocess.Popen(command, env=os.environ | told | {"RANK": str(rank)}) for rank in range(2)], meeting
 

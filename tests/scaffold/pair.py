@@ -14,19 +14,27 @@ from danlu.train import parallel
 _PLAYED = 7  # the exit code of one whose scene went to its end
 
 
-def play(scene: Callable[[parallel.World], object]) -> None:
-    """Let two processes go through a scene, on a machine without GPUs; fail where one of them does."""
-    # torchrun too holds the store at which they meet, so that nobody can take its port.
+def meet() -> tuple[TCPStore, dict[str, str]]:
+    """The store at which two processes meet, and the environment that tells them of it, but for their ranks.
+
+    torchrun too holds one, so that nobody can take its port.
+    """
     meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port),
+    return meeting, {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port), "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
     }  # fmt: skip
+
+
+def play(scene: Callable[[parallel.World], object]) -> None:
+    """Let two processes go through a scene, on a machine without GPUs; fail where one of them does."""
+    meeting, told = meet()
     pair = [multiprocessing.get_context("fork").Process(target=_one, args=(told, rank, scene)) for rank in range(2)]
     for process in pair:
         process.start()
     for process in pair:
         process.join(60)
+    del meeting
     assert [process.exitcode for process in pair] == [_PLAYED, _PLAYED]
 
 

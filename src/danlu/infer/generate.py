@@ -85,7 +85,9 @@ class Generator:
         fits = self.dtype == torch.float32 and model.embed.weight.device.type == "cpu"
         self._kernels = kernels if kernels is not None and fits else NONE
         self.model, self._copies = prepare(model, self.dtype, self._kernels)
-        self._again: tuple[int, Forward, Pages] | None = None  # blocks that were asked for, and what came of it
+        self._again: tuple[int, tuple[Forward, Storage]] | None = (
+            None  # blocks that were asked for, and what came of it
+        )
         self._take_head()
 
     def refresh(self) -> None:
@@ -233,9 +235,8 @@ class Generator:
         if self._again is None or self._again[0] < blocks:
             self._again = None  # its memory is free before more is asked for
             wanted = blocks * SIZE * self.model.new_cache(1, 1, self.dtype).bytes_per_token()
-            pages = Pages(self.model, self.dtype, min(wanted, _CACHE_BYTES), kept=False)
-            self._again = blocks, GraphedForward(self.model, self.output_weight, pages, _MAX_ROWS), pages
-        return self._again[1:]
+            self._again = blocks, self._runs(_MAX_ROWS, expected, min(wanted, _CACHE_BYTES))
+        return self._again[1]
 
     def _forward(self) -> Forward:
         if self._head is not None and StepForward.fits(self.model, self._kernels):
