@@ -170,6 +170,17 @@ def test_paired_gain_by_hand():
         assert (broken.value, broken.met) == (None, False)
 
 
+def test_a_judge_that_beats_no_baseline_may_refuse_and_not_demand():
+    level = paired_gain("audit", [2.0, 1.0, 3.0, 0.0], [1.0, 2.0, 2.0, 1.0], 0.0, proven=False)
+    # Differences 1, -1, 1, -1: mean 0, deviation sqrt(4/3).
+    assert level.value == pytest.approx(1.645 * math.sqrt(4 / 3) / 2, abs=1e-4)
+    assert level.met
+    assert "beats no baseline" in level.note
+    worse = paired_gain("audit", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0], 0.0, proven=False)
+    assert not worse.met
+    assert paired_gain("audit", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0], -2.0, proven=False).met
+
+
 def test_budgets_and_settings():
     assert within("kl", 9.9, 10).met
     assert not within("kl", 10.1, 10).met

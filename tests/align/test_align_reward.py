@@ -120,6 +120,7 @@ def test_heads_ties_and_an_audit_all_at_once(stage: Stage, tmp_path: Path) -> No
     json.dumps(figures, allow_nan=False)
     assert figures["accuracy"] > 0.8
     assert figures["audit"]["accuracy"] > 0.8
+    assert figures["audit"]["beats_baselines"]
     assert figures["comparisons"] + figures["audit"]["comparisons"] == 120 + 16 + 24
     assert len(figures["accuracy_by_head"]) == 3
     assert figures["raters_held_back"] == 1

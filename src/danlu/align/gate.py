@@ -212,13 +212,17 @@ def equal_length_rate(duels: Sequence[Preference], champion: str, candidate: str
     return None if points is None else 1 / (1 + math.exp(-points / POINTS))
 
 
-def paired_gain(what: str, candidate: Sequence[float], champion: Sequence[float], needed: float) -> Condition:
+def paired_gain(
+    what: str, candidate: Sequence[float], champion: Sequence[float], needed: float, proven: bool = True
+) -> Condition:
     """Whether scores of answers to the same prompts have risen: the lower 95 % bound of the mean difference.
 
     Args:
         what: in words.
         candidate, champion: (N,) scores, prompt by prompt.
         needed: what the bound has to exceed.
+        proven: whether whoever scored is known to hear what people like. One that is not cannot be expected to find a
+            better candidate better; it may still find one worse: its upper bound has to reach ``needed``.
     """
     differences = [ours - theirs for ours, theirs in zip(candidate, champion, strict=True)]
     if len(differences) < 2:
@@ -226,11 +230,14 @@ def paired_gain(what: str, candidate: Sequence[float], champion: Sequence[float]
     if not all(map(math.isfinite, differences)):
         return Condition(what, None, f"> {needed:g}", False, "a score is no number")
     mean = fmean(differences)
-    bound = mean - _Z * stdev(differences) / math.sqrt(len(differences))
-    return Condition(
-        f"{what}, lower bound", round(bound, 4), f"> {needed:g}", bound > needed,
-        f"{mean:+.4f} on average over {len(differences)} prompts",
-    )  # fmt: skip
+    width = _Z * stdev(differences) / math.sqrt(len(differences))
+    note = f"{mean:+.4f} on average over {len(differences)} prompts"
+    if proven:
+        lower = mean - width
+        return Condition(f"{what}, lower bound", round(lower, 4), f"> {needed:g}", lower > needed, note)
+    upper = mean + width
+    note += "; it beats no baseline on held-out comparisons, so that it is only asked whether the candidate is worse"
+    return Condition(f"{what}, upper bound", round(upper, 4), f">= {needed:g}", upper >= needed, note)
 
 
 def within(what: str, value: float, budget: float, note: str = "") -> Condition:

@@ -9,7 +9,7 @@ Left out: what PPO makes of the reward (``monitor``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,17 @@ def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: i
         **calibration(found, ranks),
         "baselines": by_baseline,
         "best_baseline": best,
-        "beats_baselines": measured["accuracy_interval"][0] > by_baseline[best],
+        "beats_baselines": beats(measured, by_baseline),
     }
     if every.shape[-1] > 1:
         figures["accuracy_by_head"] = [round(_mean_accuracy(head, batch), 4) for head in every.unbind(-1)]
         figures["disagreement"] = disagreement(every, ranks)
     return figures
+
+
+def beats(measured: Mapping[str, Any], baselines: Mapping[str, float]) -> bool:
+    """Whether the lower bound of an accuracy is above every baseline; never where nothing was held out."""
+    return bool(baselines) and measured["accuracy_interval"][0] > max(baselines.values())
 
 
 def held_out_accuracy(model: Decoder, heldout: Sequence[Ranking], padding: int, device: str) -> dict[str, Any]:

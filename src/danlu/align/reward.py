@@ -13,7 +13,7 @@ in ``lessons`` what is learnt from, in ``heads`` the heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
@@ -114,7 +114,7 @@ def reward(stage: Stage) -> dict[str, Any]:
     scale = teacher.finish(model, stage.dir / "model")
     adapters.write(model.model, stage, stage.inputs["sft"] / "model", settings.adapter)
     if settings.audit_share:
-        figures[AUDIT] = teacher.audit()
+        figures[AUDIT] = teacher.audit(figures["baselines"])
     if not figures["beats_baselines"]:
         found = (
             "too few comparisons were held out to tell whether it learned anything" if figures["accuracy"] is None
@@ -213,10 +213,11 @@ class _Teacher:
         stage = replace(self._stage, dir=beside, metrics=Metrics(beside / self._stage.metrics.path.name))
         return self.train(self._audits, stage, AUDIT)
 
-    def audit(self) -> dict[str, Any]:
-        """Make the second reward model, in ``audit/``; returns its figures."""
+    def audit(self, baselines: Mapping[str, float]) -> dict[str, Any]:
+        """Make the second reward model, in ``audit/``; returns its figures, and whether it beats the baselines."""
         taught, kind = self.train_audit(), self._place.kind
         measured = quality.held_out_accuracy(taught.model, self.heldout, self._tokenizer.pad, kind)
+        measured["beats_baselines"] = quality.beats(measured, baselines)
         return {"comparisons": len(self._audits)} | measured | self.finish(taught, self._stage.dir / AUDIT)
 
     def _check(self, train: Sequence[Ranking], remedy: str) -> None:

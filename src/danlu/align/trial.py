@@ -54,8 +54,9 @@ class Contestants:
 
 
 def trial(
-    stage: Stage, contestants: Contestants, settings: GateSettings, exam: EvalSettings, red_lines: Path | None
-) -> list[Condition]:
+    stage: Stage, contestants: Contestants, settings: GateSettings, exam: EvalSettings, red_lines: Path | None,
+    proven: bool = True,
+) -> list[Condition]:  # fmt: skip
     """Hold a candidate against the champion without people.
 
     Args:
@@ -65,6 +66,7 @@ def trial(
         settings: the budgets.
         exam: the run's own exam: whose prompts, how many, how long answers get.
         red_lines: a file of them (``redlines``).
+        proven: whether the audit beats every baseline on held-out comparisons; see ``gate.paired_gain``.
 
     Raises:
         UserError: the audit is asked and the reward stage is not finished, champion and candidate spell text in
@@ -98,7 +100,7 @@ def trial(
         )
     if audit is not None:
         theirs = _answer(champion, tokenizer, prompts, exam, stage.seed, place, audit)
-        gain = gate.paired_gain(GAIN, ours.scores.tolist(), theirs.scores.tolist(), settings.audit_gain)
+        gain = gate.paired_gain(GAIN, ours.scores.tolist(), theirs.scores.tolist(), settings.audit_gain, proven)
         conditions.insert(0, gain)
     elif settings.audit:
         conditions.insert(0, Condition(GAIN, None, f"> {settings.audit_gain:g}", False, _NO_AUDIT))
