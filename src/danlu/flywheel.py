@@ -44,6 +44,7 @@ from danlu.run import RESOLVED, Metrics, Run, Stage
 
 _VOTES, _PROPOSED = "votes.jsonl", "proposed.json"
 _TAKEN = Condition("still the candidate", 0.0, "> 0", False, "the operator rolled back, which takes a candidate away")
+_OVERTAKEN = Condition("the champion that it was held against", 0.0, "> 0", False, "another one reigns since the gate")
 
 
 class FlywheelSettings(GateSettings):
@@ -134,6 +135,24 @@ class Flywheel:
                 if done is not None:
                     return done
 
+    def abandon(self) -> Round:
+        """Give up the round that is under way; its votes go into the next one.
+
+        Raises:
+            UserError: none is, or another process turns this flywheel.
+        """
+        with Run(self.rounds.dir).locked():
+            round_ = self.rounds.current()
+            if round_.result("collect") is None:
+                raise UserError(f"no round of {self.run.dir} is under way: it collects votes")
+            if (candidate := (round_.result("policy") or {}).get("candidate")) is not None:
+                self.registry.withdraw(candidate)
+            why = f"operator: given up in {round_.state}"
+            round_.write(
+                "verdict", {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
+            )
+            return round_
+
     def look(self) -> dict[str, Any]:
         """Where it is, as plain data; nothing is done."""
         standing, seen = self.registry.standing(), self.rounds.summary()
@@ -216,14 +235,8 @@ class Flywheel:
         return {"figures": figures, "said": f"accuracy {figures['accuracy']}"}
 
     def _reward_gate(self, round_: Round) -> dict[str, Any]:
-        figures = (round_.result("reward") or {})["figures"]
-        best = figures["best_baseline"]
-        needed = f"> {figures['baselines'][best]} ({best})" if best else "> the best baseline's"
-        condition = Condition(
-            "held-out accuracy of the reward model, lower bound", figures["accuracy_interval"][0], needed,
-            bool(figures["beats_baselines"]),
-        )  # fmt: skip
-        return _gate([condition], condition.met or not self.settings.proven_reward)
+        conditions = gate.proven_reward((round_.result("reward") or {})["figures"])
+        return _gate(conditions, all(c.met for c in conditions) or not self.settings.proven_reward)
 
     def _policy(self, round_: Round) -> dict[str, Any]:
         self._make(self._aligned, round_)
@@ -253,23 +266,33 @@ class Flywheel:
         """Let people compare the two, blind, until the votes decide or patience ends."""
         candidate, marker = self._candidate(round_), round_.dir / _PROPOSED
         if not marker.exists():
+            if self._champion != (round_.result("policy_gate") or {}).get("champion", self._champion):
+                return _gate([_OVERTAKEN], False)
             self.registry.propose(candidate, self.settings.share)
-            write_json(marker, {"candidate": candidate, "champion": self._champion})
+            proof = self.settings.model_dump(include=set(gate.PROOF))
+            write_json(marker, {"candidate": candidate, "champion": self._champion, "proof": proof})
         standing = self.registry.standing()
         if standing is None or standing.candidate != candidate:
             return _gate([_TAKEN], False)
-        found = self._compare(standing.champion, candidate)
+        proof = read_json(marker).get("proof", {})
+        found = self._compare(standing.champion, candidate, self.settings.model_copy(update=proof))
         if not (found.met or found.hopeless):
             more = {"conditions": as_rows(found.conditions), **found.to_json()}
-            return Waiting(found.waits_for(), found.votes_needed, more)
-        return _gate(found.conditions, found.met) | found.to_json()
+            return Waiting(found.waits_for() + self._held_to(proof), found.votes_needed, more)
+        return _gate(found.conditions, found.met) | found.to_json() | {"proof": proof}
 
-    def _compare(self, champion: str, candidate: str) -> Comparison:
+    def _held_to(self, proof: Mapping[str, Any]) -> str:
+        """What was asked for since and begins with the next round."""
+        today = self.settings.model_dump()
+        later = ", ".join(f"{name}={today[name]}" for name in proof if today[name] != proof[name])
+        return f"; {later} from the next round on" if later else ""
+
+    def _compare(self, champion: str, candidate: str, settings: FlywheelSettings) -> Comparison:
         """What the votes say; they are read again when there are others than at the last look."""
         looked = (self.store.stamp(), champion, candidate)
         if self._compared is None or self._compared[0] != looked:
             votes = self.store.all(first=True)
-            self._compared = looked, gate.compare(votes, champion, candidate, self.settings)
+            self._compared = looked, gate.compare(votes, champion, candidate, settings)
         return self._compared[1]
 
     def _verdict(self, round_: Round) -> dict[str, Any]:

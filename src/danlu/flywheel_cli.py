@@ -1,4 +1,4 @@
-"""``danlu flywheel``: turn it, look at it, or go back to the former champion.
+"""``danlu flywheel``: turn it, look at it, give a round up, or go back to the former champion.
 
 In:  a run, a word, settings.
 Out: progress on standard error; where it is on standard output.
@@ -17,14 +17,15 @@ import typer
 from danlu.console import Console
 from danlu.errors import UserError, unknown
 
-_ACTIONS = ("status", "rollback")
+_ACTIONS = ("status", "rollback", "abandon")
 
 Run = Annotated[Path, typer.Argument(help="A run directory with a finished model.")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[status|rollback] [KEY=VALUE]...",
-        help="status: say where it is; rollback: the former champion serves again; settings such as votes=100.",
+        metavar="[status|rollback|abandon] [KEY=VALUE]...",
+        help="status: say where it is; rollback: the former champion serves again; abandon: give up the round that is "
+        "under way, its votes go into the next; settings such as votes=100.",
     ),
 ]
 
@@ -53,6 +54,10 @@ def flywheel(
         return
     settings = load_section(run / SETTINGS, said, "flywheel", FlywheelSettings)
     wheel = Flywheel(run, settings, Console())
+    if action == "abandon":
+        round_ = wheel.abandon()
+        typer.echo(f"round {round_.number} ended: {(round_.result('verdict') or {})['said']}")
+        return
     if action != "status":
         _turn(wheel, once)
     look = wheel.look()

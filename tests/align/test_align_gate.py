@@ -134,13 +134,27 @@ def test_one_rater_alone_decides_nothing_and_comes_to_an_end():
     assert "other raters" in found.waits_for()
     assert not compare([*votes[:20], duel(WIN, "b")], "champion", "candidate", settings).used_up
     assert compare(votes, "champion", "candidate", settings).hopeless
+    always = [duel(WIN, "alone") for _ in range(30)]
+    found = compare(always, "champion", "candidate", GateSettings())
+    assert [condition.met for condition in found.conditions] == [True, True, False]
+    assert not found.met, "one person's taste"
+    assert compare(always, "champion", "candidate", GateSettings(raters=1)).met
+    assert compare([*always, duel(LOSS, "another")], "champion", "candidate", GateSettings()).met
+
+
+def test_one_rater_who_floods_brings_no_end_to_the_others_votes():
+    """All who voted once like it, and one casts nine tenths of the votes against it, of which fifty count."""
+    votes = [duel(WIN, f"{i}") for i in range(70)] + [duel(LOSS, "flood") for _ in range(930)]
+    found = compare(votes, "champion", "candidate", GateSettings(worthwhile=0.55))
+    assert found.tally == tally_of(70, 0, 50)
+    assert not found.hopeless
 
 
 def test_where_length_alone_is_missing_no_number_of_votes_is_promised():
     votes = [duel(WIN, f"{i}", ours="a much longer answer", theirs="short", swapped=i % 2 == 0) for i in range(40)]
     votes += [duel(LOSS, f"{i}", ours="short", theirs="a much longer answer") for i in range(8)]
     found = compare(votes, "champion", "candidate", GateSettings(length_bar=0.99))
-    assert [condition.met for condition in found.conditions] == [True, False]
+    assert [condition.met for condition in found.conditions] == [True, False, True]
     assert (found.votes_needed, found.hopeless) == (None, False)
     assert "not met yet: win rate at equal length" in found.waits_for()
 
@@ -170,15 +184,25 @@ def test_paired_gain_by_hand():
         assert (broken.value, broken.met) == (None, False)
 
 
-def test_a_judge_that_beats_no_baseline_may_refuse_and_not_demand():
-    level = paired_gain("audit", [2.0, 1.0, 3.0, 0.0], [1.0, 2.0, 2.0, 1.0], 0.0, proven=False)
-    # Differences 1, -1, 1, -1: mean 0, deviation sqrt(4/3).
-    assert level.value == pytest.approx(1.645 * math.sqrt(4 / 3) / 2, abs=1e-4)
-    assert level.met
-    assert "beats no baseline" in level.note
+def test_a_judge_that_beats_no_baseline_is_heard_and_decides_nothing():
     worse = paired_gain("audit", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0], 0.0, proven=False)
-    assert not worse.met
-    assert paired_gain("audit", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0], -2.0, proven=False).met
+    assert worse.value == pytest.approx(-1 - 1.645 * 0.1 / math.sqrt(3), abs=1e-4)
+    assert (worse.met, worse.needed) == (True, "told only")
+    assert "beats no baseline" in worse.note
+
+
+def test_people_may_refute_a_reward_model_that_fits_what_was_simulated():
+    figures = {
+        "best_baseline": "length", "baselines": {"length": 0.55}, "accuracy_interval": [0.7, 0.8],
+        "beats_baselines": True,
+    }  # fmt: skip
+    assert [condition.met for condition in gate.proven_reward(figures)] == [True]
+    people = {"votes_heldout": 40, "votes_accuracy_interval": [0.3, 0.45]}
+    assert [condition.met for condition in gate.proven_reward(figures | people)] == [True, False]
+    few = {"votes_heldout": 5, "votes_accuracy_interval": [0.0, 0.45]}
+    assert [condition.met for condition in gate.proven_reward(figures | few)] == [True]
+    nothing = {"best_baseline": None, "accuracy_interval": [0.0, 1.0], "beats_baselines": False}
+    assert [condition.met for condition in gate.proven_reward(nothing)] == [False]
 
 
 def test_budgets_and_settings():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -23,8 +23,11 @@ from danlu.align.ratings import POINTS, rate
 from danlu.recipe import Settings
 from danlu.records import Preference
 
+PROOF = ("error", "bar", "length_bar", "votes_per_rater", "raters")
+"""Settings that hold for a round as they were when people were first asked: changed between looks, they void it."""
 _FAR = 1 << 20  # votes; whoever needs more will not get them
 _Z = 1.645  # one-sided, 95 %
+_TELLING = 20  # held-out votes from which on they may refute a reward model
 
 
 class GateSettings(Settings):
@@ -41,11 +44,14 @@ class GateSettings(Settings):
     max_votes: int = Field(1000, ge=1)
     """Votes on the two after which an undecided candidate is given up."""
     votes_per_rater: int = Field(50, ge=1)
-    """Of one rater only so many votes count, the first ones: nobody decides alone. For ``max_votes`` all do."""
+    """Of one rater only so many votes count, the first ones."""
+    raters: int = Field(2, ge=1)
+    """People whose votes count that there have to be: nobody decides alone, unless they are alone and say so with 1."""
     length_bar: float = Field(0.5, ge=0, lt=1)
     """Win rate at equal length that has to be exceeded."""
     audit: bool = True
-    """Whether the reward model that was kept apart (reward.audit_share) has to find the answers better."""
+    """Whether the reward model that was kept apart (reward.audit_share) has to find the answers better. One that beats
+    no baseline on held-out comparisons is heard and decides nothing."""
     audit_gain: float = 0.0
     """Audit reward that a candidate has to gain on the champion; the lower 95 % bound has to exceed it."""
     kl_budget: float = Field(10.0, gt=0)
@@ -86,12 +92,13 @@ class Comparison:
 
     Attributes:
         tally: the votes that count.
-        conditions: on the win rate, and on the win rate at equal length.
+        conditions: on the win rate, on the win rate at equal length, and on how many people voted.
         met: whether all of them are met.
         hopeless: whether the candidate should be given up.
         votes_needed: about so many votes more if they go on as they went; None if it is far, or if more votes alone do
             not settle what is missing.
-        used_up: whether nobody who has voted so far has a vote left that counts.
+        used_up: whether nobody who has voted so far has a vote left that counts; what they say besides then brings
+            ``max_votes`` nearer, so that few raters come to an end too.
     """
 
     tally: Tally
@@ -128,7 +135,10 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
     """
     cast = duels_of(preferences, champion, candidate)
     duels = counted(cast, settings.votes_per_rater)
-    tally, uncounted = Tally.of(score_of(duel, candidate) for duel in duels), len(cast) - len(duels)
+    tally = Tally.of(score_of(duel, candidate) for duel in duels)
+    raters = Counter(duel.rater for duel in cast)
+    used_up = bool(raters) and min(raters.values()) >= settings.votes_per_rater
+    uncounted = len(cast) - len(duels) if used_up else 0
     lower = lower_bound(tally, settings.error)
     equal = equal_length_rate(duels, champion, candidate)
     conditions = (
@@ -142,13 +152,12 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
             "win rate at equal length", None if equal is None else round(equal, 4), f"> {settings.length_bar:g}",
             equal is not None and equal > settings.length_bar,
         ),
+        Condition("people whose votes count", len(raters), f">= {settings.raters}", len(raters) >= settings.raters),
     )  # fmt: skip
     met = all(condition.met for condition in conditions)
-    spent = len(cast) >= settings.max_votes
+    spent = len(duels) + uncounted >= settings.max_votes
     hopeless = not met and (spent or _log_futility(tally, settings) >= -math.log(settings.futility))
     needed = 0 if met or hopeless else None if conditions[0].met else votes_needed(tally, settings, uncounted)
-    raters = Counter(duel.rater for duel in cast)
-    used_up = bool(raters) and min(raters.values()) >= settings.votes_per_rater
     return Comparison(tally, conditions, met, hopeless, needed, used_up)
 
 
@@ -212,6 +221,26 @@ def equal_length_rate(duels: Sequence[Preference], champion: str, candidate: str
     return None if points is None else 1 / (1 + math.exp(-points / POINTS))
 
 
+def proven_reward(figures: Mapping[str, Any]) -> list[Condition]:
+    """Whether a reward model is known to hear what people like, by the figures of its stage.
+
+    Its held-out accuracy has to be clearly above the best baseline's. Most of what is held out may be simulated, so
+    accuracy on people's votes, if there are some, must not be clearly below a half.
+    """
+    best = figures["best_baseline"]
+    needed = f"> {figures['baselines'][best]} ({best})" if best else "> the best baseline's"
+    conditions = [
+        Condition(
+            "held-out accuracy of the reward model, lower bound", figures["accuracy_interval"][0], needed,
+            bool(figures["beats_baselines"]),
+        )
+    ]  # fmt: skip
+    if figures.get("votes_heldout", 0) >= _TELLING:
+        most = figures["votes_accuracy_interval"][1]
+        conditions.append(Condition("the same on people's votes, upper bound", most, ">= 0.5", most >= 0.5))
+    return conditions
+
+
 def paired_gain(
     what: str, candidate: Sequence[float], champion: Sequence[float], needed: float, proven: bool = True
 ) -> Condition:
@@ -221,8 +250,8 @@ def paired_gain(
         what: in words.
         candidate, champion: (N,) scores, prompt by prompt.
         needed: what the bound has to exceed.
-        proven: whether whoever scored is known to hear what people like. One that is not cannot be expected to find a
-            better candidate better; it may still find one worse: its upper bound has to reach ``needed``.
+        proven: whether whoever scored is known to hear what people like. What others say is told and decides nothing:
+            a mean of a thousand wrong answers has a narrow interval too.
     """
     differences = [ours - theirs for ours, theirs in zip(candidate, champion, strict=True)]
     if len(differences) < 2:
@@ -230,14 +259,12 @@ def paired_gain(
     if not all(map(math.isfinite, differences)):
         return Condition(what, None, f"> {needed:g}", False, "a score is no number")
     mean = fmean(differences)
-    width = _Z * stdev(differences) / math.sqrt(len(differences))
+    bound = mean - _Z * stdev(differences) / math.sqrt(len(differences))
     note = f"{mean:+.4f} on average over {len(differences)} prompts"
-    if proven:
-        lower = mean - width
-        return Condition(f"{what}, lower bound", round(lower, 4), f"> {needed:g}", lower > needed, note)
-    upper = mean + width
-    note += "; it beats no baseline on held-out comparisons, so that it is only asked whether the candidate is worse"
-    return Condition(f"{what}, upper bound", round(upper, 4), f">= {needed:g}", upper >= needed, note)
+    if not proven:
+        note += f"; not held to > {needed:g}, since whoever scored beats no baseline on held-out comparisons"
+        return Condition(f"{what}, lower bound", round(bound, 4), "told only", True, note)
+    return Condition(f"{what}, lower bound", round(bound, 4), f"> {needed:g}", bound > needed, note)
 
 
 def within(what: str, value: float, budget: float, note: str = "") -> Condition:

@@ -40,15 +40,17 @@ class Round:
     def state(self) -> str | None:
         """The state that is to be gone through next; None if the round is over.
 
-        A gate that was not passed leads straight to the verdict.
+        A gate that was not passed leads straight to the verdict, and after a verdict nothing is done, whatever was not.
         """
-        for state in STATES:
+        if self.result(STATES[-1]):
+            return None
+        for state in STATES[:-1]:
             result = self.result(state)
             if result is None:
                 return state
-            if not result.get("passed", True) and state != STATES[-1]:
-                return None if self.result(STATES[-1]) else STATES[-1]
-        return None
+            if not result.get("passed", True):
+                break
+        return STATES[-1]
 
     def result(self, state: str) -> dict[str, Any] | None:
         """What a state came to; None if it is not done."""
