@@ -127,9 +127,9 @@ def test_a_run_tells_its_stages_its_funnel_and_its_answers(open_page):
     expect(page.locator(".ages li")).to_have_count(1)
 
 
-def answers(page: Page, n: int) -> None:
+def answers(page: Page, n: int, question: str = "greet") -> None:
     go(page, "rank")
-    page.get_by_label("What to answer").fill("greet")
+    page.get_by_label("What to answer").fill(question)
     page.get_by_label("random", exact=True).check()
     page.get_by_label("How many answers").select_option(str(n))
     page.get_by_role("button", name="Write answers").click()
@@ -184,19 +184,23 @@ def test_an_answer_can_be_dragged_and_all_can_be_bad(open_page, live):
     assert page.get_by_label("What to answer").input_value() in ("greet", "count")
 
 
-def test_rankings_fill_the_list_of_conversations_by_one(open_page, live):
+def test_a_question_that_is_ranked_fills_the_list_of_conversations_by_one_of_its_name(open_page, live):
     page = open_page(SOME)
-    for _ in range(2):
-        answers(page, 2)
-        page.get_by_role("button", name="all are equal").click()
-        page.get_by_text("Now you see who wrote which").wait_for()
-    conversation = page.evaluate("localStorage.getItem('danlu.rank.conversation')")
+    ranked = "JSON.parse(localStorage.getItem('danlu.rank.conversation')).id"
+    asked = []
+    for question in ("greet", "greet", "count"):
+        answers(page, 2, question)
+        asked.append(page.evaluate(ranked))
+    first, again, conversation = asked
+    assert first == again != conversation
+    for identity, title in ((first, "greet"), (conversation, "count")):
+        expect(page.locator(f".item a[href='#/c/{identity}']")).to_have_text(title)
     with page.expect_response("**/api/conversations/*") as deleted:
-        page.evaluate("id => fetch(`/api/conversations/${JSON.parse(id)}`, { method: 'DELETE' })", conversation)
+        page.evaluate("id => fetch(`/api/conversations/${id}`, { method: 'DELETE' })", conversation)
     assert deleted.value.status == 204
     before = live.store.count()
-    answers(page, 2)  # in a new one: the page notices that the old one is gone
-    assert page.evaluate("localStorage.getItem('danlu.rank.conversation')") != conversation
+    answers(page, 2, "count")  # in a new one: the page notices that the old one is gone
+    assert page.evaluate(ranked) != conversation
     page.get_by_role("button", name="all are equal").click()
     page.get_by_text("Now you see who wrote which").wait_for()
     assert live.store.count() == before + 1

@@ -162,7 +162,7 @@ export async function rank(
   prompt: string,
   options: Options,
   rater: string,
-  conversation: string,
+  conversation: string | undefined,
   signal: AbortSignal,
 ): Promise<AsyncGenerator<RankEvent>> {
   const messages = [{ role: "user", content: prompt }];
