@@ -133,7 +133,7 @@ def answers(page: Page, n: int, question: str = "greet") -> None:
     page.get_by_label("random", exact=True).check()
     page.get_by_label("How many answers").select_option(str(n))
     page.get_by_role("button", name="Write answers").click()
-    page.get_by_text("Press a number").wait_for()
+    page.get_by_text("Equal numbers are a tie").wait_for()
 
 
 def order(page: Page) -> list[int]:
