@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "funnel": [
             {"step": "read", "documents": 57, "characters": 900}, {"step": "clean", "documents": 41, "characters": 700},
         ],
-        "reasons": {"too_short": {"count": 16, "samples": []}},
+        "reasons": {"too_short": {"count": 16, "samples": []}}, "quarantined": {"not JSON": 3},
     })  # fmt: skip
     spring, moon = {"base": "夏夏夏", "sft": "秋\n冬"}, {"base": "水"}
     asked = [{"prompt": "春", "answers": spring}, {"prompt": "月", "answers": moon}]
@@ -121,6 +121,7 @@ def test_a_run_tells_its_stages_its_funnel_and_its_answers(open_page):
     expect(stages.nth(3)).to_contain_text("not begun")
     expect(page.locator(".funnel tr").nth(1)).to_contain_text("41 documents")
     expect(page.get_by_text("too short 16")).to_be_visible()
+    expect(page.get_by_text("not JSON 3. File and place of each are in tang/corpus/quarantine.jsonl")).to_be_visible()
     expect(page.locator(".ages li").nth(1)).to_contain_text("after university")
     expect(page.locator(".ages li blockquote").nth(1)).to_have_text("秋 冬")
     page.get_by_label("Question").select_option("月")

@@ -32,6 +32,7 @@ export interface Run extends RunSummary {
   stages: Stage[];
   funnel: { step: string; documents: number; characters: number }[];
   dropped: Record<string, number>;
+  unread: Record<string, number>;
   answers: { prompt: string; answers: Record<string, string> }[];
 }
 
