@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Run(root / "tang")
     for stage in ("corpus", "pretrain"):
         run.begin(stage, {"parents": {}, "why": "not made yet"})
-        run.finish(stage, "made", {"documents": 41}, 61.0)
+        run.finish(stage, "made", {"documents": 41, "examples_of_something": "0123456789abcdef"}, 61.0)
     for step in range(1, 30):
         Metrics(run.dir / "pretrain" / METRICS).log(step, loss=6.0 - step / 10)
     Metrics(run.dir / "pretrain" / METRICS).log(29, val_loss=3.5)
@@ -280,6 +280,7 @@ def test_a_phone_never_scrolls_sideways(open_page):
     for room in ("runs", "operator", "rank"):
         go(page, room)
         page.wait_for_load_state("networkidle")
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         assert page.evaluate("document.documentElement.scrollWidth") == 360, room
         assert page.locator(".ops").evaluate("ops => ops.scrollWidth <= ops.clientWidth"), room
 
