@@ -20,6 +20,7 @@ from danlu.files import write_json
 from danlu.records import Answer, Message
 from danlu.run import METRICS, RESOLVED, Metrics, Run
 from danlu.serve import Options, create_app
+from danlu.serve.store import ServeStore
 from danlu.serve.worker import Setup
 
 expect.set_options(timeout=60_000)
@@ -201,10 +202,16 @@ def test_a_question_that_is_ranked_fills_the_list_of_conversations_by_one_of_its
     assert deleted.value.status == 204
     before = live.store.count()
     answers(page, 2, "count")  # in a new one: the page notices that the old one is gone
-    assert page.evaluate(ranked) != conversation
-    page.get_by_role("button", name="all are equal").click()
+    anew = page.evaluate(ranked)
+    assert anew != conversation
+    with page.expect_response(lambda got: '"assistant"' in (got.request.post_data or "")):
+        page.get_by_role("button", name="all are equal").click()
     page.get_by_text("Now you see who wrote which").wait_for()
     assert live.store.count() == before + 1
+    asked, best = ServeStore(live.store.database).dialogues.read("", anew)["messages"]
+    shown = live.store.all()[-1].answers[0]
+    assert (asked["content"], best["parent"]) == ("count", asked["id"])
+    assert (best["content"], best["model_hash"]) == (shown.text, shown.model)
 
 
 def test_a_refusal_is_told_where_one_looks(open_page):

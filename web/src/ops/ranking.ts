@@ -2,7 +2,7 @@
 // Left out: how orders change (order.ts), how it looks (rank.tsx).
 
 import { batch, computed, signal } from "@preact/signals";
-import type { Identity } from "../api";
+import { type Identity, append } from "../api";
 import { refresh } from "../list";
 import { recall, remember } from "../memory";
 import { Pen } from "../pen";
@@ -26,7 +26,7 @@ export const problem = signal<string | null>(null);
 export const busy = computed(() => writing.value !== null);
 
 /** All rankings of a question are in one conversation, which the server names after it: asked again, it fills no list. */
-let conversation = recall<{ id: string; of: string } | null>("rank.conversation", null);
+let conversation = recall<{ id: string; of: string; asked?: string } | null>("rank.conversation", null);
 const newDraft = (): Draft => ({ text: signal(""), progress: signal("writing") });
 const writing = signal<AbortController | null>(null);
 
@@ -85,8 +85,23 @@ async function begin(aborted: AbortSignal): Promise<AsyncGenerator<api.RankEvent
 }
 
 function keep(id: string): void {
+  if (conversation?.id === id) return;
   conversation = { id, of: prompt.value };
   remember("rank.conversation", conversation);
+}
+
+/** Put the question and what was found best into the conversation, as a comparison does: who opens it finds them there. */
+async function adopt(found: number[], who: Identity[]): Promise<void> {
+  if (!conversation) return;
+  const { id, of } = conversation;
+  const parent = (conversation.asked ??= await append(id, { parent: null, role: "user", content: of }));
+  remember("rank.conversation", conversation);
+  const best = found.indexOf(0);
+  const one = who[best]; // nobody where all are bad
+  if (!one) return;
+  const { model, model_hash, seed, ...sampling } = one;
+  const content = shown.value[best]!.text.value;
+  await append(id, { parent, role: "assistant", content, model, model_hash, seed, sampling });
 }
 
 export function stop(): void {
@@ -103,6 +118,7 @@ export async function handIn(allBad: boolean): Promise<void> {
       handedIn.value = found;
       problem.value = null;
     });
+    await adopt(found, who);
   } catch (error) {
     problem.value = sentence(error);
   }
