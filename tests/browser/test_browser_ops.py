@@ -212,6 +212,9 @@ def test_a_question_that_is_ranked_fills_the_list_of_conversations_by_one_of_its
     shown = live.store.all()[-1].answers[0]
     assert (asked["content"], best["parent"]) == ("count", asked["id"])
     assert (best["content"], best["model_hash"]) == (shown.text, shown.model)
+    page.evaluate("id => (location.hash = `#/c/${id}`)", anew)
+    expect(page.locator(".prompt p")).to_have_text("count")
+    expect(page.locator(".brief")).to_have_text("")  # and not "0 tokens", which were not counted
 
 
 def test_a_refusal_is_told_where_one_looks(open_page):
