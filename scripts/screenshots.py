@@ -89,7 +89,7 @@ def compare(page: Page) -> None:
     """Two answers after the vote."""
     page.get_by_role("button", name="Compare", exact=True).click()
     page.locator(".suggestions button").first.click()
-    page.get_by_role("button", name="Left is better").click()
+    page.get_by_role("button", name="First is better").click()
     page.locator(".side footer").first.wait_for()
 
 

@@ -20,6 +20,7 @@ from danlu.files import write_json
 from danlu.records import Answer, Message
 from danlu.run import METRICS, RESOLVED, Metrics, Run
 from danlu.serve import Options, create_app
+from danlu.serve.store import ServeStore
 from danlu.serve.worker import Setup
 
 expect.set_options(timeout=60_000)
@@ -47,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Run(root / "tang")
     for stage in ("corpus", "pretrain"):
         run.begin(stage, {"parents": {}, "why": "not made yet"})
-        run.finish(stage, "made", {"documents": 41}, 61.0)
+        run.finish(stage, "made", {"documents": 41, "examples_of_something": "0123456789abcdef"}, 61.0)
     for step in range(1, 30):
         Metrics(run.dir / "pretrain" / METRICS).log(step, loss=6.0 - step / 10)
     Metrics(run.dir / "pretrain" / METRICS).log(29, val_loss=3.5)
@@ -58,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "funnel": [
             {"step": "read", "documents": 57, "characters": 900}, {"step": "clean", "documents": 41, "characters": 700},
         ],
-        "reasons": {"too_short": {"count": 16, "samples": []}},
+        "reasons": {"too_short": {"count": 16, "samples": []}}, "quarantined": {"not JSON": 3},
     })  # fmt: skip
     spring, moon = {"base": "夏夏夏", "sft": "秋\n冬"}, {"base": "水"}
     asked = [{"prompt": "春", "answers": spring}, {"prompt": "月", "answers": moon}]
@@ -121,19 +122,20 @@ def test_a_run_tells_its_stages_its_funnel_and_its_answers(open_page):
     expect(stages.nth(3)).to_contain_text("not begun")
     expect(page.locator(".funnel tr").nth(1)).to_contain_text("41 documents")
     expect(page.get_by_text("too short 16")).to_be_visible()
+    expect(page.get_by_text("not JSON 3. File and place of each are in tang/corpus/quarantine.jsonl")).to_be_visible()
     expect(page.locator(".ages li").nth(1)).to_contain_text("after university")
     expect(page.locator(".ages li blockquote").nth(1)).to_have_text("秋 冬")
     page.get_by_label("Question").select_option("月")
     expect(page.locator(".ages li")).to_have_count(1)
 
 
-def answers(page: Page, n: int) -> None:
+def answers(page: Page, n: int, question: str = "greet") -> None:
     go(page, "rank")
-    page.get_by_label("What to answer").fill("greet")
+    page.get_by_label("What to answer").fill(question)
     page.get_by_label("random", exact=True).check()
     page.get_by_label("How many answers").select_option(str(n))
     page.get_by_role("button", name="Write answers").click()
-    page.get_by_text("Press a number").wait_for()
+    page.get_by_text("Equal numbers are a tie").wait_for()
 
 
 def order(page: Page) -> list[int]:
@@ -184,22 +186,35 @@ def test_an_answer_can_be_dragged_and_all_can_be_bad(open_page, live):
     assert page.get_by_label("What to answer").input_value() in ("greet", "count")
 
 
-def test_rankings_fill_the_list_of_conversations_by_one(open_page, live):
+def test_a_question_that_is_ranked_fills_the_list_of_conversations_by_one_of_its_name(open_page, live):
     page = open_page(SOME)
-    for _ in range(2):
-        answers(page, 2)
-        page.get_by_role("button", name="all are equal").click()
-        page.get_by_text("Now you see who wrote which").wait_for()
-    conversation = page.evaluate("localStorage.getItem('danlu.rank.conversation')")
+    ranked = "JSON.parse(localStorage.getItem('danlu.rank.conversation')).id"
+    asked = []
+    for question in ("greet", "greet", "count"):
+        answers(page, 2, question)
+        asked.append(page.evaluate(ranked))
+    first, again, conversation = asked
+    assert first == again != conversation
+    for identity, title in ((first, "greet"), (conversation, "count")):
+        expect(page.locator(f".item a[href='#/c/{identity}']")).to_have_text(title)
     with page.expect_response("**/api/conversations/*") as deleted:
-        page.evaluate("id => fetch(`/api/conversations/${JSON.parse(id)}`, { method: 'DELETE' })", conversation)
+        page.evaluate("id => fetch(`/api/conversations/${id}`, { method: 'DELETE' })", conversation)
     assert deleted.value.status == 204
     before = live.store.count()
-    answers(page, 2)  # in a new one: the page notices that the old one is gone
-    assert page.evaluate("localStorage.getItem('danlu.rank.conversation')") != conversation
-    page.get_by_role("button", name="all are equal").click()
+    answers(page, 2, "count")  # in a new one: the page notices that the old one is gone
+    anew = page.evaluate(ranked)
+    assert anew != conversation
+    with page.expect_response(lambda got: '"assistant"' in (got.request.post_data or "")):
+        page.get_by_role("button", name="all are equal").click()
     page.get_by_text("Now you see who wrote which").wait_for()
     assert live.store.count() == before + 1
+    asked, best = ServeStore(live.store.database).dialogues.read("", anew)["messages"]
+    shown = live.store.all()[-1].answers[0]
+    assert (asked["content"], best["parent"]) == ("count", asked["id"])
+    assert (best["content"], best["model_hash"]) == (shown.text, shown.model)
+    page.evaluate("id => (location.hash = `#/c/${id}`)", anew)
+    expect(page.locator(".prompt p")).to_have_text("count")
+    expect(page.locator(".brief")).to_have_text("")  # and not "0 tokens", which were not counted
 
 
 def test_a_refusal_is_told_where_one_looks(open_page):
@@ -275,6 +290,7 @@ def test_a_phone_never_scrolls_sideways(open_page):
     for room in ("runs", "operator", "rank"):
         go(page, room)
         page.wait_for_load_state("networkidle")
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         assert page.evaluate("document.documentElement.scrollWidth") == 360, room
         assert page.locator(".ops").evaluate("ops => ops.scrollWidth <= ops.clientWidth"), room
 

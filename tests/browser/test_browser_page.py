@@ -109,7 +109,7 @@ def test_more_turns_than_the_server_takes_are_no_dead_end(open_page, live):
 
 @pytest.mark.parametrize(
     ("button", "ranks"),
-    [("Left is better", (0, 1)), ("Right is better", (1, 0)), ("A tie", (0, 0)), ("Both are bad", ())],
+    [("First is better", (0, 1)), ("Second is better", (1, 0)), ("A tie", (0, 0)), ("Both are bad", ())],
 )
 def test_a_vote_lands_in_the_preference_store(open_page, live, button, ranks):
     page = open_page(TWO_MODELS)
@@ -131,10 +131,10 @@ def test_a_vote_lands_in_the_preference_store(open_page, live, button, ranks):
 def test_the_conversation_goes_on_with_the_chosen_answer(open_page):
     page = open_page(TWO_MODELS)
     compare(page)
-    side = "left" if page.locator(".side .text").first.inner_text() == ANSWER else "right"
+    side = "First" if page.locator(".side .text").first.inner_text() == ANSWER else "Second"
     held = []  # the server is slow to take the answer into the conversation
     page.route("**/messages", lambda route: route.continue_() if held else held.append(route))
-    page.get_by_role("button", name=f"{side.title()} is better").click()
+    page.get_by_role("button", name=f"{side} is better").click()
     expect(page.locator(".side.chosen .text")).to_have_text(ANSWER)
     with page.expect_request("**/api/compare") as sent:
         say(page, "greet")
@@ -160,7 +160,7 @@ def test_the_vote_is_blind_for_the_keyboard_too(open_page):
     focused = page.evaluate("document.activeElement.tagName")
     assert focused != "BUTTON", "a focused choice is a recommendation"
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Left is better")).to_be_focused()
+    expect(page.get_by_role("button", name="First is better")).to_be_focused()
 
 
 def test_deleting_the_conversation_deletes_its_votes(open_page, live):
@@ -218,7 +218,7 @@ def test_a_phone_never_scrolls_sideways(open_page):
     page.get_by_role("button", name="Settings").click()
     page.keyboard.press("Escape")
     compare(page, "attack")
-    page.get_by_role("button", name="Right is better").click()
+    page.get_by_role("button", name="Second is better").click()
     page.get_by_role("status").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     for box in page.locator(".side, .composer, .prompt").all():

@@ -221,7 +221,7 @@ def test_a_chosen_answer_is_kept_with_who_wrote_it(open_page, live):
     page = open_page(TWO_MODELS)
     compare(page)
     with page.expect_response("**/messages"):
-        page.get_by_role("button", name="Right is better").click()
+        page.get_by_role("button", name="Second is better").click()
     chosen = page.locator(".side.chosen")
     text, model = chosen.locator(".text").inner_text(), chosen.locator("footer strong").inner_text()
     answer = kept(live, page)["messages"][1]

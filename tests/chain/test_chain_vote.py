@@ -49,14 +49,14 @@ def answers(address: str) -> bool:
 
 
 def vote(browser: Browser, address: str, question: str) -> None:
-    """Ask in the page, look at two answers, choose the left one."""
+    """Ask in the page, look at two answers, choose the first one."""
     page = browser.new_page(locale="en-US")
     page.set_default_timeout(120_000)
     page.goto(address)
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_label("Your message").fill(question)
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Left is better").click()
+    page.get_by_role("button", name="First is better").click()
     page.get_by_role("status").wait_for()
     page.close()
 

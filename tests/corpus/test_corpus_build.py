@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from stages import make_stage
 
-from danlu.corpus import generated, is_heldout
+from danlu.console import Console
+from danlu.corpus import CorpusSettings, build, generated, is_heldout
 from danlu.corpus.split import read_share
 from danlu.errors import UserError
 from danlu.files import hash_paths
@@ -115,6 +118,17 @@ def test_every_document_has_a_decision(make: Callable, tmp_path: Path) -> None:
     (copy,) = (row for row in decisions if row["reason"] == "exact_duplicate")
     assert copy["copy_of"] == documents[0].id
     assert audit["reasons"]["too_short"]["samples"][0]["text"] == "short"
+
+
+def test_what_is_set_aside_is_told_with_the_file_that_says_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "rows.jsonl", ["Long enough to be read as a document.", 3])
+    stage = make_stage(tmp_path / "corpus", CorpusSettings(source=str(tmp_path / "rows.jsonl")), name="corpus")
+    build(replace(stage, console=Console()))
+    told = "corpus: set aside unread (1 not a record): rows.jsonl (1); each with its place in "
+    assert told + "corpus/quarantine.jsonl" in capsys.readouterr().err
+    assert json.loads((tmp_path / "corpus" / "quarantine.jsonl").read_text(encoding="utf-8"))["place"] == "line 2"
 
 
 def test_folders_of_text(make: Callable, tmp_path: Path) -> None:

@@ -81,6 +81,14 @@ def test_bad_lines_go_to_quarantine_with_their_place(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_told_names_the_worst_files_first() -> None:
+    quarantine = Quarantine(io.StringIO())
+    for file, lines in (("a", 1), ("b", 3), ("c", 2), ("d", 1), ("e", 1)):
+        for line in range(lines):
+            quarantine.add(file, f"line {line}", "not JSON")
+    assert quarantine.told() == "set aside unread (8 not JSON): b (3), c (2), a (1) and 2 more files"
+
+
 def test_bad_csv_rows_go_to_quarantine(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("title,text\na,b\nonly one\nc,d,e\n\nf,g\n", encoding="utf-8")
     records, bad = read(tmp_path)

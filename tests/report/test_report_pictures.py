@@ -6,13 +6,13 @@ from danlu.report import pictures
 from danlu.report.page import TRAINED
 
 
-def test_every_panel_of_losses_has_the_unit_of_its_stage(monkeypatch):
+def test_every_picture_of_a_loss_has_the_unit_of_its_stage(monkeypatch):
     monkeypatch.setitem(pictures._STYLE, "svg.fonttype", "none")  # words as words, not as outlines
     rows = [{"step": step, "loss": 1.0 / step, "val_loss": 1.0} for step in (1, 2)]
     assert "comparison" in TRAINED["reward"]
-    svg = pictures.losses(dict.fromkeys(TRAINED, rows), TRAINED)
-    assert re.findall(r">((?:nats )?per [a-z ]+)<", svg) == list(TRAINED.values())
-    assert pictures.losses({"pretrain": [], "sft": rows}, TRAINED).count("nats per") == 1
+    drawn = "".join(pictures.loss(stage, rows, unit) for stage, unit in TRAINED.items())
+    assert re.findall(r">((?:nats )?per [a-z ]+)<", drawn) == list(TRAINED.values())
+    assert pictures.loss("pretrain", [], "nats per token") == ""
 
 
 def test_over_optimisation_is_a_panel_a_method_with_a_dashed_proxy_beside_every_gold(monkeypatch):

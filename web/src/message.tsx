@@ -143,10 +143,11 @@ function Versions({ node }: { node: Node }) {
   );
 }
 
+/** What was measured: of an answer that was only put into the conversation, the server has noughts. */
 function brief({ usage, seconds }: Told): string[] {
   return [
-    usage && t("tokens", { n: figure(usage.completion_tokens) }),
-    seconds !== undefined && t("seconds", { n: figure(seconds, 1) }),
+    usage?.completion_tokens && t("tokens", { n: figure(usage.completion_tokens) }),
+    seconds && t("seconds", { n: figure(seconds, 1) }),
   ].filter((word) => typeof word === "string");
 }
 
@@ -170,8 +171,8 @@ function About({ told }: { told: Told }) {
 
 function details(told: Told): [string, string | number | undefined][] {
   const { usage, seconds, wait, seed, model, model_hash, finish_reason, sampling } = told;
-  const tokens = (n?: number) => (n === undefined ? undefined : t("tokens", { n: figure(n) }));
-  const time = (s?: number) => (s === undefined ? undefined : t("seconds", { n: figure(s, 2) }));
+  const tokens = (n?: number) => (!n ? undefined : t("tokens", { n: figure(n) }));
+  const time = (s?: number) => (!s ? undefined : t("seconds", { n: figure(s, 2) }));
   const speed = seconds && usage ? usage.completion_tokens / seconds : undefined;
   const end = ENDS[finish_reason ?? ""];
   const drawn = (name: string) => sampling?.[name] as number | undefined;

@@ -86,7 +86,7 @@ export async function send(text: string): Promise<void> {
   draft.value = "";
   problem.value = null;
   try {
-    // Going on without a vote keeps the left answer.
+    // Going on without a vote keeps the first answer.
     await (here.undecided.value ? here.adopt(here.undecided.value) : here.adopted);
   } catch (error) {
     tell(error);

@@ -214,7 +214,7 @@ export class Talk {
     return this.takeBack(asked);
   }
 
-  /** Go on with the answer of a comparison that was chosen, or with the left one. */
+  /** Go on with the answer of a comparison that was chosen, or with the first one. */
   adopt(comparison: Comparison): Promise<void> {
     const taken = this.adopted.then(() => this.take(comparison));
     this.adopted = taken.catch(() => undefined);

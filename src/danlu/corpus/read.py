@@ -27,6 +27,7 @@ from danlu.corpus.langid import HAN_LIMIT, Kind, count
 from danlu.corpus.sources import Source
 
 RECORD_LISTS = ("records", "data")  # keys under which a JSON file may hold its list
+_FILES_TOLD = 3  # on a terminal
 REPLACED_LIMIT = 0.01  # share of characters that may be unreadable before a file counts as binary
 _DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
@@ -56,18 +57,28 @@ class Quarantine:
     Attributes:
         handle: the open file.
         counts: reason -> how many.
+        files: file -> how many of its records, or 1 if it is the file itself.
         notes: remarks about files that were read in another way than plain UTF-8.
     """
 
     handle: IO[str]
     counts: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def add(self, file: str, place: str, reason: str, detail: str = "") -> None:
         """Set one thing aside."""
         self.counts[reason] += 1
+        self.files[file] += 1
         row = {"file": file, "place": place, "reason": reason, "detail": _utf8(detail[:200])}
         self.handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def told(self) -> str:
+        """What was set aside, why, and the files that most of it is from."""
+        why = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
+        names = [f"{name} ({count})" for name, count in self.files.most_common(_FILES_TOLD)]
+        others = f" and {len(self.files) - len(names)} more files" if len(self.files) > len(names) else ""
+        return f"set aside unread ({why}): {', '.join(names)}{others}"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from danlu.files import atomic_write, free_space
 from danlu.records import Document, read_documents, write_documents
 from danlu.run import Stage
 
+SET_ASIDE = "quarantine.jsonl"
 KEPT, EXACT, NEAR = "kept", "exact_duplicate", "near_duplicate"
 SHARD_ROWS = 10_000  # of 8,000 characters each that is a few hundred megabytes in memory
 _LITTLE = 10_000  # characters; the made-up stories of recipe tiny have 137,000
@@ -56,6 +57,8 @@ def build(stage: Stage) -> dict[str, Any]:
     finder = Finder(spool / "tokens.u64", _thresholds(settings))
     preparation = Preparation(settings, source, audit, finder)
     quarantine = _first_pass(stage, settings, source, preparation, audit, spool)
+    if quarantine.counts:  # before the check: what is in the file is why nothing may be left
+        stage.console.say(f"{stage.name}: {quarantine.told()}; each with its place in {stage.dir.name}/{SET_ASIDE}")
     _check(source, preparation, audit, quarantine)
     with audit.timed("find copies"):
         copies = Copies.none(len(preparation.ids))
@@ -78,7 +81,7 @@ def _first_pass(
     stage: Stage, settings: CorpusSettings, source: Source, preparation: Preparation, audit: Audit, spool: Path
 ) -> Quarantine:
     """Read, clean and fingerprint everything into the spool."""
-    with atomic_write(stage.dir / "quarantine.jsonl") as handle, stage.console.task("read", unit="records") as task:
+    with atomic_write(stage.dir / SET_ASIDE) as handle, stage.console.task("read", unit="records") as task:
         quarantine = Quarantine(handle)
         records = read_records(source, settings.split, settings.piece_chars, quarantine)
         with audit.timed("write"):

@@ -62,8 +62,9 @@ def _content(run: Run) -> dict[str, Any]:
         "by_life": {key: result[key] for key in BY_LIFE if result.get(key)},
         "funnel": pictures.funnel([(step["step"], step["documents"]) for step in audit.get("funnel", [])]),
         "reasons": audit.get("reasons", {}),
+        "unread": audit.get("quarantined", {}),
         "licences": audit.get("licences", {}),
-        "losses": pictures.losses({it: Metrics(run.dir / it / "metrics.jsonl").read() for it in TRAINED}, TRAINED),
+        "losses": [*filter(None, (_loss(run, stage, unit) for stage, unit in TRAINED.items()))],
         "alignment": pictures.alignment(monitor.get("looks", []), _hidden(monitor.get("looks", []))),
         "alarms": monitor.get("alarms", []),
         "rates": pictures.bars(rates, "share of answers"),
@@ -73,6 +74,10 @@ def _content(run: Run) -> dict[str, Any]:
         "answers": (_json(run, "eval", "answers.json") or {}).get("prompts", []),
         "lineage": _lineage(run),
     }
+
+
+def _loss(run: Run, stage: str, unit: str) -> str:
+    return pictures.loss(stage, Metrics(run.dir / stage / "metrics.jsonl").read(), unit)
 
 
 def _hidden(looks: list[dict[str, Any]]) -> str:

@@ -1,7 +1,8 @@
 """Pictures of a run, as SVG text to stand in a page.
 
 In:  metrics and figures that the stages wrote.
-Out: SVG markup, one picture per function; an empty string when a stage has nothing to show.
+Out: SVG markup, one picture per function; an empty string when a stage has nothing to show. A picture is as wide as a
+    phone, so that its words can be read there; a page gives it more room where there is more.
 Left out: numbers that are better read in a table (``page``).
 """
 
@@ -20,6 +21,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+WIDTH = 4.4  # inches
 INK, CINNABAR, JADE, GOLD, MIST = "#2b2a28", "#b5382a", "#3c7a5e", "#c08a2d", "#9a948a"
 _STYLE: Any = {  # matplotlib types this by every key it knows
     "font.size": 10,
@@ -46,7 +48,7 @@ def funnel(steps: Sequence[tuple[str, int]]) -> str:
     if not steps:
         return ""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 0.42 * len(steps) + 0.7))
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(steps) + 0.7))
         labels = [label for label, _ in steps]
         counts = [count for _, count in steps]
         axes.barh(labels[::-1], counts[::-1], color=JADE, height=0.62)
@@ -58,26 +60,24 @@ def funnel(steps: Sequence[tuple[str, int]]) -> str:
         return _svg(figure)
 
 
-def losses(metrics: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]) -> str:
-    """Training and held-out loss against the step, one panel per training stage.
+def loss(stage: str, rows: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """Training and held-out loss of a stage against the step.
 
     Args:
-        metrics: stage -> rows of its metrics.jsonl.
-        units: stage -> what its loss is counted in.
+        stage: its name.
+        rows: of its metrics.jsonl.
+        unit: what its loss is counted in.
     """
-    shown = {name: rows for name, rows in metrics.items() if any("loss" in row for row in rows)}
-    if not shown:
+    if not any("loss" in row for row in rows):
         return ""
     with plt.rc_context(_STYLE):
-        figure, panels = plt.subplots(1, len(shown), figsize=(3.4 * len(shown) + 0.6, 2.8), squeeze=False)
-        for axes, (name, rows) in zip(panels[0], shown.items(), strict=True):
-            _curve(axes, rows, "loss", MIST, "training")
-            _curve(axes, rows, "val_loss", CINNABAR, "held out")
-            axes.set_title(name, loc="left")
-            axes.set_xlabel("step")
-            axes.set_ylabel(units[name])
-            axes.legend(frameon=False)
-        figure.tight_layout()  # every panel has a label of its own, which would run into the one before
+        figure, axes = plt.subplots(figsize=(WIDTH, 2.8))
+        _curve(axes, rows, "loss", MIST, "training")
+        _curve(axes, rows, "val_loss", CINNABAR, "held out")
+        axes.set_title(stage, loc="left")
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.legend(frameon=False)
         return _svg(figure)
 
 
@@ -92,7 +92,7 @@ def alignment(probes: Sequence[Mapping[str, Any]], hidden: str) -> str:
     if len(probes) < 2:
         return ""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 3.0))
+        figure, axes = plt.subplots(figsize=(WIDTH, 3.0))
         distance = [max(float(row["kl"]), 0.0) ** 0.5 for row in probes]
         first = axes.plot(distance, [row["reward"] for row in probes], "o-", color=GOLD, label="proxy reward")
         axes.set_xlabel("sqrt(KL to the chat model), nats per answer")
@@ -140,24 +140,26 @@ def over_optimisation(
 
 
 def bars(values: Mapping[str, Mapping[str, float]], unit: str) -> str:
-    """Grouped bars: metric -> {stage of life: value}."""
+    """Grouped bars, lying, so that many of them need no more width: metric -> {stage of life: value}."""
     shown = {name: row for name, row in values.items() if row}
     if not shown:
         return ""
     colours = (MIST, JADE, CINNABAR, GOLD)
     lives = list(next(iter(shown.values())))
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 2.8))
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.17 * len(lives) * len(shown) + 0.9))
         width = 0.8 / len(lives)
         for place, life in enumerate(lives):
-            heights = [row.get(life, 0.0) for row in shown.values()]
+            lengths = [row.get(life, 0.0) for row in shown.values()]
             spots = [group + place * width for group in range(len(shown))]
-            drawn = axes.bar(spots, heights, width * 0.92, color=colours[place % 4], label=life)
-            axes.bar_label(drawn, fmt="%.2f", fontsize=6)
-        names = [name.replace(" ", "\n") for name in shown]  # side by side they would run into each other
-        axes.set_xticks([group + 0.4 - width / 2 for group in range(len(shown))], names)
-        axes.set_ylabel(unit)
-        axes.legend(frameon=False, ncols=len(lives), loc="upper right", bbox_to_anchor=(1, 1.15))
+            drawn = axes.barh(spots, lengths, width * 0.92, color=colours[place % 4], label=life)
+            axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
+        names = [name.replace(" and ", "\nand ").replace(" by ", "\nby ") for name in shown]
+        axes.set_yticks([group + 0.4 - width / 2 for group in range(len(shown))], names)
+        axes.invert_yaxis()  # the first on top
+        axes.margins(x=0.12)  # room for the numbers
+        axes.set_xlabel(unit)
+        axes.legend(frameon=False, ncols=len(lives), loc="lower right", bbox_to_anchor=(1, 1), columnspacing=1)
         return _svg(figure)
 
 
@@ -166,7 +168,7 @@ def sizes(table: Sequence[Mapping[str, Any]]) -> str:
     if len(table) < 2:
         return ""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 2.8))
+        figure, axes = plt.subplots(figsize=(WIDTH, 2.8))
         for row, colour in zip(table, itertools.cycle((INK, JADE, MIST, CINNABAR, GOLD))):
             axes.plot(row["bytes"] / 1e6, row["bpb"], "o", color=colour, markersize=9)
             axes.annotate(f"  {row['variant']}", (row["bytes"] / 1e6, row["bpb"]), va="center")

@@ -50,6 +50,7 @@ class Runs:
             "stages": _stages(run),
             "funnel": audit.get("funnel", []),
             "dropped": {reason: entry["count"] for reason, entry in audit.get("reasons", {}).items()},
+            "unread": audit.get("quarantined", {}),
             "answers": _json(run.dir / "eval" / "answers.json").get("prompts", []),
         }
 

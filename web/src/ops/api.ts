@@ -32,6 +32,7 @@ export interface Run extends RunSummary {
   stages: Stage[];
   funnel: { step: string; documents: number; characters: number }[];
   dropped: Record<string, number>;
+  unread: Record<string, number>;
   answers: { prompt: string; answers: Record<string, string> }[];
 }
 
@@ -162,7 +163,7 @@ export async function rank(
   prompt: string,
   options: Options,
   rater: string,
-  conversation: string,
+  conversation: string | undefined,
   signal: AbortSignal,
 ): Promise<AsyncGenerator<RankEvent>> {
   const messages = [{ role: "user", content: prompt }];

@@ -13,6 +13,7 @@ import { w } from "./words";
 import "./ops.css";
 
 const MOST = 6;
+const touch = matchMedia("(hover: none)"); // no keys to press, and nothing can be dragged
 const letter = (place: number): string => "ABCDEF"[place]!;
 
 export default function Rank() {
@@ -106,7 +107,7 @@ function Order() {
   };
   return (
     <section>
-      {ready && <p class="note" id="order-help">{w("orderHelp")}</p>}
+      {ready && <p class="note" id="order-help">{w(touch.matches ? "orderHelpTouch" : "orderHelp")}</p>}
       <ol
         class={ready ? "order ready" : "order"} ref={list} tabIndex={-1} aria-label={w("order")}
         aria-describedby={ready ? "order-help" : undefined} aria-busy={busy.value}

@@ -2,8 +2,8 @@
 // Left out: how orders change (order.ts), how it looks (rank.tsx).
 
 import { batch, computed, signal } from "@preact/signals";
-import { type Identity, startConversation } from "../api";
-import { t } from "../i18n";
+import { type Identity, append } from "../api";
+import { refresh } from "../list";
 import { recall, remember } from "../memory";
 import { Pen } from "../pen";
 import { models, options, rater, settings, starters } from "../settings";
@@ -25,8 +25,8 @@ export const handedIn = signal<number[]>([]);
 export const problem = signal<string | null>(null);
 export const busy = computed(() => writing.value !== null);
 
-/** One conversation of this browser holds all its rankings, so that they can be deleted and do not fill the list. */
-const conversation = signal<string | null>(recall("rank.conversation", null));
+/** All rankings of a question are in one conversation, which the server names after it: asked again, it fills no list. */
+let conversation = recall<{ id: string; of: string; asked?: string } | null>("rank.conversation", null);
 const newDraft = (): Draft => ({ text: signal(""), progress: signal("writing") });
 const writing = signal<AbortController | null>(null);
 
@@ -57,7 +57,8 @@ export async function write(): Promise<void> {
   });
   try {
     for await (const event of await begin(control.signal)) {
-      if (event.type === "delta") pen.write(shown.value[event.place]!.text, event.text);
+      if (event.type === "start") keep(event.conversation);
+      else if (event.type === "delta") pen.write(shown.value[event.place]!.text, event.text);
       else if (event.type === "finish") shown.value[event.place]!.progress.value = progressOf(event.finish_reason);
       else if (event.type === "end") comparison.value = event.comparison;
     }
@@ -67,25 +68,40 @@ export async function write(): Promise<void> {
     pen.flush();
     if (!comparison.value) shown.value = []; // what is not whole cannot be judged
     writing.value = null;
+    void refresh();
   }
 }
 
-/** Ask in the conversation of rankings; where there is none yet, or it was deleted, in a new one. */
+/** Ask in the conversation of the question; where it has none yet, or it was deleted, in a new one. */
 async function begin(aborted: AbortSignal): Promise<AsyncGenerator<api.RankEvent>> {
-  const ask = async () => {
-    if (!conversation.value) {
-      conversation.value = (await startConversation(t("rank"))).id;
-      remember("rank.conversation", conversation.value);
-    }
-    return api.rank(asked(), howMany.value, prompt.value, options(), rater, conversation.value, aborted);
-  };
+  const ask = (inside?: string) => api.rank(asked(), howMany.value, prompt.value, options(), rater, inside, aborted);
+  const known = conversation?.of === prompt.value ? conversation.id : undefined;
   try {
-    return await ask();
+    return await ask(known);
   } catch (error) {
-    if (!api.isMissing(error) || !conversation.value) throw error;
-    conversation.value = null;
+    if (!api.isMissing(error) || !known) throw error;
     return ask();
   }
+}
+
+function keep(id: string): void {
+  if (conversation?.id === id) return;
+  conversation = { id, of: prompt.value };
+  remember("rank.conversation", conversation);
+}
+
+/** Put the question and what was found best into the conversation, as a comparison does: who opens it finds them there. */
+async function adopt(found: number[], who: Identity[]): Promise<void> {
+  if (!conversation) return;
+  const { id, of } = conversation;
+  const parent = (conversation.asked ??= await append(id, { parent: null, role: "user", content: of }));
+  remember("rank.conversation", conversation);
+  const best = found.indexOf(0);
+  const one = who[best]; // nobody where all are bad
+  if (!one) return;
+  const { model, model_hash, seed, ...sampling } = one;
+  const content = shown.value[best]!.text.value;
+  await append(id, { parent, role: "assistant", content, model, model_hash, seed, sampling });
 }
 
 export function stop(): void {
@@ -102,6 +118,7 @@ export async function handIn(allBad: boolean): Promise<void> {
       handedIn.value = found;
       problem.value = null;
     });
+    await adopt(found, who);
   } catch (error) {
     problem.value = sentence(error);
   }

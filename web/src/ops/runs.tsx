@@ -29,18 +29,16 @@ function Chosen({ runs }: { runs: RunSummary[] }) {
   }, [name]);
   return (
     <>
-      {runs.length > 1 && (
-        <nav class="pills" aria-label={w("nextRun")}>
-          {runs.map((one) => (
-            <a
-              key={one.name} href={`#/runs/${encodeURIComponent(one.name)}`}
-              aria-current={one.name === name ? "page" : undefined}
-            >
-              {one.name}
-            </a>
-          ))}
-        </nav>
-      )}
+      <nav class="pills" aria-label={w("nextRun")}>
+        {runs.map((one) => (
+          <a
+            key={one.name} href={`#/runs/${encodeURIComponent(one.name)}`}
+            aria-current={one.name === name ? "page" : undefined}
+          >
+            {one.name}
+          </a>
+        ))}
+      </nav>
       <RunView key={name} name={name} />
     </>
   );
@@ -172,10 +170,11 @@ function Sample({ stages, rows }: { stages: Stage[]; rows: Record<string, readon
   );
 }
 
-function Funnel({ run: { funnel, dropped } }: { run: Run }) {
+function Funnel({ run: { name, funnel, dropped, unread } }: { run: Run }) {
   if (!funnel.length) return null;
   const most = Math.max(...funnel.map((step) => step.documents), 1);
-  const reasons = Object.entries(dropped).map(([reason, n]) => `${reason.replaceAll("_", " ")} ${figure(n)}`);
+  const list = (counts: Record<string, number>) =>
+    Object.entries(counts).map(([reason, n]) => `${reason.replaceAll("_", " ")} ${figure(n)}`).join(" · ");
   return (
     <section>
       <h2>{w("funnel")}</h2>
@@ -191,7 +190,10 @@ function Funnel({ run: { funnel, dropped } }: { run: Run }) {
           ))}
         </tbody>
       </table>
-      {reasons.length > 0 && <p class="note">{w("dropped", { list: reasons.join(" · ") })}</p>}
+      {list(dropped) && <p class="note">{w("dropped", { list: list(dropped) })}</p>}
+      {list(unread) && (
+        <p class="note">{w("unread", { list: list(unread), file: `${name}/corpus/quarantine.jsonl` })}</p>
+      )}
     </section>
   );
 }
