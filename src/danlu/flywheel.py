@@ -257,7 +257,7 @@ class Flywheel:
         sft = self.run.stage_dir("sft") / "model"
         contestants = Contestants(self.registry.place(champion), self.registry.place(candidate), sft)
         exam = cast(EvalSettings, self.recipe.sections["eval"])
-        audit = (round_.result("reward") or {})["figures"].get(AUDIT, {})
+        audit = (round_.result("reward") or {}).get("figures", {}).get(AUDIT, {})
         proven = audit.get("beats_baselines", True)
         conditions = trial(self._stage(round_), contestants, self.settings, exam, self._red_lines, proven)
         return _gate(conditions, all(condition.met for condition in conditions)) | {"champion": champion}
