@@ -44,6 +44,7 @@ from danlu.records import Answer, Message, Preference, check_messages, write_pre
 
 _Judgement = TypeVar("_Judgement", VoteRow, ThumbRow)
 _MIGRATIONS = Path(__file__).with_name("migrations")
+_TEACHES = or_(VoteRow.showing.is_(None), ~ShowingRow.own)  # one's own comparison seen again measures its rater only
 
 __all__ = ["HELDOUT_SHARE", "PreferenceStore", "StoreError", "split_of"]
 
@@ -249,7 +250,7 @@ class PreferenceStore:
         query = (
             select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id)
-            .where(~ComparisonRow.deleted, or_(VoteRow.showing.is_(None), ~ShowingRow.own))
+            .where(~ComparisonRow.deleted, _TEACHES)
             .order_by(VoteRow.time, VoteRow.id).options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
@@ -289,6 +290,8 @@ class PreferenceStore:
 
     def _voices(self, table: type[VoteRow] | type[ThumbRow], since: str) -> int:
         query = select(table.comparison, table.rater).join(ComparisonRow, table.comparison == ComparisonRow.id)
+        if table is VoteRow:
+            query = query.outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id).where(_TEACHES)
         voices = query.where(~ComparisonRow.deleted, table.time > since).distinct().subquery()
         with self._session() as session:
             return session.scalar(select(func.count()).select_from(voices)) or 0
