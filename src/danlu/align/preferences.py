@@ -244,13 +244,15 @@ class PreferenceStore:
     def all(self, first: bool = False) -> list[Preference]:
         """Every rater's last word on every comparison that still exists, ordered by time and id.
 
-        With ``first`` it is their first word: after it they were told who wrote what, and only that one was blind.
+        With ``first`` it is the first word that they gave here: after it they were told who wrote what, and only that
+        one was blind. Nobody can say it of what was imported. (A store that was moved as a whole was not.)
         What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
         """
+        asked = _TEACHES & ~VoteRow.imported if first else _TEACHES
         query = (
             select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id)
-            .where(~ComparisonRow.deleted, _TEACHES)
+            .where(~ComparisonRow.deleted, asked)
             .order_by(VoteRow.time, VoteRow.id).options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:

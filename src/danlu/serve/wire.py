@@ -84,9 +84,7 @@ def _is_a_person(rater: str) -> str:
     return rater
 
 
-Rater = Annotated[
-    Text, Field(max_length=64, json_schema_extra={"pattern": "^[^:]*$"}), AfterValidator(_is_a_person)
-]
+Rater = Annotated[Text, Field(max_length=64, json_schema_extra={"pattern": "^[^:]*$"}), AfterValidator(_is_a_person)]
 
 
 class CalledFunction(Body):
