@@ -30,7 +30,7 @@ SETTINGS = RewardSettings(
 )
 
 
-def planted(n: int, start: int = 0, rater: str = "planted") -> list[Preference]:
+def planted(n: int, start: int = 0, rater: str = "judge:planted") -> list[Preference]:
     """People who like flowers: of three answers of equal length the one with more 花 wins."""
     result = []
     for i in range(start, start + n):
@@ -95,6 +95,7 @@ def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
     figures = reward(with_votes)
     assert figures["votes"] == 20
     assert figures["comparisons"] == 120 + 16
+    assert (figures["heldout"], figures["votes_heldout"]) == (34, 4)
 
 
 def test_a_scale_comes_from_one_prompt_too(stage: Stage) -> None:
@@ -179,6 +180,22 @@ def test_accuracy_is_told_by_writer_and_by_rater(make_model: Callable[..., Decod
     assert found["calibration_error"] > 0
 
 
+def test_accuracy_on_peoples_votes_is_told_apart(make_model: Callable[..., Decoder]) -> None:
+    """A simulated human that is understood, and a file from elsewhere, hide nothing of people here, named or not."""
+    model = make_model("scalar")
+    better, worse = ([5], [9]) if model(torch.tensor([[1, 5]])) > model(torch.tensor([[1, 9]])) else ([9], [5])
+    right, wrong = (Ranking(([1], [1]), pair, (0, 1)) for pair in ((better, worse), (worse, better)))
+    simulated = [replace(right, rater=rater) for rater in ("judge:prose", "import:hh")]
+    votes = [replace(wrong, rater="ann"), replace(right, rater="bob"), wrong, replace(right, ranks=(0, 0))]
+    found = quality(model, make_model(), [*simulated, *votes], padding=0)
+    assert found["accuracy"] == 0.6
+    assert (found["votes_heldout"], found["votes_accuracy"]) == (3, 0.3333)
+    low, high = found["votes_accuracy_interval"]  # Wilson's, of 1 in 3 at z = 1.96, by hand
+    assert (round(low, 3), round(high, 3)) == (0.061, 0.792)
+    alone = quality(model, make_model(), simulated, padding=0)
+    assert (alone["votes_accuracy"], alone["votes_accuracy_interval"], alone["votes_heldout"]) == (None, [0.0, 1.0], 0)
+
+
 def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[..., Decoder]) -> None:
     longer = [Ranking(([1], [1]), ([5] * (2 + i % 4), [5]), (0, 1)) for i in range(40)]
     found = quality(make_model("scalar"), make_model(), longer, padding=0)
@@ -192,7 +209,7 @@ def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[...
 
 def test_without_held_out_comparisons_nothing_is_claimed(make_model: Callable[..., Decoder]) -> None:
     found = quality(make_model("scalar"), make_model(), [], padding=0)
-    assert found["accuracy"] is None
+    assert (found["accuracy"], found["votes_accuracy"]) == (None, None)
     assert not found["beats_baselines"]
 
 

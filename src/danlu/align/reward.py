@@ -92,9 +92,10 @@ def reward(stage: Stage) -> dict[str, Any]:
     """Train the reward model, and the one that audits it.
 
     Returns:
-        Held-out accuracy with its interval, in groups, of four baselines that know nothing of quality, and whether the
-        accuracy's lower bound beats the best of them (PPO on a reward model that does not learns the baseline); how
-        well calibrated it is; how many comparisons there were, and what of the votes was left out.
+        Held-out accuracy with its interval, on people's votes alone, in groups, of four baselines that know nothing of
+        quality, and whether the accuracy's lower bound beats the best of them (PPO on a reward model that does not
+        learns the baseline); how well calibrated it is; how many comparisons there were, and what of the votes was left
+        out.
 
     Raises:
         UserError: there is nothing to learn from.
