@@ -22,7 +22,7 @@ from danlu.errors import UserError
 from danlu.files import hash_paths
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message, Preference, write_preferences
-from danlu.run import Stage
+from danlu.run import Metrics, Stage
 from danlu.train.task import Task
 
 SETTINGS = RewardSettings(
@@ -96,6 +96,29 @@ def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
     assert figures["votes"] == 20
     assert figures["comparisons"] == 120 + 16
     assert (figures["heldout"], figures["votes_heldout"]) == (34, 4)
+
+
+def test_votes_alone_can_be_all_there_is(stage: Stage, tmp_path: Path) -> None:
+    """As many steps as they are, a scale from their prompts, and no model that held-out ones would change."""
+    write_preferences(stage.inputs["rankings"] / "preferences.jsonl", [])
+    votes = planted(40, start=1000, rater="person")
+    made = []
+    for n, given in enumerate((votes, [vote for vote in votes if vote.split == "train"])):
+        write_preferences(tmp_path / f"{n}.jsonl", given)
+        settings = SETTINGS.model_copy(update={"steps": 0})
+        folder = tmp_path / f"reward-{n}"
+        one = replace(stage, dir=folder, settings=settings, outside={"votes": tmp_path / f"{n}.jsonl"},
+                      metrics=Metrics(folder / "metrics.jsonl"))  # fmt: skip
+        figures = reward(one)
+        assert (figures["comparisons"], figures["votes"]) == (32, len(given))
+        assert figures["heldout"] == figures["votes_heldout"] == len(given) - 32
+        assert [row["step"] for row in one.metrics.read() if "loss" in row] == [1, 2], "32 comparisons, 16 a step"
+        made.append(hash_paths(folder, ("model",)))
+    assert made[0] == made[1]
+    with pytest.raises(
+        UserError, match="no comparison prefers one answer to another; rank more, lower tie_width or vote"
+    ):
+        reward(stage)
 
 
 def test_a_scale_comes_from_one_prompt_too(stage: Stage) -> None:

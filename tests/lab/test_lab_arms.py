@@ -47,3 +47,5 @@ def test_an_unknown_method_names_the_nearest():
 def test_fewer_rankings_are_of_both_kinds_in_proportion():
     said = of_size(660, TANG)
     assert said == {"rankings": {"prompts": 140, "endings": 520}, "reward": {"near_misses": 45}}
+    with pytest.raises(UserError, match="teaches by simulated rankings, and the run has none"):
+        of_size(660, read_recipe("tang", ["rankings.prompts=0", "rankings.endings=0"]))

@@ -154,7 +154,9 @@ def _lessons(
     if settings.loss != "kto":
         chosen = _needed(found.split("train"), settings, stage)
         if not chosen:
-            raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
+            raise UserError(
+                f"{stage.name}: no comparison prefers one answer to another; rank more, lower tie_width or vote"
+            )
         return Comparisons.read(chosen, policy, tokenizer, files["train"]), heldout, None, found.held_back
     labels, held_back = _labels(stage, found, settings)
     learnt = _needed([one for one in labels if one[0].split == "train"], settings, stage)

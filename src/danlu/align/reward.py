@@ -231,7 +231,7 @@ class _Teacher:
         if not telling:
             missing = f"; {remedy} {name}.audit_share" if self._settings.audit_share else ""
             raise UserError(
-                f"{name}: no comparison prefers one answer to another; rank more or lower tie_width{missing}"
+                f"{name}: no comparison prefers one answer to another; rank more, lower tie_width or vote{missing}"
             )
         taught = {ranking.fold for ranking in telling}
         if len(taught) < self._settings.heads:
@@ -248,15 +248,19 @@ class _Teacher:
         ]
 
     def _sample(self) -> Sequences:
-        """Fresh samples of the SFT model for prompts of the rankings, as often as there are few."""
+        """Fresh samples of the SFT model for prompts of the rankings, as often as there are few.
+
+        Without rankings, for those of the votes that teach: one that is held out must not make another model.
+        """
         stage, settings, tokenizer, sft = self._stage, self._settings, self._tokenizer, self._sft
-        preferences = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
+        ranked = [one.prompt for one in read_preferences(stage.inputs["rankings"] / "preferences.jsonl")]
+        ranked = ranked or [one.prompt for one, _ in self._lessons.split("train")]
         longest = sft.config.max_seq_len - settings.max_new_tokens
-        fitting = fitting_prompts(dict.fromkeys(p.prompt for p in preferences), tokenizer, longest)
+        fitting = fitting_prompts(dict.fromkeys(ranked), tokenizer, longest)
         prompts = list(islice(cycle(islice(fitting, settings.scale_prompts)), settings.scale_prompts))
         if not prompts:
             raise UserError(
-                f"{stage.name}: no ranked prompt has at most {longest} tokens; lower {stage.name}.max_new_tokens"
+                f"{stage.name}: no judged prompt has at most {longest} tokens; lower {stage.name}.max_new_tokens"
             )
         rollouts = Rollouts(
             Generator(sft, tokenizer, self._place.compute_dtype), lambda sampled: torch.zeros(len(sampled.texts)),
