@@ -245,6 +245,12 @@ def test_the_head_is_fresh_and_the_trunk_is_the_models(make_model: Callable[...,
     assert float(torch.stack(wide).detach().std()) == pytest.approx(1 / math.sqrt(33), rel=0.03)
 
 
+def test_a_setting_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="nu is for ties 'davidson' and ties is 'skip'; leave it out"):
+        RewardSettings(nu=0.5)
+    assert RewardSettings(**RewardSettings().model_dump() | {"ties": "davidson", "nu": 0.5}).nu == 0.5
+
+
 def test_rankings_without_a_preference_are_refused(stage: Stage) -> None:
     tied = [replace(preference, ranks=(0, 0, 0)) for preference in planted(20)]
     write_preferences(stage.inputs["rankings"] / "preferences.jsonl", tied)

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu import device, hub
 from danlu.align import comparisons, heads, lessons, quality, scoring
@@ -86,6 +86,12 @@ class RewardSettings(VoteSettings, LoopSettings, adapters.Adaptable):
     """Share of the prompts that teach a second reward model, and not the first; it watches practice. 0 makes none."""
     require: bool = False
     """Whether practice is refused on a reward model that is not clearly better than the best baseline."""
+
+    @model_validator(mode="after")
+    def _are_read(self) -> Self:
+        if self.nu and self.ties != "davidson":
+            raise ValueError(f"nu is for ties 'davidson' and ties is '{self.ties}'; leave it out")
+        return self
 
 
 def reward(stage: Stage) -> dict[str, Any]:
