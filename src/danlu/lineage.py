@@ -145,8 +145,17 @@ def _arms(run: Path, heard: Iterable[str]) -> list[Path]:
 
 
 def _versions(run: Path, rater: str) -> list[Path]:
-    """Versions made from a snapshot that holds the rater: in round 0 of the flywheel, the run's own."""
-    rounds = {path: int(read_json(path).get("round", 0)) for path in sorted(run.glob(f"{VERSIONS}/*/{LINEAGE}"))}
-    snapshots = {path: run / FLYWHEEL / "rounds" / f"{n:04d}" / "votes.jsonl" if n else snapshot_path(run)
-                 for path, n in rounds.items()}  # fmt: skip
-    return [path.parent for path, votes in snapshots.items() if any(_held(votes, rater).values())]
+    """Versions made from a snapshot that holds the rater."""
+    made = {path.parent: int(read_json(path).get("round", 0)) for path in sorted(run.glob(f"{VERSIONS}/*/{LINEAGE}"))}
+    return [version for version, number in made.items() if any(_held_then(run, number, rater).values())]
+
+
+def _held_then(run: Path, number: int, rater: str) -> dict[str, int]:
+    """What a round of the flywheel held of a rater; in round 0 the run itself, whose votes of then the flywheel keeps:
+    another ``danlu run`` has frozen others in their place.
+    """
+    rounds = run / FLYWHEEL / "rounds"
+    if number:
+        return _held(rounds / f"{number:04d}" / "votes.jsonl", rater)
+    own, then = _held(snapshot_path(run), rater), rounds / "first" / "votes.jsonl"
+    return own | {VOTES: _held(then, rater)[VOTES]} if then.is_file() else own
