@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from danlu.align.erasure import Forgotten, forget_rater, wipe
 from danlu.align.forms import kto_rows, trl_rows, write_rows
+from danlu.align.lessons import decided
 from danlu.align.splits import HELDOUT_SHARE, split_of, split_of_rater
 from danlu.align.storage import Database, StoreError
 from danlu.align.tables import (
@@ -32,6 +33,7 @@ from danlu.align.tables import (
     ThumbRow,
     VoteRow,
     answer_of,
+    as_stored,
     comparison_row,
     new_id,
     now,
@@ -170,7 +172,7 @@ class PreferenceStore:
         with self._session(writing=True) as session:
             showing, shown = _showing(session, comparison, locked=True)
             _check_ranks(ranks, len(shown.answers), comparison)
-            stored = _as_stored(ranks, showing.display_order) if showing else list(ranks)
+            stored = as_stored(ranks, showing.display_order) if showing else list(ranks)
             row = _last(session, VoteRow, shown.id, rater)
             if row is None or row.ranks != stored or row.showing != (showing and showing.id):
                 row = VoteRow(id=new_id(), comparison=shown.id, ranks=stored, rater=rater, time=now(),
@@ -333,8 +335,7 @@ class PreferenceStore:
             path: where to.
             ties: whether to keep votes that call all answers equally good; "all bad" never teaches by comparison.
         """
-        kept = [preference for preference in self.all() if preference.pairs() or (ties and preference.ranks)]
-        return write_preferences(path, kept)
+        return write_preferences(path, [preference for preference in self.all() if decided(preference, ties)])
 
     def export(self, path: Path) -> int:
         """Write every rater's last words whole, ties too, for ``intake`` elsewhere; returns how many."""
@@ -370,11 +371,6 @@ def _showing(session: Session, identity: str, locked: bool = False) -> tuple[Sho
     """What an id from ``show_again`` or ``record`` means."""
     showing = session.get(ShowingRow, identity)
     return showing, _existing(session, showing.comparison if showing else identity, locked)
-
-
-def _as_stored(ranks: Sequence[int], order: Sequence[int]) -> list[int]:
-    """Ranks by place as ranks by stored answer; none at all stay none."""
-    return [rank for _, rank in sorted(zip(order, ranks, strict=True))] if ranks else []
 
 
 def _last(session: Session, table: type[_Judgement], comparison: str, rater: str) -> _Judgement | None:

@@ -173,6 +173,11 @@ def rows_of(judged: Preference | Thumb, made: str) -> tuple[ComparisonRow, VoteR
     )  # fmt: skip
 
 
+def as_stored(ranks: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Ranks by place as ranks by stored answer; none at all stay none."""
+    return [rank for _, rank in sorted(zip(order, ranks, strict=True))] if ranks else []
+
+
 def thumb_of(thumb: ThumbRow, shown: ComparisonRow) -> Thumb:
     """A thumb and what it was on, as a record."""
     return Thumb(
