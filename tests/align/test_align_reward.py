@@ -90,12 +90,16 @@ def test_near_misses_come_first(monkeypatch: pytest.MonkeyPatch, stage: Stage) -
 
 
 def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
-    write_preferences(tmp_path / "votes.jsonl", planted(20, start=1000, rater="person"))
+    first, *others = planted(20, start=1000, rater="person")
+    theirs = replace(first, answers=tuple(replace(answer, token_ids=(1, 2)) for answer in first.answers))
+    write_preferences(tmp_path / "votes.jsonl", [theirs, *others])
     with_votes = Stage(**{**vars(stage), "outside": {"votes": tmp_path / "votes.jsonl"}})
     figures = reward(with_votes)
     assert figures["votes"] == 20
     assert figures["comparisons"] == 120 + 16
     assert (figures["heldout"], figures["votes_heldout"]) == (34, 4)
+    assert figures["answers_read_anew"] == 3
+    assert "prompts_cut" not in figures
 
 
 def test_votes_alone_can_be_all_there_is(stage: Stage, tmp_path: Path) -> None:

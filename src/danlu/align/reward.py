@@ -189,6 +189,7 @@ class _Teacher:
         """How many comparisons there are, and what became of the votes."""
         found: Lessons = self._lessons
         figures: dict[str, Any] = {"comparisons": len(self.own), "heldout": len(self.heldout), "votes": found.votes}
+        figures |= comparisons.altered([*self.own, *self._audits, *self.heldout], self._stage)
         if found.left_out:
             figures["votes_left_out"] = dict(found.left_out)
         if found.held_back:
