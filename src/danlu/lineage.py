@@ -17,13 +17,15 @@ import yaml
 
 from danlu.align import database
 from danlu.align.champion import LINEAGE, VERSIONS
-from danlu.align.judgements import LABELS, VOTES, read_labels, write_labels
+from danlu.align.judgements import LABELS, UNDECIDED, VOTES, read_labels, write_labels
 from danlu.align.rounds import FLYWHEEL, SETTINGS
 from danlu.errors import UserError
 from danlu.files import read_json
-from danlu.places import labels_beside, snapshot_path, votes_path
+from danlu.places import labels_beside, snapshot_path, undecided_beside, votes_path
 from danlu.records import read_preferences, write_preferences
 from danlu.run import MANIFEST, REPLACED, RESOLVED, Run
+
+_KINDS = (VOTES, UNDECIDED, LABELS)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def strip(learned: Learned, rater: str) -> None:
     """Write a run's snapshots again without a rater."""
     for votes in _snapshots(learned.run):
         labels = labels_beside(votes)
-        if votes.is_file():
-            write_preferences(votes, [one for one in read_preferences(votes) if one.rater != rater])
+        for file in (votes, undecided_beside(votes)):
+            if file.is_file():
+                write_preferences(file, [one for one in read_preferences(file) if one.rater != rater])
         if labels.is_file():
             write_labels(labels, [one for one in read_labels(labels) if one.rater != rater])
 
@@ -85,14 +88,15 @@ def _snapshots(run: Path) -> list[Path]:
 def _heard(run: Path, rater: str) -> dict[str, int]:
     """How many judgements of a rater a run has frozen, by kind; those of one snapshot are mostly those of the next."""
     held = [_held(votes, rater) for votes in _snapshots(run)]
-    most = {kind: max(one[kind] for one in held) for kind in (VOTES, LABELS)}
+    most = {kind: max(one[kind] for one in held) for kind in _KINDS}
     return {kind: n for kind, n in most.items() if n}
 
 
 def _held(votes: Path, rater: str) -> dict[str, int]:
-    labels = labels_beside(votes)
+    labels, undecided = labels_beside(votes), undecided_beside(votes)
     return {
         VOTES: sum(one.rater == rater for one in read_preferences(votes)) if votes.is_file() else 0,
+        UNDECIDED: sum(one.rater == rater for one in read_preferences(undecided)) if undecided.is_file() else 0,
         LABELS: sum(one.rater == rater for one in read_labels(labels)) if labels.is_file() else 0,
     }
 
@@ -134,7 +138,7 @@ def _models(folder: Path, stages: Iterable[str]) -> list[Path]:
 def _set_aside(run: Path) -> list[Path]:
     """Models of stages that were replaced, of which some learned from an older snapshot: of whom, nobody knows now."""
     aside = run / REPLACED
-    return _models(aside, _below(_manifests(aside), (VOTES, LABELS))) if aside.is_dir() else []
+    return _models(aside, _below(_manifests(aside), _KINDS)) if aside.is_dir() else []
 
 
 def _arms(run: Path, heard: Iterable[str]) -> list[Path]:
@@ -145,8 +149,17 @@ def _arms(run: Path, heard: Iterable[str]) -> list[Path]:
 
 
 def _versions(run: Path, rater: str) -> list[Path]:
-    """Versions made from a snapshot that holds the rater: in round 0 of the flywheel, the run's own."""
-    rounds = {path: int(read_json(path).get("round", 0)) for path in sorted(run.glob(f"{VERSIONS}/*/{LINEAGE}"))}
-    snapshots = {path: run / FLYWHEEL / "rounds" / f"{n:04d}" / "votes.jsonl" if n else snapshot_path(run)
-                 for path, n in rounds.items()}  # fmt: skip
-    return [path.parent for path, votes in snapshots.items() if any(_held(votes, rater).values())]
+    """Versions made from a snapshot that holds the rater."""
+    made = {path.parent: int(read_json(path).get("round", 0)) for path in sorted(run.glob(f"{VERSIONS}/*/{LINEAGE}"))}
+    return [version for version, number in made.items() if any(_held_then(run, number, rater).values())]
+
+
+def _held_then(run: Path, number: int, rater: str) -> dict[str, int]:
+    """What a round of the flywheel held of a rater; in round 0 the run itself, whose votes of then the flywheel keeps:
+    another ``danlu run`` has frozen others in their place.
+    """
+    rounds = run / FLYWHEEL / "rounds"
+    if number:
+        return _held(rounds / f"{number:04d}" / "votes.jsonl", rater)
+    own, then = _held(snapshot_path(run), rater), rounds / "first" / "votes.jsonl"
+    return own | {VOTES: _held(then, rater)[VOTES]} if then.is_file() else own

@@ -17,16 +17,16 @@ from pydantic import ValidationError
 
 from danlu import __version__, align, compress, corpus, costs, evals, foresight, hub, tokens, train
 from danlu.align import database
-from danlu.align.judgements import LABELS, VOTES, freeze_labels
-from danlu.align.preferences import PreferenceStore
+from danlu.align.judgements import VOTES
 from danlu.align.trunk import START
 from danlu.console import Console
 from danlu.errors import UserError, unknown
 from danlu.files import atomic_write, free_space, hash_paths, hash_place, hash_value, write_json
 from danlu.model.config import ModelConfig
-from danlu.places import labels_beside, snapshot_path, votes_path
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
+from danlu.snapshots import freeze_votes as freeze_votes
+from danlu.snapshots import read_by
 from danlu.train import parallel
 
 
@@ -359,31 +359,14 @@ def _known_then(now: Any, then: Any, usual: Any) -> Any:
 
 
 def _outside(run: Run, spec: StageSpec, recipe: Recipe, frozen: Mapping[str, Path]) -> dict[str, Path]:
-    """What a stage reads beside the run: the user's files, where practice sets out from, and a frozen copy of what
-    people said if it learns from it, as the reward model and ``dpo`` do, or practises on what was asked.
+    """What a stage reads beside the run: the user's files, where practice sets out from, frozen copies of what people
+    said.
     """
-    section, votes = recipe.sections[spec.name], frozen.get(VOTES)
+    section = recipe.sections[spec.name]
     outside = dict(section.reads())
     if START in frozen and isinstance(section, align.PracticeSettings):
         outside[START] = frozen[START]
-    own, chosen = votes_path(run.dir), recipe.sections["run"].votes  # type: ignore[attr-defined]
-    if spec.name not in ("reward", "dpo") and getattr(section, "prompts", None) != VOTES:
-        return outside
-    if votes is None and (chosen or own.exists()):
-        votes = snapshot_path(run.dir)
-        freeze_votes(recipe, PreferenceStore(chosen or own), votes)
-    if votes is not None:
-        judged = {VOTES: votes, LABELS: labels_beside(votes)}
-        wanted = (VOTES, LABELS) if isinstance(section, align.DPOSettings) and section.loss == "kto" else (VOTES,)
-        outside |= {name: judged[name] for name in wanted if judged[name].is_file() and judged[name].stat().st_size}
-    return outside
-
-
-def freeze_votes(recipe: Recipe, store: PreferenceStore, path: Path) -> int:
-    """Write those votes of a store from which a recipe learns, and beside them labels if it does; returns how many."""
-    if recipe.sections["dpo"].loss == "kto":  # type: ignore[attr-defined]
-        freeze_labels(store, labels_beside(path))
-    return store.snapshot(path, ties=recipe.sections["reward"].ties == "davidson")  # type: ignore[attr-defined]
+    return outside | read_by(spec.name, recipe, run.dir, frozen.get(VOTES))
 
 
 def _short(value: Any) -> str:

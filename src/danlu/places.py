@@ -36,6 +36,11 @@ def labels_beside(votes: Path) -> Path:
     return votes.with_name("labels.jsonl")
 
 
+def undecided_beside(votes: Path) -> Path:
+    """Where, beside a frozen copy of the votes, those are frozen that prefer nothing: they teach nothing, but ask."""
+    return votes.with_name("undecided.jsonl")
+
+
 def votes_path(run_dir: Path) -> Path:
     """Where a run keeps the preference store that its chat page writes to."""
     return run_dir / "feedback" / _STORE

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from danlu.align import comparisons, losses, scoring
-from danlu.align.comparisons import Ranking, accuracy, batch_of, ranking_loss
+from danlu.align.comparisons import Ranking, accuracy, batch_of, encode, ranking_loss
 from danlu.align.heads import with_heads, with_mean_head
+from danlu.align.reward import RewardSettings
+from danlu.console import Console
 from danlu.model.config import ModelConfig
 from danlu.model.decoder import Decoder
+from danlu.records import Answer, Message, Preference
+from danlu.run import Metrics, Stage
+from danlu.tokens import chat
+from danlu.tokens.tokenizer import Tokenizer
 
 RANKINGS = [
     Ranking(([1, 2], [1, 2], [1, 2]), ([5, 6], [5, 7, 8], [5, 7, 9, 10]), (0, 1, 1)),
@@ -47,6 +54,24 @@ def test_nor_does_it_with_other_parts(change: dict[str, object], shape: ModelCon
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     check(model)
+
+
+def test_what_did_not_fit_and_what_is_anothers_is_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A comparison that fits to the token is whole; an answer with this tokenizer's own tokens keeps them."""
+    prompt = (Message("user", "写：春夏秋冬"),)
+    own = Answer("山水", (7, 8, 9), sampling={"tokenizer": tokenizer.hash})
+    theirs, words = replace(own, sampling={"tokenizer": "another"}), Answer("山")
+    room = len(chat.encode_prompt(tokenizer, prompt)) + 3
+    pairs = ((own, own, room), (own, own, room - 1), (theirs, words, 60), (own, theirs, 60))
+    found = [encode(Preference("p", prompt, pair, (0, 1)), tokenizer, longest) for *pair, longest in pairs]
+    assert [(one.cut, one.anew) for one in found] == [(False, 0), (True, 0), (False, 1), (False, 1)]
+    said: list[str] = []
+    stage = Stage("reward", tmp_path, RewardSettings(), {}, {}, 0, Metrics(tmp_path / "m.jsonl"), Console(quiet=True))
+    stage.console.say = lambda text, **_: said.append(text)  # type: ignore[method-assign]
+    assert comparisons.altered(found, stage) == {"prompts_cut": 1, "answers_read_anew": 2}
+    assert said[0].startswith("reward: 1 prompts lose their beginning to fit the context; 2 answers are another")
+    assert comparisons.altered(found[:1], stage) == {}
+    assert len(said) == 1
 
 
 def test_the_gradient_is_that_of_answers_apart(make_model: Callable[..., Decoder]) -> None:

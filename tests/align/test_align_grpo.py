@@ -120,11 +120,23 @@ def test_reinforce_compares_with_all_scores_before(make_model: MakeModel, experi
         ({"batch_size": 10}, "no multiple of group_size 4"),
         ({"group_size": 1}, "group_size must be 2 or more"),
         ({"prompts": "sfd"}, "did you mean 'sft'"),
+        ({"method": "reinforce", "mini_batch": 8, "clip": 0.1}, "clip says nothing to reinforce, which takes one step"),
+        ({"method": "reinforce", "mini_batch": 8, "clip_high": 0.3}, "clip_high says nothing to reinforce"),
+        ({"method": "reinforce", "mini_batch": 8, "approx_kl_limit": 0.1}, "approx_kl_limit says nothing to reinforce"),
+        ({"method": "rloo", "sampling_rounds": 2}, "sampling_rounds says nothing to rloo, which samples once"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(said: dict[str, object], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         GRPOSettings.model_validate({"batch_size": 8, "group_size": 4, "mini_batch": 4} | said)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_wrote_down_is_read_back(method: str) -> None:
+    """A manifest holds what nobody said too; the laboratory says what other methods do anyway."""
+    made = GRPOSettings.model_validate({"method": method, "mini_batch": 192, "sampling_rounds": 1})
+    assert GRPOSettings.model_validate(made.model_dump(mode="json")) == made
+    assert GRPOSettings.model_validate(GRPOSettings(method=method, mini_batch=192).model_dump()).sampling_rounds == 4
 
 
 # -------------------------------------------------------------------------------------------------- stage

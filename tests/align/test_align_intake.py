@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from danlu.align.foreign import judgement
+from danlu.align.gate import duels_of
 from danlu.align.intake import take_in
 from danlu.align.preferences import PreferenceStore, split_of
 from danlu.align.tables import Thumb
@@ -146,6 +147,25 @@ def test_what_was_exported_comes_back_whole(tmp_path: Path) -> None:
     assert take_in(other, tmp_path / "whole.jsonl").added == 3
     assert other.all() == one.all()
     assert take_in(one, tmp_path / "whole.jsonl").known == 3
+
+
+def test_a_vote_out_of_a_file_teaches_and_decides_no_duel(tmp_path: Path) -> None:
+    """It may be a last word, given after names were told. A store that is moved as a whole is no file of votes."""
+    one, other = PreferenceStore(tmp_path / "one.sqlite"), PreferenceStore(tmp_path / "other.sqlite")
+    turns, answers = [Message("user", "greet")], [Answer("Hello", model="champion"), Answer("Go", model="candidate")]
+    shown = one.record(turns, answers)
+    one.vote(shown, (0, 1), "alice")
+    one.vote(shown, (1, 0), "alice")  # once she knew
+    one.export(tmp_path / "votes.jsonl")
+    take_in(other, tmp_path / "votes.jsonl")
+    other.vote(other.record(turns, answers), (0, 1), "bob")
+    one.close()  # which writes the log into the file
+    moved = PreferenceStore((tmp_path / "one.sqlite").rename(tmp_path / "moved.sqlite"))
+    assert [vote.rater for vote in other.all()] == ["alice", "bob"]
+    for store, told in ((moved, [("alice", (0, 1))]), (other, [("bob", (0, 1))])):
+        duels = duels_of(store.all(first=True), "champion", "candidate")
+        assert [(vote.rater, vote.ranks) for vote in duels] == told
+        store.close()
 
 
 def test_trl_and_back_keeps_every_strict_pair(tmp_path: Path) -> None:

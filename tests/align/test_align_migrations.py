@@ -56,6 +56,24 @@ def test_a_store_from_before_migrations_keeps_every_vote(place: Place) -> None:
     again.close()
 
 
+def test_votes_that_came_out_of_a_file_are_told_from_those_that_were_cast(place: Place) -> None:
+    """Of before there was a mark: shown and judged at one moment, in no conversation."""
+    old_store(place)  # whose vote was cast at the moment of its comparison, but in a conversation
+    engine = connect(str(place))
+    with engine.execution_options(writing=True).begin() as connection:
+        for name, judged in (("f", "2026-01-01"), ("g", "2026-01-02")):
+            row = {"id": name, "vote": f"of {name}", "judged": judged, "prompt": '[{"role": "user", "content": "x"}]'}
+            connection.execute(
+                text("INSERT INTO comparisons VALUES (:id, NULL, :prompt, '[0, 1]', 'train', '2026-01-01', false)"), row
+            )
+            connection.execute(text("INSERT INTO votes VALUES (:vote, :id, '[0, 1]', 'r', :judged)"), row)
+    engine.dispose()
+    store = PreferenceStore(place)
+    assert {vote.id for vote in store.all()} == {"v", "of f", "of g"}
+    assert {vote.id for vote in store.all(first=True)} == {"v", "of g"}
+    store.close()
+
+
 def test_what_the_migrations_make_is_what_the_rows_say(place: Place) -> None:
     store = PreferenceStore(place)
     with store.database.engine.connect() as connection:
@@ -107,5 +125,5 @@ def test_processes_that_open_an_old_store_at_once_upgrade_it_once(place: Place) 
     assert [told.get() for _ in openers] == [1] * 4
     engine = connect(str(place))
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT version_num FROM align_version")).fetchall() == [("align_3",)]
+        assert connection.execute(text("SELECT version_num FROM align_version")).fetchall() == [("align_4",)]
     engine.dispose()

@@ -15,7 +15,15 @@ from danlu.device import ComputeSettings
 from danlu.errors import UserError
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
-from danlu.records import Answer, Message, Preference, write_preferences
+from danlu.records import (
+    Answer,
+    Conversation,
+    Message,
+    Preference,
+    read_conversations,
+    write_conversations,
+    write_preferences,
+)
 from danlu.run import Stage
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
@@ -73,14 +81,35 @@ def test_every_source_gives_prompts(
     voted.append(Preference("h", turns("别的问题，不许看")[0], answers, (0, 1), split="heldout"))
     voted.append(Preference("n", turns("别的问题，不许看。")[0], answers, (0, 1), split="train"))
     write_preferences(tmp_path / "votes.jsonl", voted)
+    undecided = [Preference("u", turns("问谁都不好：山")[0], answers, (), split="train"),
+                 Preference("t", turns("不许看的：水")[0], answers, (0, 0), split="heldout")]  # fmt: skip
+    write_preferences(tmp_path / "undecided.jsonl", undecided)
     (tmp_path / "p.txt").write_text("天\n" + "山" * 200 + "\n", encoding="utf-8")
     stage = make_stage("ppo", ComputeSettings(), {"sft": sft_dir}, outside={"votes": tmp_path / "votes.jsonl"})
     assert len(gathered(stage, "sft", tokenizer)) == 100
     assert [p.text for p in gathered(stage, "votes", tokenizer)] == ["问0：山水", "问1：山水", "问2：山水"]
+    stage.outside["undecided_votes"] = tmp_path / "undecided.jsonl"
+    assert [p.text for p in gathered(stage, "votes", tokenizer)][3:] == ["问谁都不好：山"]
+    del stage.outside["votes"]
+    assert [p.text for p in gathered(stage, "votes", tokenizer)] == ["问谁都不好：山"]
     assert [p.text for p in gathered(stage, str(tmp_path / "p.txt"), tokenizer)] == ["天"]
     assert [p.text for p in gathered(stage, "self", tokenizer, ("风", "", "风", "云"))] == ["风", "云"]
     with pytest.raises(UserError, match="needs votes, and there are none yet"):
         gathered(make_stage("grpo", ComputeSettings(), {"sft": sft_dir}), "votes", tokenizer)
+
+
+def test_prompts_of_the_sft_stage_that_are_too_long_are_said(
+    sft_dir: Path, make_stage: MakeStage, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, said = make_stage("ppo", ComputeSettings(), {"sft": sft_dir}), []
+    monkeypatch.setattr(stage.console, "say", lambda text, **_: said.append(text))
+    gathered(stage, "sft", tokenizer)
+    assert said == []
+    path = sft_dir / "conversations" / "train.jsonl"
+    long = [Conversation((Message("user", f"写{n}：" + "山" * 60), Message("assistant", "好"))) for n in (1, 2, 2)]
+    write_conversations(path, [*read_conversations(path)[0], *long])
+    assert len(gathered(stage, "sft", tokenizer)) == 100
+    assert said == ["ppo practises on 100 prompts from sft; left out: 2 too long"]
 
 
 def test_the_model_asks_in_the_users_turn(make_model: Callable[..., Decoder], tokenizer: Tokenizer) -> None:

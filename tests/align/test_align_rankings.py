@@ -82,6 +82,13 @@ def test_the_stage_ranks_both_kinds_once_per_poem(poems_dir: Path, make_stage: C
     assert means["person"] >= means["swap"] > means["sample"]
 
 
+def test_where_none_is_wanted_none_is_made(tmp_path: Path, make_stage: Callable[..., Stage]) -> None:
+    stage = make_stage("rankings", RankingsSettings(prompts=0), {"sft": tmp_path / "no model is read"})
+    figures = rankings(stage)
+    assert (figures["comparisons"], figures["pairs"], figures["agreement"]) == (0, 0, None)
+    assert read_preferences(stage.dir / "preferences.jsonl") == []
+
+
 def test_of_the_tries_the_best_and_the_worst_are_ranked(poems_dir: Path, make_stage: Callable[..., Stage]) -> None:
     settings = RankingsSettings(
         judge="poems", prompts=17, endings=33, swaps=2, tries=40, noise=0.0, max_new_tokens=8, dtype="float32"

@@ -22,7 +22,7 @@ from danlu.errors import UserError
 from danlu.files import hash_paths
 from danlu.model.decoder import Decoder
 from danlu.records import Answer, Message, Preference, write_preferences
-from danlu.run import Stage
+from danlu.run import Metrics, Stage
 from danlu.train.task import Task
 
 SETTINGS = RewardSettings(
@@ -30,7 +30,7 @@ SETTINGS = RewardSettings(
 )
 
 
-def planted(n: int, start: int = 0, rater: str = "planted") -> list[Preference]:
+def planted(n: int, start: int = 0, rater: str = "judge:planted") -> list[Preference]:
     """People who like flowers: of three answers of equal length the one with more 花 wins."""
     result = []
     for i in range(start, start + n):
@@ -90,11 +90,39 @@ def test_near_misses_come_first(monkeypatch: pytest.MonkeyPatch, stage: Stage) -
 
 
 def test_votes_are_learned_from_too(stage: Stage, tmp_path: Path) -> None:
-    write_preferences(tmp_path / "votes.jsonl", planted(20, start=1000, rater="person"))
+    first, *others = planted(20, start=1000, rater="person")
+    theirs = replace(first, answers=tuple(replace(answer, token_ids=(1, 2)) for answer in first.answers))
+    write_preferences(tmp_path / "votes.jsonl", [theirs, *others])
     with_votes = Stage(**{**vars(stage), "outside": {"votes": tmp_path / "votes.jsonl"}})
     figures = reward(with_votes)
     assert figures["votes"] == 20
     assert figures["comparisons"] == 120 + 16
+    assert (figures["heldout"], figures["votes_heldout"]) == (34, 4)
+    assert figures["answers_read_anew"] == 3
+    assert "prompts_cut" not in figures
+
+
+def test_votes_alone_can_be_all_there_is(stage: Stage, tmp_path: Path) -> None:
+    """As many steps as they are, a scale from their prompts, and no model that held-out ones would change."""
+    write_preferences(stage.inputs["rankings"] / "preferences.jsonl", [])
+    votes = planted(40, start=1000, rater="person")
+    made = []
+    for n, given in enumerate((votes, [vote for vote in votes if vote.split == "train"])):
+        write_preferences(tmp_path / f"{n}.jsonl", given)
+        settings = SETTINGS.model_copy(update={"steps": 0})
+        folder = tmp_path / f"reward-{n}"
+        one = replace(stage, dir=folder, settings=settings, outside={"votes": tmp_path / f"{n}.jsonl"},
+                      metrics=Metrics(folder / "metrics.jsonl"))  # fmt: skip
+        figures = reward(one)
+        assert (figures["comparisons"], figures["votes"]) == (32, len(given))
+        assert figures["heldout"] == figures["votes_heldout"] == len(given) - 32
+        assert [row["step"] for row in one.metrics.read() if "loss" in row] == [1, 2], "32 comparisons, 16 a step"
+        made.append(hash_paths(folder, ("model",)))
+    assert made[0] == made[1]
+    with pytest.raises(
+        UserError, match="no comparison prefers one answer to another; rank more, lower tie_width or vote"
+    ):
+        reward(stage)
 
 
 def test_a_scale_comes_from_one_prompt_too(stage: Stage) -> None:
@@ -179,6 +207,22 @@ def test_accuracy_is_told_by_writer_and_by_rater(make_model: Callable[..., Decod
     assert found["calibration_error"] > 0
 
 
+def test_accuracy_on_peoples_votes_is_told_apart(make_model: Callable[..., Decoder]) -> None:
+    """A simulated human that is understood, and a file from elsewhere, hide nothing of people here, named or not."""
+    model = make_model("scalar")
+    better, worse = ([5], [9]) if model(torch.tensor([[1, 5]])) > model(torch.tensor([[1, 9]])) else ([9], [5])
+    right, wrong = (Ranking(([1], [1]), pair, (0, 1)) for pair in ((better, worse), (worse, better)))
+    simulated = [replace(right, rater=rater) for rater in ("judge:prose", "import:hh")]
+    votes = [replace(wrong, rater="ann"), replace(right, rater="bob"), wrong, replace(right, ranks=(0, 0))]
+    found = quality(model, make_model(), [*simulated, *votes], padding=0)
+    assert found["accuracy"] == 0.6
+    assert (found["votes_heldout"], found["votes_accuracy"]) == (3, 0.3333)
+    low, high = found["votes_accuracy_interval"]  # Wilson's, of 1 in 3 at z = 1.96, by hand
+    assert (round(low, 3), round(high, 3)) == (0.061, 0.792)
+    alone = quality(model, make_model(), simulated, padding=0)
+    assert (alone["votes_accuracy"], alone["votes_accuracy_interval"], alone["votes_heldout"]) == (None, [0.0, 1.0], 0)
+
+
 def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[..., Decoder]) -> None:
     longer = [Ranking(([1], [1]), ([5] * (2 + i % 4), [5]), (0, 1)) for i in range(40)]
     found = quality(make_model("scalar"), make_model(), longer, padding=0)
@@ -192,7 +236,7 @@ def test_a_reward_model_that_learned_a_baseline_says_so(make_model: Callable[...
 
 def test_without_held_out_comparisons_nothing_is_claimed(make_model: Callable[..., Decoder]) -> None:
     found = quality(make_model("scalar"), make_model(), [], padding=0)
-    assert found["accuracy"] is None
+    assert (found["accuracy"], found["votes_accuracy"]) == (None, None)
     assert not found["beats_baselines"]
 
 
@@ -203,6 +247,12 @@ def test_the_head_is_fresh_and_the_trunk_is_the_models(make_model: Callable[...,
     torch.testing.assert_close(scored.hidden(tokens).states, model.hidden(tokens).states, rtol=0, atol=0)
     wide = [with_scalar_head(model, seed=seed).score.weight for seed in range(200)]
     assert float(torch.stack(wide).detach().std()) == pytest.approx(1 / math.sqrt(33), rel=0.03)
+
+
+def test_a_setting_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="nu is for ties 'davidson' and ties is 'skip'; leave it out"):
+        RewardSettings(nu=0.5)
+    assert RewardSettings(**RewardSettings().model_dump() | {"ties": "davidson", "nu": 0.5}).nu == 0.5
 
 
 def test_rankings_without_a_preference_are_refused(stage: Stage) -> None:

@@ -62,11 +62,12 @@ def test_ones_own_again_measures_and_teaches_nothing(store: PreferenceStore, jud
     assert showings.of_oneself(store, PROMPT, "alice", "2000") == [], "not so soon"
     assert showings.of_oneself(store, PROMPT, "bob", LATER) == []
     before = store.all()
+    since = before[0].time
     again = store.show_again(judged, "alice", "", (1, 0), own=True)
     assert showings.of_oneself(store, PROMPT, "alice", LATER) == [], "once is enough"
     store.vote(again, (0, 1), "alice")  # the left one again, which is the other answer now
     assert store.all() == before
-    assert store.count() == 1
+    assert (store.count(), store.count(since)) == (1, 0), "and starts no round of the flywheel"
     ((first, second),) = showings.repeats(store)
     assert (first.ranks, second.ranks, second.display_order) == ((0, 1), (1, 0), (1, 0))
     store.vote(again, (1, 0), "alice")

@@ -13,12 +13,13 @@ from danlu.align.preferences import PreferenceStore
 from danlu.cli import app
 from danlu.errors import UserError
 from danlu.files import hash_file, write_json
-from danlu.pipeline import why
+from danlu.pipeline import read_recipe, why
 from danlu.places import labels_beside, snapshot_path, votes_path
-from danlu.records import Answer, Message, read_preferences
+from danlu.records import Answer, Message, read_preferences, write_preferences
 from danlu.run import Run
 from danlu.serve.reviews import ModerationEvent
 from danlu.serve.store import ServeStore
+from danlu.snapshots import read_by
 
 PROMPT = [Message("user", "greet")]
 PAIR = [Answer("Hello there", model="good", seed=1), Answer("Go", model="bad", seed=2)]
@@ -117,6 +118,50 @@ def test_what_was_called_good_or_bad_by_itself_is_forgotten_too(tmp_path, monkey
     assert "out of date: dpo; make" in said
     assert [json.loads(line)["answer"]["text"] for line in labels.read_text(encoding="utf-8").splitlines()] == ["his"]
     store.close()
+
+
+def test_the_first_champion_is_named_by_the_votes_that_it_learnt_from(tmp_path, monkeypatch):
+    """They are kept with the flywheel's rounds; the run freezes others in their place when it is made again."""
+    monkeypatch.setenv("DANLU_RUNS", str(tmp_path))
+    run = learned_run(tmp_path / "one")
+    version, then = run.dir / "versions" / "first", run.dir / "flywheel" / "rounds" / "first" / "votes.jsonl"
+    write_json(version / "lineage.json", {"round": 0})
+    write_preferences(then, read_preferences(snapshot_path(run.dir)))
+    store = PreferenceStore(votes_path(run.dir))
+    store.vote(store.record(PROMPT, PAIR), (0, 1), "carol")
+    write_preferences(snapshot_path(run.dir), [vote for vote in store.all() if vote.rater == "carol"])
+    store.close()
+    assert str(version) in danlu("feedback", "forget", "alice", run.dir)
+    assert [vote.rater for vote in read_preferences(then)] == ["bob"]
+    said = danlu("feedback", "forget", "carol", run.dir)
+    assert "had learned from 1 of them" in said
+    assert str(version) not in said, "it never saw her vote"
+
+
+def test_what_was_asked_of_bad_answers_can_be_practised_on_and_is_forgotten_too(tmp_path, monkeypatch):
+    """Votes that prefer nothing teach nothing; their prompts are people's all the same."""
+    monkeypatch.setenv("DANLU_RUNS", str(tmp_path))
+    run = learned_run(tmp_path / "one").dir
+    asking, plain = read_recipe("tiny", ["ppo.prompts=votes"]), read_recipe("tiny")
+    assert read_by("ppo", plain, run, None) == {}
+    assert [*read_by("ppo", asking, run, None)] == ["votes"], "nothing else was asked, so that nothing changes"
+    store = PreferenceStore(votes_path(run))
+    for rater, ranks in (("alice", ()), ("bob", (0, 0))):
+        store.vote(store.record([Message("user", f"{rater}'s")], PAIR, store.start_conversation(rater)), ranks, rater)
+    store.close()
+    files = read_by("ppo", asking, run, None)
+    assert {name: len(read_preferences(file)) for name, file in files.items()} == {"votes": 3, "undecided_votes": 2}
+    assert [*read_by("reward", asking, run, None)] == ["votes"]
+    tied = read_recipe("tiny", ["ppo.prompts=votes", "reward.ties=davidson"])
+    assert {name: len(read_preferences(file)) for name, file in read_by("ppo", tied, run, None).items()} == {
+        "votes": 4, "undecided_votes": 1,
+    }  # fmt: skip
+    facts = {"state": "done", "parents": {"sft": "1"}, "outside": {"undecided_votes": "1"}}
+    write_json(run / "ppo" / "manifest.json", facts)
+    said = danlu("feedback", "forget", "alice", run)
+    assert "had learned from 3 of them" in said
+    assert "out of date: ppo, reward, compress" in said
+    assert [read_preferences(file) for name, file in files.items() if name == "undecided_votes"] == [[]]
 
 
 def test_a_run_whose_last_votes_were_forgotten_says_why_it_is_made_again():

@@ -32,6 +32,8 @@ POLITE = "ppo.rewards=[{source: 'manners:%s'}]"
         (["ppo.prompts=votes"], "ppo.prompts=votes needs votes, and there are none yet"),
         (["ppo.prompts=askd.txt"], "ppo.prompts: askd.txt does not exist; did you mean 'asked.txt'"),
         (["run.goal=online_dpo", "online_dpo.prompts=votes"], "online_dpo.prompts=votes needs votes"),
+        (["rankings.prompts=0"], "without rankings .*reward learns from votes alone, and there are none yet"),
+        (["rankings.prompts=0", "run.goal=dpo"], "without rankings .*dpo learns from votes alone, and there are none"),
     ],
 )
 def test_one_sentence_before_the_first_stage(
@@ -57,8 +59,16 @@ def test_what_is_there_or_not_needed_is_no_mistake(tmp_path: Path, monkeypatch: 
     store.vote(store.record((Message("user", "?"),), [Answer("a"), Answer("b")]), [0, 1], "ann")
     store.close()
     foresight.check(check, ["reward", "ppo"], out)
+    votes_alone = read_recipe("tiny", ["rankings.prompts=0"])
+    foresight.check(votes_alone, ["rankings", "reward", "ppo"], out)
+    foresight.check(votes_alone, ["rankings"], tmp_path / "elsewhere")
     frozen = tmp_path / "votes.jsonl"
     frozen.touch()
+    with pytest.raises(UserError, match="votes alone"):
+        foresight.check(votes_alone, ["reward"], out, frozen)
+    kto = read_recipe("tiny", ["rankings.prompts=0", "dpo.loss=kto"])
+    (tmp_path / "labels.jsonl").write_text("a thumb\n", encoding="utf-8")
+    foresight.check(kto, ["rankings", "dpo"], out, frozen)
     with pytest.raises(UserError, match="there are none yet"):  # what was frozen is what is learnt from
         foresight.check(check, ["reward", "ppo"], out, frozen)
     foresight.check(read_recipe("tiny", [POLITE % "polite"]), ["ppo"], out)

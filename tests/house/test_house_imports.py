@@ -11,8 +11,9 @@ ROOT = Path(danlu.__file__).parent
 GROUND = {"errors", "console", "files", "streams", "recipe", "run", "records", "device"}
 ROOMS = ["corpus", "tokens", "model", "hub", "infer", "train", "evals", "align", "compress", "serve"]
 HALL = [
-    "report", "places", "lineage", "foresight", "costs", "pipeline", "flywheel", "lab", "talk", "doctor", "plan",
-    "anatomy", "accounts_cli", "poll", "feedback_cli", "flywheel_cli", "lab_cli", "serve_cli", "cli", "__main__",
+    "report", "places", "snapshots", "lineage", "foresight", "costs", "pipeline", "flywheel", "lab", "talk", "doctor",
+    "plan", "anatomy", "accounts_cli", "poll", "feedback_cli", "flywheel_cli", "lab_cli", "serve_cli", "cli",
+    "__main__",
 ]  # fmt: skip
 ORDER = {name: place for place, name in enumerate(ROOMS + HALL)}
 FILES = sorted(ROOT.rglob("*.py"))

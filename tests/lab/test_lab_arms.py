@@ -32,6 +32,13 @@ def test_every_method_samples_as_many_answers_and_takes_as_many_steps(method):
     assert own["max_new_tokens"] == 40
 
 
+def test_what_a_method_does_not_read_is_not_handed_on_to_it():
+    held = read_recipe("tang", ["ppo.clip=0.3"])
+    assert settings("rloo", held, BUDGET)["grpo"]["clip"] == 0.3
+    reinforce = settings("reinforce", held, BUDGET)
+    assert read_recipe("tang", [reinforce]).sections["grpo"].clip == 0.2
+
+
 def test_a_budget_is_the_recipes_unless_it_is_said_and_has_to_be_whole():
     assert budget_of(TANG, 0, 4) == Budget(24 * 192, 64, 4)
     assert budget_of(TANG, 384, 4).steps == 6
@@ -47,3 +54,5 @@ def test_an_unknown_method_names_the_nearest():
 def test_fewer_rankings_are_of_both_kinds_in_proportion():
     said = of_size(660, TANG)
     assert said == {"rankings": {"prompts": 140, "endings": 520}, "reward": {"near_misses": 45}}
+    with pytest.raises(UserError, match="teaches by simulated rankings, and the run has none"):
+        of_size(660, read_recipe("tang", ["rankings.prompts=0", "rankings.endings=0"]))

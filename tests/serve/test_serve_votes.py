@@ -144,6 +144,22 @@ def test_a_vote_must_fit_what_was_shown(http, store):
     assert store.all()[-1].ranks == ()
 
 
+def test_nobody_votes_by_the_name_of_a_source(http, store):
+    """A name with a colon is no person's: it would be held to no share, and be seen in no figure."""
+    one, before = alone(store), (store.count(), len(store.thumbs()))
+    for path, body in (
+        ("vote", {"comparison": one, "thumb": "up"}),
+        ("rank", ASK),
+        ("compare", {key: value for key, value in ASK.items() if key != "answers"}),
+    ):
+        answer = http.post(f"/api/{path}", json=body | {"rater": "import:x"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "rater"), path
+        assert "has no colon" in answer.json()["error"]["message"]
+    there = http.put("/api/conversations/c/messages/m/thumb", json={"thumb": "up", "rater": "judge:prose"})
+    assert (there.status_code, there.json()["error"]["param"]) == (400, "rater")
+    assert (store.count(), len(store.thumbs())) == before
+
+
 def test_a_thumb_on_an_answer_is_stored_with_its_reason(http, store):
     comparison = alone(store)
     answer = vote(http, comparison, thumb="down", reason="too short")

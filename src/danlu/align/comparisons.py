@@ -13,8 +13,9 @@ says (``scoring.rewards`` is the reference, tests compare) and reads half to a q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from danlu.align import losses, scoring
 from danlu.model.attention import SHARED
 from danlu.model.decoder import Decoder
 from danlu.records import Preference
+from danlu.run import Stage
 from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.task import LossOutput
 
@@ -41,6 +43,8 @@ class Ranking:
         fold: which head learns from it, if there are several.
         rater: who judged.
         models: who wrote the answers.
+        cut: whether its prompt was, to leave room for the answers.
+        anew: how many answers another tokenizer wrote, whose words were read anew.
     """
 
     prompts: tuple[list[int], ...]
@@ -50,6 +54,8 @@ class Ranking:
     fold: int = 0
     rater: str = ""
     models: tuple[str, ...] = ()
+    cut: bool = False
+    anew: int = 0
 
     def sequences(self) -> list[list[int]]:
         """Each answer after its prompt."""
@@ -136,8 +142,32 @@ def encode(preference: Preference, tokenizer: Tokenizer, room: int, weight: floa
     ids = [scoring.answer_ids(tokenizer, preference.prompt, answer, room) for answer in preference.answers]
     models = tuple(answer.model for answer in preference.answers)
     return Ranking(
-        tuple(p for p, _ in ids), tuple(r for _, r in ids), preference.ranks, weight, fold, preference.rater, models
-    )
+        tuple(p for p, _ in ids), tuple(r for _, r in ids), preference.ranks, weight, fold, preference.rater, models,
+        *scoring.altered(tokenizer, preference.prompt, preference.answers, ids, room),
+    )  # fmt: skip
+
+
+class Encoded(Protocol):
+    """A comparison or a single answer in token ids."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether its prompt was."""
+
+    @property
+    def anew(self) -> int:
+        """How many answers were read anew."""
+
+
+def altered(encoded: Iterable[Encoded], stage: Stage) -> dict[str, int]:
+    """How many did not fit as they were, or were another tokenizer's, said and as figures; without those that are 0."""
+    every = list(encoded)
+    found = {"prompts_cut": sum(one.cut for one in every), "answers_read_anew": sum(one.anew for one in every)}
+    why = {"prompts_cut": "prompts lose their beginning to fit the context",
+           "answers_read_anew": "answers are another tokenizer's and are read anew from their words"}  # fmt: skip
+    if any(found.values()):
+        stage.console.say(f"{stage.name}: {'; '.join(f'{n} {why[name]}' for name, n in found.items() if n)}")
+    return {name: n for name, n in found.items() if n}
 
 
 def batch_of(rankings: Sequence[Ranking], padding: int, device: str) -> RankedBatch:

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from danlu import hub
 from danlu.align import lessons, monitor, paired, unpaired
+from danlu.align.comparisons import altered
 from danlu.align.judgements import LABELS, Label, labels_of, read_comparisons, read_labels
 from danlu.align.lessons import Lessons, VoteSettings
 from danlu.align.likelihoods import AT_ONCE
@@ -132,6 +133,8 @@ def dpo(stage: Stage) -> dict[str, Any]:
     hub.save(policy, stage.dir / "model", tokenizer, card=facts)  # and nothing that held-out votes change
     adapters.write(policy, stage, base, settings.adapter)
     figures |= count | {"heldout": len(heldout), "votes": found.votes}
+    learnt = train.examples if isinstance(train, Labelled) else train.rankings
+    figures |= altered([*learnt, *heldout.rankings], stage)
     if held_back:
         figures["raters_held_back"] = len(held_back)
     if len(heldout):
@@ -154,7 +157,9 @@ def _lessons(
     if settings.loss != "kto":
         chosen = _needed(found.split("train"), settings, stage)
         if not chosen:
-            raise UserError(f"{stage.name}: no comparison prefers one answer to another; rank more or lower tie_width")
+            raise UserError(
+                f"{stage.name}: no comparison prefers one answer to another; rank more, lower tie_width or vote"
+            )
         return Comparisons.read(chosen, policy, tokenizer, files["train"]), heldout, None, found.held_back
     labels, held_back = _labels(stage, found, settings)
     learnt = _needed([one for one in labels if one[0].split == "train"], settings, stage)

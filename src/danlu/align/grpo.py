@@ -59,6 +59,13 @@ METHODS = {
 }
 
 
+def unread(method: str) -> dict[str, str]:
+    """Settings that a method does not read, and what it does instead."""
+    one, unclipped = METHODS[method], "takes one step per experience and so has no ratio to hold"
+    nothing = {} if one.clipped else dict.fromkeys(("clip", "clip_high", "approx_kl_limit"), unclipped)
+    return nothing | ({} if one.refill else {"sampling_rounds": "samples once for an experience"})
+
+
 class GRPOSettings(PracticeSettings):
     """The section ``grpo``."""
 
@@ -78,7 +85,7 @@ class GRPOSettings(PracticeSettings):
     """Tokens before the longest possible answer over which a late end costs up to 1 of the score; if not said, the
     method's own: a fifth of max_new_tokens for dapo, else 0."""
     sampling_rounds: int = Field(4, ge=1)
-    """How often dapo samples at most for one experience."""
+    """How often dapo samples at most for one experience; the others do once."""
 
     @model_validator(mode="after")
     def _fits(self) -> GRPOSettings:
@@ -90,6 +97,14 @@ class GRPOSettings(PracticeSettings):
                 "reinforce takes one step per experience, since its gradient holds for the policy that sampled alone: "
                 "set epochs to 1 and mini_batch to batch_size"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _are_read(self) -> GRPOSettings:
+        for name, why in unread(self.method).items():
+            value, usual = getattr(self, name), type(self).model_fields[name].default
+            if value != usual and (name, value) != ("sampling_rounds", 1):  # which is what they do
+                raise ValueError(f"{name} says nothing to {self.method}, which {why}; leave it out")
         return self
 
 

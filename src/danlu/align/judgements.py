@@ -1,7 +1,7 @@
 """What people and the simulated human said, as training reads it: comparisons, and answers called good or bad.
 
 In:  a stage that has ``rankings`` among its inputs and, outside, frozen votes and labels; a preference store.
-Out: ``Preference``s that prefer something; ``Label``s; a frozen file of labels.
+Out: ``Preference``s that prefer something; ``Label``s; a frozen file of labels, and one of votes that prefer nothing.
 Left out: token ids (``comparisons``, ``unpaired``), the store (``preferences``).
 """
 
@@ -17,10 +17,10 @@ from danlu.align import lessons
 from danlu.align.lessons import Lessons, VoteSettings
 from danlu.align.preferences import PreferenceStore
 from danlu.files import atomic_write
-from danlu.records import Answer, Message, Preference, read_frozen
+from danlu.records import Answer, Message, Preference, read_frozen, write_preferences
 from danlu.run import Stage
 
-VOTES, LABELS = "votes", "labels"  # among what a stage reads from outside
+VOTES, LABELS, UNDECIDED = "votes", "labels", "undecided_votes"  # among what a stage reads from outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,11 @@ def freeze_labels(store: PreferenceStore, path: Path) -> int:
         Label(p.prompt, answer, False, p.split, p.rater) for p in store.all() if not p.ranks for answer in p.answers
     ]
     return write_labels(path, [label for label in labels if label.answer.text.strip()])  # no words teach nothing
+
+
+def freeze_undecided(store: PreferenceStore, path: Path, ties: bool) -> int:
+    """Write the votes that ``PreferenceStore.snapshot`` leaves out, since people asked there too; returns how many."""
+    return write_preferences(path, [vote for vote in store.all() if not lessons.decided(vote, ties)])
 
 
 def write_labels(path: Path, labels: Sequence[Label]) -> int:

@@ -86,7 +86,7 @@ def read(
     Raises:
         UserError: a file is missing or a line damaged, naming it.
     """
-    simulated = [one for one in read_preferences(rankings) if _decided(one, ties)]
+    simulated = [one for one in read_preferences(rankings) if decided(one, ties)]
     given = read_preferences(votes) if votes is not None else []
     kept, left_out = look_through(given, ties)
     weights, held_back = weigh(kept, vote_weight, rater_share)
@@ -122,7 +122,7 @@ def look_through(votes: Sequence[Preference], ties: bool) -> tuple[list[Preferen
         left_out["empty_answers"] += len(vote.answers) - len(worded.answers)
         if len({answer.text for answer in worded.answers}) < 2:
             left_out["same_answers"] += 1
-        elif not _decided(worded, ties):
+        elif not decided(worded, ties):
             left_out["undecided"] += 1
         else:
             kept.append(worded)
@@ -155,14 +155,14 @@ def most_votes(counts: Iterable[int], share: float) -> float:
     return float(ordered[-1])
 
 
+def decided(preference: Preference, ties: bool) -> bool:
+    """Whether something is better than something; or, if ties count, whether it was said that nothing is."""
+    return bool(preference.pairs()) or (ties and bool(preference.ranks))
+
+
 def place_of(prompt: Sequence[Message], purpose: str) -> float:
     """A number from 0 to 1 that belongs to a prompt, another one for every purpose: it never moves."""
     return place([purpose, [[message.role, message.content] for message in prompt]])
-
-
-def _decided(preference: Preference, ties: bool) -> bool:
-    """Whether something is better than something; or, if ties count, whether it was said that nothing is."""
-    return bool(preference.pairs()) or (ties and bool(preference.ranks))
 
 
 def _judged(vote: Preference) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from danlu.align.erasure import Forgotten, forget_rater, wipe
 from danlu.align.forms import kto_rows, trl_rows, write_rows
+from danlu.align.lessons import decided
 from danlu.align.splits import HELDOUT_SHARE, split_of, split_of_rater
 from danlu.align.storage import Database, StoreError
 from danlu.align.tables import (
@@ -32,6 +33,7 @@ from danlu.align.tables import (
     ThumbRow,
     VoteRow,
     answer_of,
+    as_stored,
     comparison_row,
     new_id,
     now,
@@ -44,6 +46,7 @@ from danlu.records import Answer, Message, Preference, check_messages, write_pre
 
 _Judgement = TypeVar("_Judgement", VoteRow, ThumbRow)
 _MIGRATIONS = Path(__file__).with_name("migrations")
+_TEACHES = or_(VoteRow.showing.is_(None), ~ShowingRow.own)  # one's own comparison seen again measures its rater only
 
 __all__ = ["HELDOUT_SHARE", "PreferenceStore", "StoreError", "split_of"]
 
@@ -169,7 +172,7 @@ class PreferenceStore:
         with self._session(writing=True) as session:
             showing, shown = _showing(session, comparison, locked=True)
             _check_ranks(ranks, len(shown.answers), comparison)
-            stored = _as_stored(ranks, showing.display_order) if showing else list(ranks)
+            stored = as_stored(ranks, showing.display_order) if showing else list(ranks)
             row = _last(session, VoteRow, shown.id, rater)
             if row is None or row.ranks != stored or row.showing != (showing and showing.id):
                 row = VoteRow(id=new_id(), comparison=shown.id, ranks=stored, rater=rater, time=now(),
@@ -243,13 +246,15 @@ class PreferenceStore:
     def all(self, first: bool = False) -> list[Preference]:
         """Every rater's last word on every comparison that still exists, ordered by time and id.
 
-        With ``first`` it is their first word: after it they were told who wrote what, and only that one was blind.
+        With ``first`` it is the first word that they gave here: after it they were told who wrote what, and only that
+        one was blind. Nobody can say it of what was imported. (A store that was moved as a whole was not.)
         What was said of one's own comparison when it was shown once more is left out (``showings.repeats`` has it).
         """
+        asked = _TEACHES & ~VoteRow.imported if first else _TEACHES
         query = (
             select(VoteRow, ComparisonRow, ShowingRow).join(ComparisonRow, VoteRow.comparison == ComparisonRow.id)
             .outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id)
-            .where(~ComparisonRow.deleted, or_(VoteRow.showing.is_(None), ~ShowingRow.own))
+            .where(~ComparisonRow.deleted, asked)
             .order_by(VoteRow.time, VoteRow.id).options(selectinload(ComparisonRow.answers))
         )  # fmt: skip
         with self._session() as session:
@@ -289,6 +294,8 @@ class PreferenceStore:
 
     def _voices(self, table: type[VoteRow] | type[ThumbRow], since: str) -> int:
         query = select(table.comparison, table.rater).join(ComparisonRow, table.comparison == ComparisonRow.id)
+        if table is VoteRow:
+            query = query.outerjoin(ShowingRow, VoteRow.showing == ShowingRow.id).where(_TEACHES)
         voices = query.where(~ComparisonRow.deleted, table.time > since).distinct().subquery()
         with self._session() as session:
             return session.scalar(select(func.count()).select_from(voices)) or 0
@@ -328,8 +335,7 @@ class PreferenceStore:
             path: where to.
             ties: whether to keep votes that call all answers equally good; "all bad" never teaches by comparison.
         """
-        kept = [preference for preference in self.all() if preference.pairs() or (ties and preference.ranks)]
-        return write_preferences(path, kept)
+        return write_preferences(path, [preference for preference in self.all() if decided(preference, ties)])
 
     def export(self, path: Path) -> int:
         """Write every rater's last words whole, ties too, for ``intake`` elsewhere; returns how many."""
@@ -365,11 +371,6 @@ def _showing(session: Session, identity: str, locked: bool = False) -> tuple[Sho
     """What an id from ``show_again`` or ``record`` means."""
     showing = session.get(ShowingRow, identity)
     return showing, _existing(session, showing.comparison if showing else identity, locked)
-
-
-def _as_stored(ranks: Sequence[int], order: Sequence[int]) -> list[int]:
-    """Ranks by place as ranks by stored answer; none at all stay none."""
-    return [rank for _, rank in sorted(zip(order, ranks, strict=True))] if ranks else []
 
 
 def _last(session: Session, table: type[_Judgement], comparison: str, rater: str) -> _Judgement | None:

@@ -11,6 +11,7 @@ unsafe by the rules of ``evals.hazards``, or near a held-out one, they are left 
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from danlu.align.judgements import UNDECIDED, VOTES
 from danlu.align.rollout import Prompt, fitting_prompts, gather_prompts
 from danlu.errors import UserError, nearest
 from danlu.evals.hazards import read_rules
@@ -73,13 +75,16 @@ def gather(
     accepts, folder = judge(judge_name).accepts, stage.inputs["sft"] / "conversations"
     heldout = gather_prompts(read_conversations(folder / "heldout.jsonl")[0], tokenizer, accepts, longest)
     if source == "sft":
-        train = gather_prompts(read_conversations(folder / "train.jsonl")[0], tokenizer, accepts, longest)
+        every = gather_prompts(read_conversations(folder / "train.jsonl")[0], tokenizer, accepts, sys.maxsize)
+        train = [prompt for prompt in every if len(prompt.ids) <= longest]
+        left = {"too long": len(every) - len(train)}
     else:
         found, apart, left = _found(stage, source, accepts, ask)
         kept, why = sift(found, [*apart, *(prompt.text for prompt in heldout)])
         train = list(fitting_prompts(kept, tokenizer, longest))
         left = {**left, **why, "too long": len(kept) - len(train)}
-        told = ", ".join(f"{count} {reason}" for reason, count in left.items() if count)
+    told = ", ".join(f"{count} {reason}" for reason, count in left.items() if count)
+    if source != "sft" or told:
         stage.console.say(f"{stage.name} practises on {len(train)} prompts from {source}; left out: {told or 'none'}")
     if not train or not heldout:
         raise UserError(
@@ -162,9 +167,10 @@ def _found(
         left = {"without an end": len(asked) - len(whole), "of another kind": len(whole) - len(fitting)}
         return fitting, [], left
     if source == "votes":
-        if "votes" not in stage.outside:
+        frozen = [stage.outside[kind] for kind in (VOTES, UNDECIDED) if kind in stage.outside]
+        if not frozen:
             raise UserError(f"{stage.name}.prompts=votes needs votes, and there are none yet; vote in the chat page")
-        voted = read_preferences(stage.outside["votes"])
+        voted = [vote for file in frozen for vote in read_preferences(file)]
         apart = [p.prompt[-1].content for p in voted if p.split != "train"]
         return [p.prompt for p in voted if p.split == "train"], apart, {}
     good, bad = read_prompts(Path(source))

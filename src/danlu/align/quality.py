@@ -1,8 +1,9 @@
 """How good a reward model is: its accuracy on held-out comparisons beside that of baselines.
 
 In:  a reward model, the SFT model, held-out comparisons.
-Out: ``quality``: accuracy with its interval, by length, by rater, by who wrote the answers, and of baselines that know
-    nothing of quality; calibration. ``refuse_unproven``, for whoever is about to practise on a reward model.
+Out: ``quality``: accuracy with its interval, on people's votes alone, by length, by rater, by who wrote the answers,
+    and of baselines that know nothing of quality; calibration. ``refuse_unproven``, for whoever is about to practise on
+    a reward model.
 Left out: what PPO makes of the reward (``monitor``).
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from danlu.align import comparisons, scoring
 from danlu.align.calibration import calibration, disagreement
 from danlu.align.comparisons import RankedBatch, Ranking
+from danlu.align.splits import is_source
 from danlu.errors import UserError
 from danlu.evals.intervals import wilson
 from danlu.files import read_json
@@ -34,6 +36,9 @@ _UNKNOWN = {"accuracy": None, "accuracy_interval": [0.0, 1.0]}
 def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: int) -> dict[str, Any]:
     """How well held-out comparisons are predicted: by the model, by groups of them, by baselines.
 
+    ``votes_accuracy`` and its interval are of the ``votes_heldout`` comparisons that people judged here, neither
+    simulated nor imported; None without any.
+
     Args:
         model: with its scalar head, or with all of its heads.
         sft: the language model, for the likelihood.
@@ -42,7 +47,7 @@ def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: i
     """
     heldout = _strict(heldout)
     if not heldout:
-        return {**_UNKNOWN, "baselines": {}, "best_baseline": None, "beats_baselines": False}
+        return {**_UNKNOWN, **_of_votes([], []), "baselines": {}, "best_baseline": None, "beats_baselines": False}
     device = sft.output_weight.device.type
     batch = comparisons.batch_of(heldout, padding, device)
     baselines, lengths = _baselines(sft, heldout, padding, device)
@@ -53,6 +58,7 @@ def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: i
     by_comparison = comparisons.accuracy(found, ranks).tolist()
     measured = _rate(by_comparison)
     figures = measured | {
+        **_of_votes(heldout, by_comparison),
         "accuracy_by_length": _by_length(batch, found, _spread(lengths, batch)),
         "accuracy_by_model": _by_model(heldout, by_comparison),
         "accuracy_by_rater": _by_rater(heldout, by_comparison),
@@ -131,6 +137,13 @@ def _rate(by_comparison: Sequence[float]) -> dict[str, Any]:
     accuracy = sum(by_comparison) / len(by_comparison)
     low, high = wilson(round(accuracy * len(by_comparison)), len(by_comparison))
     return {"accuracy": round(accuracy, 4), "accuracy_interval": [round(low, 4), round(high, 4)]}
+
+
+def _of_votes(heldout: Sequence[Ranking], by_comparison: Sequence[float]) -> dict[str, Any]:
+    """The same of what people judged here, if they did: that a simulated human is understood says nothing of them."""
+    votes = [accuracy for one, accuracy in zip(heldout, by_comparison, strict=True) if not is_source(one.rater)]
+    found = _rate(votes) if votes else _UNKNOWN
+    return {f"votes_{name}": value for name, value in found.items()} | {"votes_heldout": len(votes)}
 
 
 def _baselines(sft: Decoder, heldout: Sequence[Ranking], padding: int, device: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -1,7 +1,8 @@
 """Stage ``rankings``: a simulated human ranks answers of mixed origins, so that a reward model can be trained at once.
 
 In:  the SFT model and the prompts it was trained on; a judge that plays the human.
-Out: ``preferences.jsonl``: comparisons of two kinds, ranked by the judge's score as a fallible person would see it.
+Out: ``preferences.jsonl``: comparisons of two kinds, ranked by the judge's score as a fallible person would see it;
+an empty one where no ranking is wanted.
 Left out: real people. Their votes come from the preference store and meet these rankings in the reward stage.
 
 One kind holds the person's own answer and samples of the model. Alone it would teach to tell a machine's writing from a
@@ -42,8 +43,8 @@ class RankingsSettings(ComputeSettings):
 
     judge: str = "prose"
     """Who plays the human: "poems" or "prose"."""
-    prompts: int = Field(3000, ge=1)
-    """Prompts to rank samples for."""
+    prompts: int = Field(3000, ge=0)
+    """Prompts to rank samples for; 0, and 0 ``endings``, where people's votes alone are to teach."""
     temperatures: tuple[float, ...] = (0.7, 1.0)
     """One sample of the SFT model per prompt and entry, at that temperature."""
     endings: int = Field(0, ge=0)
@@ -80,6 +81,8 @@ def rankings(stage: Stage) -> dict[str, Any]:
     human = judge(settings.judge)
     if settings.endings and settings.judge != "poems":
         raise UserError(f"rankings.endings ranks last lines of poems; with rankings.judge={settings.judge} set it to 0")
+    if not settings.prompts + settings.endings:
+        return _kept(stage, [], [])
     place = settings.machine()
     folder = stage.inputs["sft"] / "model"
     model, tokenizer = hub.load_pretrained(folder)
@@ -95,8 +98,7 @@ def rankings(stage: Stage) -> dict[str, Any]:
         if len(different) > 1:
             preferences.append(_rank(conversation, different, settings, stage.seed, index))
             kept.append(different)
-    write_preferences(stage.dir / "preferences.jsonl", preferences)
-    return _figures(preferences, kept)
+    return _kept(stage, preferences, kept)
 
 
 def last_line(text: str) -> str:
@@ -209,7 +211,9 @@ def _rank(
     )  # fmt: skip
 
 
-def _figures(preferences: Sequence[Preference], pools: Sequence[Sequence[Candidate]]) -> dict[str, Any]:
+def _kept(stage: Stage, preferences: Sequence[Preference], pools: Sequence[Sequence[Candidate]]) -> dict[str, Any]:
+    """Write the rankings down; returns figures of them."""
+    write_preferences(stage.dir / "preferences.jsonl", preferences)
     agreed, by_origin = [], dict[str, list[float]]()
     for preference, pool in zip(preferences, pools, strict=True):
         agreed += [_order(pool[i].score, pool[j].score) for i, j in preference.pairs()]

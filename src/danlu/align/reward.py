@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu import device, hub
 from danlu.align import comparisons, heads, lessons, quality, scoring
@@ -87,14 +87,21 @@ class RewardSettings(VoteSettings, LoopSettings, adapters.Adaptable):
     require: bool = False
     """Whether practice is refused on a reward model that is not clearly better than the best baseline."""
 
+    @model_validator(mode="after")
+    def _are_read(self) -> Self:
+        if self.nu and self.ties != "davidson":
+            raise ValueError(f"nu is for ties 'davidson' and ties is '{self.ties}'; leave it out")
+        return self
+
 
 def reward(stage: Stage) -> dict[str, Any]:
     """Train the reward model, and the one that audits it.
 
     Returns:
-        Held-out accuracy with its interval, in groups, of four baselines that know nothing of quality, and whether the
-        accuracy's lower bound beats the best of them (PPO on a reward model that does not learns the baseline); how
-        well calibrated it is; how many comparisons there were, and what of the votes was left out.
+        Held-out accuracy with its interval, on people's votes alone, in groups, of four baselines that know nothing of
+        quality, and whether the accuracy's lower bound beats the best of them (PPO on a reward model that does not
+        learns the baseline); how well calibrated it is; how many comparisons there were, and what of the votes was left
+        out.
 
     Raises:
         UserError: there is nothing to learn from.
@@ -182,6 +189,7 @@ class _Teacher:
         """How many comparisons there are, and what became of the votes."""
         found: Lessons = self._lessons
         figures: dict[str, Any] = {"comparisons": len(self.own), "heldout": len(self.heldout), "votes": found.votes}
+        figures |= comparisons.altered([*self.own, *self._audits, *self.heldout], self._stage)
         if found.left_out:
             figures["votes_left_out"] = dict(found.left_out)
         if found.held_back:
@@ -230,7 +238,7 @@ class _Teacher:
         if not telling:
             missing = f"; {remedy} {name}.audit_share" if self._settings.audit_share else ""
             raise UserError(
-                f"{name}: no comparison prefers one answer to another; rank more or lower tie_width{missing}"
+                f"{name}: no comparison prefers one answer to another; rank more, lower tie_width or vote{missing}"
             )
         taught = {ranking.fold for ranking in telling}
         if len(taught) < self._settings.heads:
@@ -247,15 +255,19 @@ class _Teacher:
         ]
 
     def _sample(self) -> Sequences:
-        """Fresh samples of the SFT model for prompts of the rankings, as often as there are few."""
+        """Fresh samples of the SFT model for prompts of the rankings, as often as there are few.
+
+        Without rankings, for those of the votes that teach: one that is held out must not make another model.
+        """
         stage, settings, tokenizer, sft = self._stage, self._settings, self._tokenizer, self._sft
-        preferences = read_preferences(stage.inputs["rankings"] / "preferences.jsonl")
+        ranked = [one.prompt for one in read_preferences(stage.inputs["rankings"] / "preferences.jsonl")]
+        ranked = ranked or [one.prompt for one, _ in self._lessons.split("train")]
         longest = sft.config.max_seq_len - settings.max_new_tokens
-        fitting = fitting_prompts(dict.fromkeys(p.prompt for p in preferences), tokenizer, longest)
+        fitting = fitting_prompts(dict.fromkeys(ranked), tokenizer, longest)
         prompts = list(islice(cycle(islice(fitting, settings.scale_prompts)), settings.scale_prompts))
         if not prompts:
             raise UserError(
-                f"{stage.name}: no ranked prompt has at most {longest} tokens; lower {stage.name}.max_new_tokens"
+                f"{stage.name}: no judged prompt has at most {longest} tokens; lower {stage.name}.max_new_tokens"
             )
         rollouts = Rollouts(
             Generator(sft, tokenizer, self._place.compute_dtype), lambda sampled: torch.zeros(len(sampled.texts)),

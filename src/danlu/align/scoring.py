@@ -133,7 +133,7 @@ def answer_ids(
     as a finished turn. What does not fit is dropped from the prompt's left; the answer is what is being judged.
     """
     prompt_ids = chat.encode_prompt(tokenizer, prompt)
-    if answer.token_ids and answer.sampling.get("tokenizer") == tokenizer.hash:
+    if answer.token_ids and not _is_anothers(answer, tokenizer):
         response = list(answer.token_ids)
     else:
         turns = (*prompt, Message("assistant", answer.text))
@@ -142,6 +142,22 @@ def answer_ids(
         response = ids[len(prompt_ids) : end]
     response = response[: room - 1]
     return prompt_ids[-(room - len(response)) :], response
+
+
+def altered(
+    tokenizer: Tokenizer, prompt: Sequence[Message], answers: Sequence[Answer],
+    ids: Sequence[tuple[list[int], list[int]]], room: int,
+) -> tuple[bool, int]:  # fmt: skip
+    """What ``answer_ids`` did not take as it was: whether the prompt was cut, and how many answers have tokens of
+    another tokenizer, so that their words were read anew.
+    """
+    full = any(len(asked) + len(answered) >= room for asked, answered in ids)
+    cut = full and min(len(asked) for asked, _ in ids) < len(chat.encode_prompt(tokenizer, prompt))
+    return cut, sum(bool(answer.token_ids) and _is_anothers(answer, tokenizer) for answer in answers)
+
+
+def _is_anothers(answer: Answer, tokenizer: Tokenizer) -> bool:
+    return answer.sampling.get("tokenizer") != tokenizer.hash
 
 
 def response_logprobs(model: Decoder, sequences: Sequences) -> Tensor:

@@ -25,15 +25,19 @@ def split_of(prompt: Sequence[Message], heldout_share: float = HELDOUT_SHARE) ->
 def split_of_rater(rater: str, heldout_share: float) -> str:
     """Whether judgements of this rater are "train" or "heldout": all of them, or none.
 
-    Only persons are held out: not a rater without a name, nor one whose name has a colon. That is a source of many
-    people's judgements, such as "import:hh".
+    Only persons are held out: neither a rater without a name nor a source.
     """
     return _split(["rater", rater], heldout_share) if is_person(rater) else "train"
 
 
 def is_person(rater: str) -> bool:
     """Whether a rater's name is one person's."""
-    return bool(rater) and ":" not in rater
+    return bool(rater) and not is_source(rater)
+
+
+def is_source(rater: str) -> bool:
+    """Whether judgements by this name are no person's who votes here: "import:hh", many people's, or "judge:poems"."""
+    return ":" in rater
 
 
 def place(value: Any) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String
+from sqlalchemy import JSON, ForeignKey, Index, String, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from danlu.align.storage import Words
@@ -82,7 +82,8 @@ class ShowingRow(Base):
 class VoteRow(Base):
     """One judgement. A person who changes their mind adds a row; a double click does not.
 
-    ``showing`` names the one that was judged, if it was not the first; ``split`` is the comparison's own if null.
+    ``showing`` names the one that was judged, if it was not the first; ``split`` is the comparison's own if null;
+    ``imported`` says that it was cast elsewhere, so that nobody can say how blind.
     """
 
     __tablename__ = "votes"
@@ -93,6 +94,7 @@ class VoteRow(Base):
     time: Mapped[str]
     showing: Mapped[str | None] = mapped_column(String(32))
     split: Mapped[str | None]
+    imported: Mapped[bool] = mapped_column(default=False, server_default=false())
     __table_args__ = (Index("votes_by_comparison", "comparison", "rater"),)
 
 
@@ -164,11 +166,16 @@ def rows_of(judged: Preference | Thumb, made: str) -> tuple[ComparisonRow, VoteR
     )  # fmt: skip
     if isinstance(judged, Preference):
         return shown, VoteRow(
-            id=judged.id, comparison=shown.id, ranks=list(judged.ranks), rater=judged.rater, time=moment
+            id=judged.id, comparison=shown.id, ranks=list(judged.ranks), rater=judged.rater, time=moment, imported=True
         )  # fmt: skip
     return shown, ThumbRow(
         id=judged.id, comparison=shown.id, up=judged.up, reason=judged.reason, rater=judged.rater, time=moment
     )  # fmt: skip
+
+
+def as_stored(ranks: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Ranks by place as ranks by stored answer; none at all stay none."""
+    return [rank for _, rank in sorted(zip(order, ranks, strict=True))] if ranks else []
 
 
 def thumb_of(thumb: ThumbRow, shown: ComparisonRow) -> Thumb:

@@ -33,7 +33,7 @@ from danlu.train.task import LossOutput
 class Example:
     """A prompt with an answer, whether it was called good, and the prompt with an answer that belongs elsewhere.
 
-    ``weight`` is what the label counts for.
+    ``weight`` is what the label counts for; ``cut`` and ``anew`` are as in ``comparisons.Ranking``.
     """
 
     prompt: list[int]
@@ -42,6 +42,8 @@ class Example:
     foreign_prompt: list[int]
     foreign_response: list[int]
     weight: float = 1.0
+    cut: bool = False
+    anew: int = 0
 
 
 class Baseline:
@@ -129,7 +131,8 @@ def encode_labels(labels: Sequence[tuple[Label, float]], tokenizer: Tokenizer, r
     examples = []
     for (prompt, response), (label, weight), other in zip(ids, labels, others, strict=True):
         foreign = ids[other][1]
-        examples.append(Example(prompt, response, label.good, prompt[-(room - len(foreign)) :], foreign, weight))
+        lost = scoring.altered(tokenizer, label.prompt, [label.answer], [(prompt, response)], room)
+        examples.append(Example(prompt, response, label.good, prompt[-(room - len(foreign)) :], foreign, weight, *lost))
     return examples
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from danlu.align import DPOSettings
-from danlu.align.grpo import METHODS
+from danlu.align.grpo import METHODS, unread
 from danlu.align.judgements import VOTES
 from danlu.align.learner import AnsweringSettings
 from danlu.console import Console
@@ -119,6 +119,8 @@ def settings(method: str, recipe: Recipe, budget: Budget) -> dict[str, dict[str,
     common = {key: value for key, value in recipe.sections["ppo"].model_dump(mode="json").items() if key in own}
     if stage == "online_dpo":  # whose coefficient is a loss's beta
         common = {key: value for key, value in common.items() if not key.startswith("kl_")}
+    if stage == "grpo":
+        common = {key: value for key, value in common.items() if key not in unread(method)}
     kept = common if stage in _PRACTICE else own
     if kept.get("adapter", {}).get("kind", "none") != "none":
         section = "ppo" if kept is common else stage

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from danlu.align.rollout import Experience
 from danlu.console import Console
+from danlu.errors import UserError
 from danlu.files import atomic_write, read_json, write_json
 from danlu.lab import best_of_n, laws
 from danlu.lab.arms import Arm, Said, budget_of, make, refuse_overruled, settings, stage_of
@@ -161,9 +162,15 @@ class Goodhart:
 
 
 def of_size(n: int, recipe: Recipe) -> dict[str, dict[str, int]]:
-    """What a recipe has to say for ``n`` rankings, of its two kinds in its proportion."""
+    """What a recipe has to say for ``n`` rankings, of its two kinds in its proportion.
+
+    Raises:
+        UserError: it has none.
+    """
     rankings, reward = (recipe.sections[name].model_dump() for name in ("rankings", "reward"))
     usual = rankings["prompts"] + rankings["endings"]
+    if not usual:
+        raise UserError("goodhart teaches by simulated rankings, and the run has none; give it rankings.prompts=1000")
     prompts = max(1, round(n * rankings["prompts"] / usual))
     return {
         "rankings": {"prompts": prompts, "endings": n - prompts},

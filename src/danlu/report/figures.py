@@ -48,7 +48,8 @@ def figures(run: Run) -> dict[str, Any]:
             ``rhyme_by_chance`` those that would if last lines were dealt out anew; ``score`` is the judge's mean.
         prompts: held-out prompts that those rates were measured on.
         reward: ``accuracy`` on held-out rankings, ``low`` and ``high`` of its 95 % interval, ``baselines`` by name,
-            ``calibration_error``.
+            ``calibration_error``; where votes of people were held out ``votes``: ``heldout``, how many, and
+            ``accuracy``, ``low`` and ``high`` on them alone.
         kl: nats per answer between the aligned policy and the chat model at the end.
         guard: ``precision``, ``recall``, ``false_positive_rate``, ``auc`` on texts it never saw; ``baselines``.
         compression: variant (dense, int8, magnitude, sparsegpt) -> bits per byte.
@@ -94,7 +95,13 @@ def figures(run: Run) -> dict[str, Any]:
 def _reward(facts: Mapping[str, Any]) -> dict[str, Any]:
     low, high = facts["accuracy_interval"]
     found = {"accuracy": facts["accuracy"], "low": low, "high": high, "baselines": facts["baselines"]}
-    return found | ({"calibration_error": facts["calibration_error"]} if "calibration_error" in facts else {})
+    if "calibration_error" in facts:
+        found["calibration_error"] = facts["calibration_error"]
+    if facts.get("votes_heldout"):  # older runs did not tell them apart
+        low, high = facts["votes_accuracy_interval"]
+        votes = {"heldout": facts["votes_heldout"], "accuracy": facts["votes_accuracy"], "low": low, "high": high}
+        found["votes"] = votes
+    return found
 
 
 def _model_bytes(run: Run) -> dict[str, int]:
@@ -125,6 +132,11 @@ def summary(result: Mapping[str, Any]) -> str:
     if result.get("reward", {}).get("accuracy") is not None:
         baselines = ", ".join(f"{k} {v:.1%}" for k, v in result["reward"].get("baselines", {}).items())
         lines.append(f"reward      {result['reward']['accuracy']:.1%} of held-out comparisons right ({baselines})")
+        if votes := result["reward"].get("votes"):
+            lines.append(
+                f"            {votes['accuracy']:.1%} of the {votes['heldout']:,} that people judged (95 % interval "
+                f"{votes['low']:.1%} to {votes['high']:.1%})"
+            )
     if "guard" in result:
         g = result["guard"]
         baselines = ", ".join(f"{k} {v:.1%}" for k, v in g["baselines"].items())

@@ -23,6 +23,7 @@ from danlu.serve.condense import with_note
 from danlu.serve.dialogues import Dialogues, Written
 from danlu.serve.problems import Refusal
 from danlu.serve.votes import MAX_REASON_CHARS
+from danlu.serve.wire import Rater
 
 
 class NewThumb(PlainBody):
@@ -30,7 +31,7 @@ class NewThumb(PlainBody):
 
     thumb: Literal["up", "down"]
     reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
-    rater: Annotated[str, Field(max_length=64)] = ""
+    rater: Rater = ""
 
 
 class Thumbs:

@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
 )
 
+from danlu.align.splits import is_person
 from danlu.infer import Sampling
 from danlu.infer import left_out as count_left_out
 from danlu.records import Message, check_messages
@@ -74,7 +75,16 @@ _Content = Annotated[
 ]
 _Id = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # JSON has no numbers as keys
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-Rater = Annotated[Text, Field(max_length=64)]
+
+
+def _is_a_person(rater: str) -> str:
+    """A colon marks sources of many people's judgements, which are held to no share of the votes."""
+    if rater and not is_person(rater):
+        raise ValueError("a rater's name has no colon, which marks judgements out of a file; choose another name")
+    return rater
+
+
+Rater = Annotated[Text, Field(max_length=64, json_schema_extra={"pattern": "^[^:]*$"}), AfterValidator(_is_a_person)]
 
 
 class CalledFunction(Body):
