@@ -34,7 +34,7 @@ from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.parallel import ALONE, World
 
 COMMON: dict[str, Any] = {
-    "judge": "prose", "iterations": 4, "max_new_tokens": 6, "lr": 1e-3, "probe_every": 2, "probe_prompts": 3,
+    "judge": "prose", "iterations": 3, "max_new_tokens": 6, "lr": 1e-3, "probe_every": 2, "probe_prompts": 3,
     "probe_tokens": 0, "dtype": "float32",
 }  # fmt: skip
 SETTINGS: dict[str, PracticeSettings] = {
@@ -120,7 +120,7 @@ def test_two_processes_practise_as_one_does_and_go_on_after_a_kill(
     for name in SETTINGS:
         one, two = begin(name, "one"), begin(name, "two")
         ours, theirs = (without_times(stage.metrics.read()) for stage in (one, two))
-        assert [row["step"] for row in theirs] == [1, 2, 3, 4]
+        assert [row["step"] for row in theirs] == [1, 2, 3]
         assert_near(ours, theirs)
         looks = [json.loads((stage.dir / "monitor.json").read_text(encoding="utf-8")) for stage in (one, two)]
         assert_near(*looks)  # with what was answered
@@ -134,7 +134,7 @@ def test_two_processes_practise_as_one_does_and_go_on_after_a_kill(
     play(felled, ends=(-signal.SIGKILL, PLAYED))
     play(lambda _: practised(begin("ppo", "felled")))
     whole, again = begin("ppo", "two"), begin("ppo", "felled")
-    for file in ("model/model.safetensors", "ckpt/000004/tensors.safetensors", "monitor.json"):
+    for file in ("model/model.safetensors", "ckpt/000003/tensors.safetensors", "monitor.json"):
         assert (whole.dir / file).read_bytes() == (again.dir / file).read_bytes(), file
     assert without_times(whole.metrics.read()) == without_times(again.metrics.read())
 
@@ -160,7 +160,7 @@ def test_rows_are_shared_and_a_sentence_of_one_process_ends_both(
             assert one.prompts == two.prompts
             assert torch.equal(one.finished, two.finished)
             assert torch.equal(one.scores, two.scores)
-            torch.testing.assert_close(one.drawn, two.drawn)
+            assert (one.drawn - two.drawn).abs().max() < 1e-5
         calls = []
 
         def score(sampled: Sampled) -> Tensor:
