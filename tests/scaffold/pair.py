@@ -34,6 +34,9 @@ def play(scene: Callable[[parallel.World], object], ends: Sequence[int] = (PLAYE
         process.start()
     for process in pair:
         process.join(60)
+    for process in pair:
+        process.kill()  # one that waits for the other for ever
+        process.join()
     del meeting
     assert [process.exitcode for process in pair] == [*ends]
 
