@@ -1,4 +1,4 @@
-"""Practice by two processes, as ``torchrun`` starts them: the iterations of one, and both end where one of them does."""
+"""Practice by two processes, as ``torchrun`` starts them: the iterations of one; both end where one of them does."""
 
 from __future__ import annotations
 
