@@ -22,11 +22,11 @@ from typing import Any, Literal, cast
 from pydantic import Field
 
 from danlu.align import gate, redlines
+from danlu.align.answering import PracticeSettings
 from danlu.align.champion import Registry
 from danlu.align.database import is_url
 from danlu.align.gate import Comparison, Condition, GateSettings, as_rows
 from danlu.align.judgements import VOTES
-from danlu.align.learner import PracticeSettings
 from danlu.align.preferences import PreferenceStore
 from danlu.align.reward import AUDIT
 from danlu.align.rounds import FLYWHEEL, Round, Rounds

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from danlu.align import AnsweringSettings, rewards
+from danlu.align import AnsweringSettings, PracticeSettings, rewards
 from danlu.align.judgements import VOTES
 from danlu.align.lessons import VoteSettings
 from danlu.align.preferences import PreferenceStore
@@ -64,11 +64,11 @@ def check_processes(recipe: Recipe, stages: Iterable[str], run: Run, world: Worl
         world: the processes.
 
     Raises:
-        UserError: a stage's batch cannot be shared out among so many.
+        UserError: a stage cannot be shared out among so many.
     """
     for name in stages if world.size > 1 else ():
         section, manifest = recipe.sections[name], run.manifest(name)
-        if isinstance(section, LoopSettings) and (manifest is None or manifest["state"] != "done"):
+        if isinstance(section, LoopSettings | PracticeSettings) and (manifest is None or manifest["state"] != "done"):
             section.check_processes(world, name)
 
 

@@ -92,9 +92,16 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"), together=True
     ),
-    StageSpec("ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",)),
-    StageSpec("grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",)),
-    StageSpec("online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",)),
+    StageSpec(
+        "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), together=True
+    ),
+    StageSpec(
+        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), together=True
+    ),
+    StageSpec(
+        "online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",),
+        together=True,
+    ),
     StageSpec(
         "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), together=True
     ),

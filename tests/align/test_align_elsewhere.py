@@ -14,9 +14,10 @@ import torch
 
 from danlu import hub
 from danlu.align import losses, scoring
+from danlu.align.answering import PracticeSettings
 from danlu.align.elsewhere import corrected, sampler_of
 from danlu.align.grpo import GRPOSettings, grpo
-from danlu.align.learner import PracticeSettings, Scored
+from danlu.align.learner import Scored
 from danlu.align.ppo import PPOSettings, ppo
 from danlu.align.rollout import Experience, Prompt, Rollouts, join
 from danlu.console import Console

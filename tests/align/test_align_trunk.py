@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from danlu import costs, device, hub
 from danlu.align import scoring, trunk
+from danlu.align.answering import PracticeSettings
 from danlu.align.best_of import BestOfSettings, best_of
 from danlu.align.direct import DPOSettings, dpo
 from danlu.align.grpo import GRPOSettings, grpo
-from danlu.align.learner import PracticeSettings
 from danlu.align.ppo import PPOSettings, ppo
 from danlu.align.reward import RewardSettings, reward
 from danlu.errors import UserError

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from danlu import foresight
+from danlu.align import PracticeSettings
 from danlu.align.preferences import PreferenceStore
 from danlu.console import Console
 from danlu.errors import UserError
@@ -98,6 +99,20 @@ def test_more_processes_than_rows_are_refused_before_the_first_stage(tmp_path: P
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "manifest.json").write_text('{"state": "done"}', encoding="utf-8")
     foresight.check_processes(recipe, ["reward"], run, World(0, 4))
+
+
+def test_practice_shares_a_step_evenly_and_refuses_an_engine_that_takes_no_part(tmp_path: Path) -> None:
+    def rows(size: int, **said: int) -> int:
+        return PracticeSettings(**said).rows(World(0, size))
+
+    wanted = {"batch_size": 192, "mini_batch": 96, "micro_batch": 32}
+    assert [rows(size, **wanted) for size in (1, 2, 3, 4, 100)] == [32, 24, 32, 24, 1]  # 4 of 24, not 3 of 32, for two
+    assert rows(2, **wanted | {"batch_size": 10}) == 5  # there are no more in a step
+    recipe, run = read_recipe("tiny", ["ppo.sampler=vllm"]), Run(tmp_path)
+    foresight.check_processes(recipe, ["grpo", "online_dpo"], run, World(0, 2))
+    foresight.check_processes(recipe, ["ppo"], run, World())
+    with pytest.raises(UserError, match=r"ppo.sampler is vllm, which .* no part in 2 of ours; set it to danlu, or"):
+        foresight.check_processes(recipe, ["ppo"], run, World(0, 2))
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "best_of"])

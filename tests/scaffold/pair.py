@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.distributed import TCPStore
 
 from danlu.train import parallel
 
-_PLAYED = 7  # the exit code of one whose scene went to its end
+PLAYED = 7  # the exit code of one whose scene went to its end
 
 
 def meet() -> tuple[TCPStore, dict[str, str]]:
@@ -26,16 +26,19 @@ def meet() -> tuple[TCPStore, dict[str, str]]:
     }  # fmt: skip
 
 
-def play(scene: Callable[[parallel.World], object]) -> None:
-    """Let two processes go through a scene, on a machine without GPUs; fail where one of them does."""
+def play(scene: Callable[[parallel.World], object], ends: Sequence[int] = (PLAYED, PLAYED)) -> None:
+    """Let two processes go through a scene, on a machine without GPUs; fail where one of them ends otherwise."""
     meeting, told = meet()
     pair = [multiprocessing.get_context("fork").Process(target=_one, args=(told, rank, scene)) for rank in range(2)]
     for process in pair:
         process.start()
     for process in pair:
         process.join(60)
+    for process in pair:
+        process.kill()  # one that waits for the other for ever
+        process.join()
     del meeting
-    assert [process.exitcode for process in pair] == [_PLAYED, _PLAYED]
+    assert [process.exitcode for process in pair] == [*ends]
 
 
 def _one(told: dict[str, str], rank: int, scene: Callable[[parallel.World], object]) -> None:
@@ -43,4 +46,4 @@ def _one(told: dict[str, str], rank: int, scene: Callable[[parallel.World], obje
     torch.cuda.device_count = lambda: 0
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     scene(parallel.join())
-    os._exit(_PLAYED)
+    os._exit(PLAYED)

@@ -32,13 +32,28 @@ def one_leaves(world: World) -> None:
         return
     waits = (
         world.wait, lambda: world.told("?"), lambda: world.sum_tensors([torch.ones(2)]),
-        lambda: world.sum_numbers([1.0], torch.device("cpu")),
+        lambda: world.sum_numbers([1.0], torch.device("cpu")), lambda: world.gather([1]),
     )  # fmt: skip
     for wait in waits:
         with pytest.raises(UserError, match="another process has ended, and has said why"):
             wait()
     with pytest.raises(RuntimeError, match="shapes"), parallel._others_there():
         raise RuntimeError("shapes differ")
+
+
+def what_is_dealt_comes_back(world: World) -> None:
+    """In its order, also where there is less than a share for everybody; and a gradient that one has is everybody's."""
+    for n in range(6):
+        mine = [f"{thing}" for thing in world.deal(range(n))]
+        assert world.gather(mine) == World().gather([f"{thing}" for thing in range(n)])
+    both, one, none = parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    both.grad = torch.tensor([1.0, 2.0 + world.rank])
+    if not world.main:
+        one.grad = torch.tensor([4.0, 5.0])
+    world.sum_gradients(parameters)
+    assert both.grad.tolist() == [2.0, 5.0]
+    assert one.grad.tolist() == [4.0, 5.0]
+    assert none.grad is None  # nor would one process have one
 
 
 def one_is_late(world: World) -> None:
@@ -57,7 +72,7 @@ def one_is_late(world: World) -> None:
         time.sleep(0.25)
 
 
-@pytest.mark.parametrize("scene", [one_leaves, one_is_late])
+@pytest.mark.parametrize("scene", [one_leaves, one_is_late, what_is_dealt_comes_back])
 def test_two_processes_wait_for_each_other(scene: Callable[[World], None]) -> None:
     play(scene)
 

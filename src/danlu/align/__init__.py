@@ -6,11 +6,11 @@ Out: the stages ``rankings``, ``reward``, ``ppo``, ``grpo``, ``online_dpo``, ``b
 Left out: the chat page (``serve``); the judges (``evals``).
 """
 
+from danlu.align.answering import AnsweringSettings, PracticeSettings
 from danlu.align.best_of import BestOfSettings, best_of
 from danlu.align.direct import DPOSettings, dpo
 from danlu.align.grpo import GRPOSettings, grpo
 from danlu.align.guard import GuardSettings, guard
-from danlu.align.learner import AnsweringSettings, PracticeSettings
 from danlu.align.online import OnlineDPOSettings, online_dpo
 from danlu.align.ppo import PPOSettings, ppo
 from danlu.align.preferences import PreferenceStore

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 
 from danlu.align import losses, monitor, prompts, trunk
-from danlu.align.learner import AnsweringSettings
+from danlu.align.answering import AnsweringSettings
 from danlu.align.monitor import Monitor
 from danlu.align.rewards import audits, scorer
 from danlu.align.rollout import Experience, Prompt, Rollouts
@@ -103,11 +103,9 @@ def best_of(stage: Stage) -> dict[str, Any]:
     room = model.config.max_seq_len
     sampler = Generator(model, tokenizer, place.compute_dtype)
     score = scorer(settings.rewards, stage, place, settings.scored_at_once, settings.missing_end_penalty, shared)
-    rollouts = Rollouts(sampler, score, settings.max_new_tokens, tokenizer.pad, place.kind)
-    chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room)
-    if world.main:
-        _sample(stage, settings, rollouts, chosen)
-    world.wait()
+    rollouts = Rollouts(sampler, score, settings.max_new_tokens, tokenizer.pad, place.kind, world)
+    chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room, world)
+    _sample(stage, settings, rollouts, chosen, world)
     kept = [row for path in sorted((stage.dir / "samples").glob("*.jsonl")) for row in _read(path)]
     text = heldout_answers(stage, tokenizer, room, settings.probe_tokens, world)
     watch = Monitor(
@@ -142,13 +140,13 @@ def choose(experience: Experience, n: int) -> list[Kept]:
 
 
 def _prompts(
-    stage: Stage, settings: BestOfSettings, sampler: Generator, tokenizer: Tokenizer, room: int
+    stage: Stage, settings: BestOfSettings, sampler: Generator, tokenizer: Tokenizer, room: int, world: parallel.World
 ) -> tuple[list[Prompt], list[Prompt]]:
     seeds = [stream_seed(stage.seed, stage.name, "ask", number) for number in range(settings.self_prompts)]
     longest = min(room, settings.seq_len) - settings.max_new_tokens  # prompt and answer are one row of training
     train, heldout = prompts.gather(
         stage, settings.prompts, settings.judge, tokenizer, longest,
-        lambda: prompts.asked_by(sampler, tokenizer, seeds, room // 2),
+        lambda: prompts.asked_by(sampler, tokenizer, seeds, room // 2, world),
     )  # fmt: skip
     order = torch.randperm(
         len(train), generator=torch.Generator().manual_seed(stream_seed(stage.seed, stage.name, "prompts"))
@@ -156,18 +154,26 @@ def _prompts(
     return [train[index] for index in order[: settings.most_prompts].tolist()], heldout
 
 
-def _sample(stage: Stage, settings: BestOfSettings, rollouts: Rollouts, chosen: Sequence[Prompt]) -> None:
+def _sample(
+    stage: Stage, settings: BestOfSettings, rollouts: Rollouts, chosen: Sequence[Prompt], world: parallel.World
+) -> None:
     """Write the best answers, part by part; parts that are there already are not made again."""
     with stage.console.task(f"{stage.name} sampling", len(chosen) * settings.n, "answers") as task:
         for part, start in enumerate(range(0, len(chosen), _PART)):
             asked = [prompt for prompt in chosen[start : start + _PART] for _ in range(settings.n)]
             path = stage.dir / "samples" / f"{part:05d}.jsonl"
-            if not path.exists():
+            if world.told(not path.exists()):
                 experience = rollouts.collect(asked, stage.seed, stage.name, part)
-                with atomic_write(path) as handle:
-                    for row in choose(experience, settings.n):
-                        handle.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
+                if world.main:
+                    _write(path, choose(experience, settings.n))
             task.advance(len(asked))
+    world.wait()
+
+
+def _write(path: Path, kept: Sequence[Kept]) -> None:
+    with atomic_write(path) as handle:
+        for row in kept:
+            handle.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
 
 
 def _read(path: Path) -> list[Kept]:

@@ -18,12 +18,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu.align import losses, siblings
-from danlu.align.learner import Learner, PracticeSettings, Scored
+from danlu.align.answering import PracticeSettings
+from danlu.align.learner import Learner, Scored
 from danlu.align.losses import PolicyLoss, RunningMean
 from danlu.align.practice import practise
 from danlu.align.rollout import Experience
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
+from danlu.train.parallel import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def grpo(stage: Stage) -> dict[str, Any]:
         The looks before and after, the iteration that was kept, alarms, and speed.
     """
     settings = cast(GRPOSettings, stage.settings)
-    return practise(stage, lambda policy: Grouped(policy, settings))
+    return practise(stage, lambda policy, world: Grouped(policy, settings, world))
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,14 @@ class Grouped(Learner):
     Args:
         policy: a copy of the SFT model, trained in place.
         settings: of the stage.
+        world: the processes that learn together.
     """
 
     settings: GRPOSettings
     reading = siblings
 
-    def __init__(self, policy: Decoder, settings: GRPOSettings) -> None:
-        super().__init__("grpo", policy, settings)
+    def __init__(self, policy: Decoder, settings: GRPOSettings, world: World = ALONE) -> None:
+        super().__init__("grpo", policy, settings, world)
         self.method = METHODS[settings.method]
         self.per_prompt = settings.group_size
         self.rounds = settings.sampling_rounds if self.method.refill else 1
@@ -148,7 +151,7 @@ class Grouped(Learner):
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Compared:
         """Log-probabilities, and each answer's score against the method's baseline."""
-        old, frozen, opening, _ = self._old_logprobs(experience, reference)
+        old, frozen, opening = self._old_logprobs(experience, reference)
         lengths = experience.sequences.mask.sum(1)
         scores = experience.scores + losses.overlong_penalty(lengths, self.settings.max_new_tokens, self._margin)
         if self.method.kl == "score":

@@ -1,12 +1,12 @@
-"""A policy that learns from its own samples: its settings, and the update that every optimiser of practice shares.
+"""A policy that learns from its own samples: the update that every optimiser of practice shares.
 
 In:  an ``Experience``, the frozen reference model, the KL coefficient.
 Out: moved weights, and the numbers that tell whether the update was sound.
-Left out: what an answer was worth and the loss (``ppo``, ``grpo``, ``online``); sampling (``rollout``); the order of
-iterations and checkpoints on disk (``practice``).
+Left out: settings (``answering``); what an answer was worth and the loss (``ppo``, ``grpo``, ``online``); sampling
+(``rollout``); the order of iterations and checkpoints on disk (``practice``).
 
 The first epoch walks the rows in the very micro-batches in which the old log-probabilities were computed: the first
-ratio is 1 to the last bit.
+ratio is 1 to the last bit. Several processes have the whole experience and walk a share of the micro-batches each.
 """
 
 from __future__ import annotations
@@ -16,132 +16,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from danlu.align import losses, prompts, scoring
+from danlu.align import losses, scoring
+from danlu.align.answering import PracticeSettings
 from danlu.align.averaging import WeightMean
 from danlu.align.losses import PolicyLoss
-from danlu.align.rewards import RewardTerm, files_of
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Opening, Reading, Sequences
-from danlu.device import ComputeSettings
 from danlu.errors import UserError
-from danlu.infer.vllm import require_vllm
 from danlu.model.decoder import Decoder
-from danlu.recipe import Settings
 from danlu.streams import stream_seed
 from danlu.train import adapters
-from danlu.train.checkpoint import KEEP
 from danlu.train.optim import Optimizer
-
-
-class AnsweringSettings(Settings):
-    """What every stage can be told that learns from the model's own answers: to which prompts, and what they earn."""
-
-    judge: str = "prose"
-    """Judge that chooses which prompts to practise on, and that watches from outside; it never moves a weight."""
-    prompts: str = "sft"
-    """sft, the conversations of the SFT model; votes, what people asked who voted; self, what the SFT model asks by
-    itself; or a file of yours, .jsonl or one prompt a line."""
-    self_prompts: int = Field(1000, ge=1)
-    """How often the SFT model asks, for prompts self."""
-    missing_end_penalty: float = Field(1.0, ge=0)
-    """Taken from the score of an answer that did not end by itself."""
-    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
-    """What answers earn: the reward model's score, functions of yours, or a weighted sum."""
-    probe_prompts: int = Field(96, ge=1)
-    """Held-out prompts per look."""
-
-    @field_validator("prompts")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        return prompts.check_source(value)
-
-    def reads(self) -> dict[str, Path]:
-        """The user's prompts and the files with the user's functions."""
-        return prompts.file_of(self.prompts) | files_of(self.rewards)
-
-
-class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
-    """What every stage of practice can be told; defaults suit a few million parameters, a tenth of the learning rates
-    suits 100M and up.
-    """
-
-    iterations: int = Field(60, ge=1)
-    """How often to sample, score and learn."""
-    batch_size: int = Field(192, ge=2)
-    """Answers sampled per iteration."""
-    mini_batch: int = Field(64, ge=1)
-    """Answers per optimizer step."""
-    micro_batch: int = Field(32, ge=1)
-    """Answers per forward and backward; smaller needs less memory. As many as ``mini_batch`` spare an update a forward,
-    and nothing else changes."""
-    epochs: int = Field(1, ge=1)
-    """Passes over an experience."""
-    max_new_tokens: int = Field(48, ge=1)
-    """Where an answer is cut off."""
-    lr: float = Field(5e-5, gt=0)
-    """The policy's learning rate, falling linearly to 0."""
-    grad_clip: float = Field(1.0, gt=0)
-    """Largest gradient norm, of each model that is trained."""
-    max_skips: int = Field(5, ge=1)
-    """Steps in a row with a gradient that is not finite, or iterations in a row without one score that is a number,
-    after which practice stops."""
-    approx_kl_limit: float = Field(0.05, gt=0)
-    """Nats per token between old and new policy at which an update stops before its step."""
-    kl_coefficient: float = Field(0.05, ge=0)
-    """Price of a nat of distance from the SFT model, at the start; 0 is no leash."""
-    kl_target: float = Field(6.0, gt=0)
-    """Nats per answer that the coefficient steers towards."""
-    kl_horizon: int = Field(2000, ge=0)
-    """Answers over which the coefficient may change by its own size; 0 keeps it fixed."""
-    kl_budget: float = Field(12.0, gt=0)
-    """A policy further than this from the SFT model, in nats per answer, is never chosen."""
-    entropy: float = Field(0.0, ge=0)
-    """Reward per nat of entropy of the policy's next token; 0 is off."""
-    mix: float = Field(0.0, ge=0)
-    """Weight of the likelihood of people's own answers, mixed into the update (InstructGPT's ptx); 0 is off."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Share of its past that a mean of the policy's weights keeps at every iteration that learns something; it begins
-    at the weights that practice sets out from. The mean is what looks measure and what is kept; the policy itself
-    samples and learns. InstructGPT's is 0.992; 0 is off."""
-    sampler: Literal["danlu", "vllm"] = "danlu"
-    """What draws the answers: danlu's own engine on the policy's very tensors, or vLLM (extra ``vllm``) on a copy."""
-    probe_every: int = Field(10, ge=1)
-    """Iterations between looks from outside, and between checkpoints."""
-    checkpoints: int = Field(KEEP, ge=1)
-    """Newest checkpoints that are kept; more of them let the path be looked at afterwards."""
-    probe_tokens: int = Field(4096, ge=0)
-    """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
-    stop_on_alarm: bool = False
-    """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
-
-    def in_groups_of(self, size: int) -> None:
-        """Refuse a batch that answers some prompt less often than the others.
-
-        Raises:
-            ValueError: naming both settings.
-        """
-        if self.batch_size % size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {size}")
-
-    @field_validator("adapter")
-    @classmethod
-    def _drops_nothing(cls, value: adapters.AdapterSettings) -> adapters.AdapterSettings:
-        if value.dropout:
-            raise ValueError("a policy learns by ratios to what it said itself, without dropout; set dropout to 0")
-        return value
-
-    def check_packages(self) -> None:
-        """The sampler is installed, and what adapters need."""
-        super().check_packages()
-        if self.sampler == "vllm":
-            require_vllm()
+from danlu.train.parallel import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -174,6 +65,7 @@ class Learner(ABC):
         stage: its name, for errors.
         policy: a copy of the SFT model, trained in place.
         settings: of the stage.
+        world: the processes that learn together; each walks its share of the micro-batches of every step.
         others: models that are trained beside the policy, by role.
     """
 
@@ -184,8 +76,10 @@ class Learner(ABC):
     reading: Reading = scoring
     """How: one by one, by default."""
 
-    def __init__(self, stage: str, policy: Decoder, settings: PracticeSettings, **others: Decoder) -> None:
-        self._stage, self.policy, self.settings = stage, policy, settings
+    def __init__(
+        self, stage: str, policy: Decoder, settings: PracticeSettings, world: World = ALONE, **others: Decoder
+    ) -> None:
+        self._stage, self.policy, self.settings, self.world = stage, policy, settings, world
         self._roles = {"policy": policy, **others}
         self._optimizers = {role: _adam(model) for role, model in self._roles.items()}
         self._skipped_in_a_row = dict.fromkeys(self._roles, 0)  # each its own: a sound critic hides no broken policy
@@ -290,16 +184,21 @@ class Learner(ABC):
         if self._mean is not None:
             self._mean.load(parts["mean"])
 
-    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, Opening, list[Tensor]]:
-        """Log-probabilities (B, R) of the policy and of the reference, and the parts in which they were computed."""
-        sequences, score = experience.sequences, self.reading.response_logprobs
-        blocks = scoring.split(torch.arange(len(sequences)), self.settings.mini_batch)
-        parts = [rows for block in blocks for rows in self._micro_batches(sequences, block)]
-        frozen = scoring.without_gradient(score, reference, sequences, parts, training_forward=True)
+    def _old_logprobs(self, experience: Experience, reference: Decoder) -> tuple[Tensor, Tensor, Opening]:
+        """Log-probabilities (B, R) of the policy and of the reference, of whole steps' micro-batches."""
+        sequences, score, world = experience.sequences, self.reading.response_logprobs, self.world
+        steps = self._first_epoch(sequences)
+        parts = [rows for step in steps for rows in step]
+        frozen = scoring.without_gradient(score, reference, sequences, parts, training_forward=True, world=world)
         if self.settings.entropy:  # the first step wants more than was said
-            return scoring.without_gradient(score, self.policy, sequences, parts, True), frozen, Opening(), parts
-        old, opening = scoring.opened(score, self.policy, sequences, parts, self.settings.mini_batch)
-        return old, frozen, opening, parts
+            return scoring.without_gradient(score, self.policy, sequences, parts, True, world), frozen, Opening()
+        old, opening = scoring.opened(score, self.policy, sequences, steps, world)
+        return old, frozen, opening
+
+    def _first_epoch(self, sequences: Sequences) -> list[list[Tensor]]:
+        """The micro-batches of every step of the first epoch, of all processes."""
+        blocks = scoring.split(torch.arange(len(sequences)), self.settings.mini_batch)
+        return [self._micro_batches(sequences, block) for block in blocks]
 
     def _units(self, scored: Any) -> Tensor:
         """(N, k) the rows that are learnt from, k at a time: those that one loss needs together."""
@@ -315,17 +214,18 @@ class Learner(ABC):
             yield from (units[part] for part in scoring.split(order, size))
 
     def _micro_batches(self, sequences: Sequences, rows: Tensor) -> list[Tensor]:
-        return self.reading.parts_by_length(sequences, self.settings.micro_batch, rows)
+        return self.reading.parts_by_length(sequences, self.settings.rows(self.world), rows)
 
     def _policy_step(self, scored: Any, index: Tensor, lr: float, mix: Sequences | None) -> dict[str, float] | None:
         """One optimizer step of the policy, or None and no step if it would start from too far away."""
         options, sequences, sums = self.settings, scored.experience.sequences, torch.zeros(3)
         n_tokens: Tensor = scored.mask[index].sum()
-        for rows in self._micro_batches(sequences, index):
+        for rows in self.world.deal(self._micro_batches(sequences, index)):
             logprobs, entropy = self._logprobs(sequences.rows(rows), scored.opening.take(rows))
             result = self._policy_loss(logprobs, scored, rows, index.numel(), n_tokens)
             ((result.loss - options.entropy * entropy) / n_tokens).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([result.loss.detach(), result.clipped, result.approx_kl]).cpu()
+        self.world.sum_tensors([sums])
         loss, clipped, approx_kl = (sums / n_tokens.cpu()).tolist()
         if approx_kl > options.approx_kl_limit:
             self._optimizers["policy"].zero_grad()
@@ -349,18 +249,20 @@ class Learner(ABC):
     def _mix_in(self, mix: Sequences) -> dict[str, float]:
         """Add the gradient of people's own answers (InstructGPT, arXiv 2203.02155, eq. 2's second term)."""
         total, n_tokens = 0.0, int(mix.mask.sum())
-        for rows in self._micro_batches(mix, torch.arange(len(mix))):
+        for rows in self.world.deal(self._micro_batches(mix, torch.arange(len(mix)))):
             loss = -scoring.response_logprobs(self.policy, mix.rows(rows)).sum()
             (self.settings.mix * loss / n_tokens).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
+        (total,) = self.world.sum_numbers([total], mix.mask.device)
         return {"mix_loss": total / n_tokens}
 
     def _step(self, role: str, lr: float, option: str) -> float:
-        """Clip and step; a gradient that is not finite changes nothing. Returns the norm before clipping.
+        """Clip and step by all processes' gradient; one that is not finite changes nothing. Returns the norm before.
 
         Raises:
             UserError: that was so for ``max_skips`` steps in a row; names the option of the learning rate.
         """
+        self.world.sum_gradients(self._optimizers[role].params.values())
         norm = torch.nn.utils.clip_grad_norm_(self._roles[role].parameters(), self.settings.grad_clip)
         finite = bool(torch.isfinite(norm))
         if finite:

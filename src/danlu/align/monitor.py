@@ -27,6 +27,7 @@ from danlu.evals.variety import distinct_2, repeated_4
 from danlu.files import write_json
 from danlu.model.decoder import Decoder
 from danlu.train.language import Text
+from danlu.train.parallel import ALONE, World
 
 WATCHED = ("judge", "audit")
 """What raises the alarm when it falls."""
@@ -88,7 +89,7 @@ class Monitor:
             **rates,
             **{name: float(scores.mean()) for name, scores in further.items() if len(scores)},
             **{f"{name}_error": _error(scores) for name, scores in further.items() if len(scores)},
-            **distance(self._policy, self._reference, seen.sequences, self._micro_batch),
+            **distance(self._policy, self._reference, seen.sequences, self._micro_batch, self._rollouts.world),
             "finished": float(seen.finished.float().mean()),
             "distinct_2": distinct_2(seen.texts),
             "repeated_4": repeated_4(responses(seen)),
@@ -97,11 +98,14 @@ class Monitor:
         }
 
 
-def distance(policy: Decoder, reference: Decoder, sequences: Sequences, micro_batch: int) -> dict[str, float]:
+def distance(
+    policy: Decoder, reference: Decoder, sequences: Sequences, micro_batch: int, world: World = ALONE
+) -> dict[str, float]:
     """How far a policy's own samples are from the reference: ``kl`` (nats per answer), ``entropy``, ``length``."""
     parts, score = scoring.parts_by_length(sequences, micro_batch), scoring.response_logprobs
-    here = scoring.without_gradient(score, policy, sequences, parts)
-    there = scoring.without_gradient(score, reference, sequences, parts)
+    here, there = (
+        scoring.without_gradient(score, model, sequences, parts, world=world) for model in (policy, reference)
+    )
     kl = float(losses.kl_k1(here, there).sum(1).mean())
     return {
         "kl": kl,

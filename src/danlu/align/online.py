@@ -19,14 +19,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu.align import losses
+from danlu.align.answering import PracticeSettings
 from danlu.align.grpo import groups_of
-from danlu.align.learner import Learner, PracticeSettings, Scored
+from danlu.align.learner import Learner, Scored
 from danlu.align.losses import PolicyLoss
 from danlu.align.paired import Objective
 from danlu.align.practice import practise
 from danlu.align.rollout import Experience
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
+from danlu.train.parallel import ALONE, World
 
 
 class OnlineDPOSettings(PracticeSettings):
@@ -54,7 +56,7 @@ def online_dpo(stage: Stage) -> dict[str, Any]:
         The looks before and after, the iteration that was kept, alarms, and speed.
     """
     settings = cast(OnlineDPOSettings, stage.settings)
-    return practise(stage, lambda policy: OnlinePairs(policy, settings))
+    return practise(stage, lambda policy, world: OnlinePairs(policy, settings, world))
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,13 @@ class OnlinePairs(Learner):
     Args:
         policy: a copy of the SFT model, trained in place.
         settings: of the stage.
+        world: the processes that learn together.
     """
 
     settings: OnlineDPOSettings
 
-    def __init__(self, policy: Decoder, settings: OnlineDPOSettings) -> None:
-        super().__init__("online_dpo", policy, settings)
+    def __init__(self, policy: Decoder, settings: OnlineDPOSettings, world: World = ALONE) -> None:
+        super().__init__("online_dpo", policy, settings, world)
         self.per_prompt = settings.group_size
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Ordered:

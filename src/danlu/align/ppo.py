@@ -19,13 +19,15 @@ from pydantic import Field
 from torch import Tensor
 
 from danlu.align import losses, scoring, trunk
-from danlu.align.learner import Learner, PracticeSettings, Scored
+from danlu.align.answering import PracticeSettings
+from danlu.align.learner import Learner, Scored
 from danlu.align.losses import PolicyLoss
 from danlu.align.practice import practise
 from danlu.align.rollout import Experience
 from danlu.align.scoring import Opening
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
+from danlu.train.parallel import ALONE, World
 
 
 class PPOSettings(PracticeSettings):
@@ -53,8 +55,8 @@ def ppo(stage: Stage) -> dict[str, Any]:
     """
     settings = cast(PPOSettings, stage.settings)
 
-    def learner(policy: Decoder) -> ActorCritic:
-        return ActorCritic(policy, trunk.critic(stage, policy, settings.adapter), settings)
+    def learner(policy: Decoder, world: World) -> ActorCritic:
+        return ActorCritic(policy, trunk.critic(stage, policy, settings.adapter), settings, world)
 
     return practise(stage, learner)
 
@@ -81,6 +83,7 @@ class ActorCritic(Learner):
         policy: a copy of the SFT model, trained in place.
         critic: a copy of the reward model, trained in place.
         settings: of the stage.
+        world: the processes that learn together.
 
     The critic keeps the reward model's trunk and gets a head of zeros (Huang et al., "The N implementation details of
     RLHF with PPO"). The reward model's head has only ever been read at the end of an answer; in the middle it says
@@ -90,18 +93,17 @@ class ActorCritic(Learner):
 
     settings: PPOSettings
 
-    def __init__(self, policy: Decoder, critic: Decoder, settings: PPOSettings) -> None:
-        super().__init__("ppo", policy, settings, critic=critic)
+    def __init__(self, policy: Decoder, critic: Decoder, settings: PPOSettings, world: World = ALONE) -> None:
+        super().__init__("ppo", policy, settings, world, critic=critic)
         self.critic = critic
         torch.nn.init.zeros_(critic.score.weight)
 
     def score(self, experience: Experience, reference: Decoder, beta: float) -> Valued:
         """Log-probabilities, values, rewards with their KL share, advantages."""
         options, sequences = self.settings, experience.sequences
-        old, frozen, opening, parts = self._old_logprobs(experience, reference)
-        values, opening_values = scoring.opened(
-            scoring.response_values, self.critic, sequences, parts, options.mini_batch
-        )
+        old, frozen, opening = self._old_logprobs(experience, reference)
+        steps = self._first_epoch(sequences)
+        values, opening_values = scoring.opened(scoring.response_values, self.critic, sequences, steps, self.world)
         rewards = losses.token_rewards(experience.scores, losses.kl_k1(old, frozen), sequences.mask, beta)
         advantages, returns = losses.gae(rewards, values, sequences.mask, options.gamma, options.lam)
         white = losses.whiten(advantages, sequences.mask)
@@ -123,7 +125,7 @@ class ActorCritic(Learner):
         """One optimizer step of the critic."""
         options, sequences, total = self.settings, scored.experience.sequences, 0.0
         n_tokens = scored.mask[index].sum()
-        for rows in self._micro_batches(sequences, index):
+        for rows in self.world.deal(self._micro_batches(sequences, index)):
             known = scored.opening_values.take(rows)
             values = scoring.response_values(self.critic, sequences.rows(rows)) if known is None else known
             loss = losses.ppo_value_loss(
@@ -131,6 +133,7 @@ class ActorCritic(Learner):
             )
             (loss / n_tokens).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
+        (total,) = self.world.sum_numbers([total], n_tokens.device)
         norm = self._step("critic", options.critic_lr * decay, "critic_lr")
         return {"value_loss": total / int(n_tokens), "critic_norm": norm}
 

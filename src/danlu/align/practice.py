@@ -5,7 +5,8 @@ Out: ``model/``, ``metrics.jsonl`` with a line per iteration, ``monitor.json`` w
 Left out: formulas (``losses``), sampling (``rollout``), updates (``learner`` and its kinds), the judge (``monitor``).
 
 A checkpoint holds everything that an iteration depends on, and random numbers are addressed by iteration: a killed run
-goes on to the same bytes.
+goes on to the same bytes. Several processes share an iteration's work (``learner``, ``rollout``); the first one writes,
+and what it has seen decides what is kept and when practice ends.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import monitor, prompts, scoring, trunk
+from danlu.align.answering import PracticeSettings
 from danlu.align.elsewhere import Following, corrected, sampler_of
-from danlu.align.learner import Learner, PracticeSettings
+from danlu.align.learner import Learner
 from danlu.align.losses import AdaptiveKL
 from danlu.align.monitor import Monitor
 from danlu.align.rewards import audits, scorer
@@ -38,35 +40,38 @@ from danlu.records import Answer, Conversation, read_conversations
 from danlu.run import Stage
 from danlu.streams import stream_seed
 from danlu.tokens.tokenizer import Tokenizer
-from danlu.train import adapters
+from danlu.train import adapters, parallel
 from danlu.train.checkpoint import load_latest, save_checkpoint
 
 _BEST = "best."
 
 
-def practise(stage: Stage, make: Callable[[Decoder], Learner]) -> dict[str, Any]:
+def practise(stage: Stage, make: Callable[[Decoder, parallel.World], Learner]) -> dict[str, Any]:
     """Run a stage of practice, or go on with it.
 
     Args:
         stage: with the inputs ``sft`` and ``reward``, ``PracticeSettings``, and outside perhaps a ``trunk.START``; the
             KL is that from the SFT model all the same.
-        make: from a policy to the learner that trains it.
+        make: from a policy and the processes that practise to the learner that trains it.
 
     Returns:
         The looks before and after, the iteration that was kept, alarms, and speed.
     """
     settings = cast(PracticeSettings, stage.settings)
-    place, folder = settings.machine(), stage.inputs["sft"] / "model"
-    stage.console.say(f"{stage.name} on {place.describe()}")
+    place, folder, world = settings.machine(), stage.inputs["sft"] / "model", parallel.join()
+    world.check_device(place.kind)
+    stage.console.say(f"{stage.name} on {place.describe()}{world.describe()}")
     tokenizer = Tokenizer.load(folder)
     policy, reference = trunk.policy_and_reference(stage, settings.adapter, place)
-    learner = make(policy)
+    learner = make(policy, world)
     shared = reference if adapted(policy) else None
     score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty, shared)
     further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
     rows, weights = max(settings.batch_size, settings.probe_prompts), stage.dir / "sampler"
     with sampler_of(settings.sampler, policy, tokenizer, weights, rows) as sampler:
         figures = Practice(stage, tokenizer, learner, reference, score, sampler, further).run()
+    if not world.main:
+        return figures
     card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
     adapters.write(policy, stage, folder, settings.adapter)
@@ -79,7 +84,7 @@ class Practice:
     Args:
         stage: where to read prompts and write checkpoints and metrics.
         tokenizer: of the models.
-        learner: the policy and how it learns.
+        learner: the policy and how it learns, and with which processes.
         reference: the frozen SFT model.
         score: scores answers.
         sampler: draws answers from the policy.
@@ -92,10 +97,12 @@ class Practice:
     ) -> None:  # fmt: skip
         settings = learner.settings
         self._stage, self._settings, self._tokenizer = stage, settings, tokenizer
-        self._learner, self._reference = learner, reference
+        self._learner, self._reference, self._world = learner, reference, learner.world
         self._device = learner.policy.output_weight.device.type
         self._sampler = sampler
-        self._rollouts = Rollouts(self._sampler, score, settings.max_new_tokens, tokenizer.pad, self._device)
+        self._rollouts = Rollouts(
+            self._sampler, score, settings.max_new_tokens, tokenizer.pad, self._device, self._world
+        )
         self._controller = AdaptiveKL(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         self._prompts, heldout = prompts.gather(
             stage, settings.prompts, settings.judge, tokenizer,
@@ -104,7 +111,7 @@ class Practice:
         self._cursor = Cursor(len(self._prompts), stage.seed, stage.name)
         self._mixed = _conversations(stage) if settings.mix else []
         room, tokens = reference.config.max_seq_len, settings.probe_tokens
-        text = heldout_answers(stage, tokenizer, room, tokens) if tokens else None
+        text = heldout_answers(stage, tokenizer, room, tokens, self._world) if tokens else None
         self._monitor = Monitor(
             judge(settings.judge), heldout[: settings.probe_prompts], self._rollouts, learner.policy, reference,
             settings.micro_batch, stage.seed, further or {}, text,
@@ -123,7 +130,8 @@ class Practice:
             while done < self._settings.iterations and not self._stopped():
                 row = self._iterate(done)
                 done += 1
-                self._stage.metrics.log(done, **row)
+                if self._world.main:
+                    self._stage.metrics.log(done, **row)
                 task.advance(reward=row.get("reward", math.nan), kl=row.get("kl", math.nan))
                 if done % self._settings.probe_every == 0 or done == self._settings.iterations:
                     self._show(done)
@@ -135,7 +143,8 @@ class Practice:
         """What the SFT model asks when it is given the user's turn."""
         seeds = [stream_seed(self._stage.seed, self._stage.name, "ask", n) for n in range(self._settings.self_prompts)]
         sampler = Generator(self._reference, self._tokenizer, self._reference.compute_dtype)
-        return prompts.asked_by(sampler, self._tokenizer, seeds, self._reference.config.max_seq_len // 2)
+        longest = self._reference.config.max_seq_len // 2
+        return prompts.asked_by(sampler, self._tokenizer, seeds, longest, self._world)
 
     def _iterate(self, iteration: int) -> dict[str, float]:
         """Sample, score, learn, move the KL coefficient."""
@@ -155,7 +164,7 @@ class Practice:
                 row |= self._learner.update(scored, iteration, stream_seed(*address, "rows"), self._mix(iteration))
             else:  # a step would follow the leash and old momentum alone
                 row |= {"steps": 0.0}
-            self._controller = self._controller.update(row["kl"], settings.batch_size)
+            self._controller = self._controller.update(self._world.told(row["kl"]), settings.batch_size)
         self._seconds += time.monotonic() - started
         return row | {"seconds": time.monotonic() - started, "sampling_seconds": sampled - started}
 
@@ -208,7 +217,7 @@ class Practice:
     def _look(self, iteration: int) -> None:
         """A look from outside; notes the alarm, and keeps the weights if the proxy and the KL like them best."""
         self._sampler.refresh()
-        self._looks.append(self._monitor.look(iteration))
+        self._looks.append(self._world.told(self._monitor.look(iteration)))
         shown = {key: value for key, value in self._looks[-1].items() if isinstance(value, float)}
         self._stage.console.say(
             f"{self._stage.name} after {iteration}: " + " ".join(f"{key}={value:.3g}" for key, value in shown.items())
@@ -232,6 +241,11 @@ class Practice:
         return monitor.choose(sound, self._settings.kl_coefficient, self._settings.kl_budget)
 
     def _save(self, iteration: int) -> None:
+        if self._world.main:
+            self._write(iteration)
+        self._world.wait()
+
+    def _write(self, iteration: int) -> None:
         tensors = self._learner.tensors() | {_BEST + name: tensor for name, tensor in self._best.items()}
         state = {
             "beta": self._controller.beta, "looks": self._looks, "alarms": self._alarms, "seconds": self._seconds,
@@ -242,7 +256,14 @@ class Practice:
     def _resume(self) -> int:
         """Go back to the newest sound checkpoint; returns how many iterations are done."""
         found = load_latest(self._stage.dir / "ckpt", self._stage.console)
-        self._stage.metrics.rewind(found.step if found else 0)
+        done = found.step if found else 0
+        if self._world.told(done) != done:
+            raise UserError(
+                f"{self._stage.name}: the processes do not all find the same checkpoints in {self._stage.dir}; the run "
+                "directory must be one that all machines see"
+            )
+        if self._world.main:
+            self._stage.metrics.rewind(done)
         if found is None:
             self._show(0)
             return 0
@@ -257,7 +278,8 @@ class Practice:
 
     def _figures(self, done: int) -> dict[str, Any]:
         kept, rows = self._kept(), self._stage.metrics.read()
-        monitor.write(self._stage.dir / "monitor.json", self._looks, kept, self._alarms)
+        if self._world.main:
+            monitor.write(self._stage.dir / "monitor.json", self._looks, kept, self._alarms)
         by_iteration = {look["iteration"]: look for look in self._looks}
         per_iteration = self._seconds / done
         rare = {

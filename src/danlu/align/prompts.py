@@ -31,6 +31,7 @@ from danlu.records import Message, check_messages, parse_conversation, read_conv
 from danlu.run import Stage
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.parallel import ALONE, World
 
 MADE = ("sft", "votes", "self")
 _GRAM = 3
@@ -139,7 +140,9 @@ def read_prompts(path: Path) -> tuple[list[Turns], list[str]]:
     return good, bad
 
 
-def asked_by(sampler: Sampler, tokenizer: Tokenizer, seeds: Sequence[int], longest: int) -> list[str]:
+def asked_by(
+    sampler: Sampler, tokenizer: Tokenizer, seeds: Sequence[int], longest: int, world: World = ALONE
+) -> list[str]:
     """What a chat model says when it is given the user's turn and nothing else (Magpie, Xu et al., arXiv 2406.08464).
 
     Args:
@@ -147,10 +150,16 @@ def asked_by(sampler: Sampler, tokenizer: Tokenizer, seeds: Sequence[int], longe
         tokenizer: its.
         seeds: one per question.
         longest: tokens of a question.
+        world: the processes that want them; the first asks, since no prompt may be another one for another process.
 
     Returns:
         The questions, in order; empty where none came to an end.
     """
+    asked: list[str] = world.told(_asked(sampler, tokenizer, seeds, longest) if world.main else None)
+    return asked
+
+
+def _asked(sampler: Sampler, tokenizer: Tokenizer, seeds: Sequence[int], longest: int) -> list[str]:
     opening = chat.encode_opening(tokenizer, "user")
     said = sampler.generate([opening] * len(seeds), Sampling(max_new_tokens=longest), seeds)
     return [each.text.strip() if each.finish_reason == "stop" else "" for each in said]

@@ -5,13 +5,13 @@ Out: ``Experience``: right-padded sequences, whether each was finished, its scor
 Left out: where scores come from (``rewards``); log-probabilities, advantages and updates (``learner``).
 
 Everything is addressed by (seed, iteration, row): a sample depends neither on its neighbours nor on what was sampled
-before, so a resumed run makes the same experience.
+before, so a resumed run makes the same experience, and so do several processes that share the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from danlu.records import Conversation, Message
 from danlu.streams import stream_seed
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.parallel import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class Experience(Sampled):
             scores=self.scores[index],
         )
 
+    def to(self, device: str) -> Experience:
+        """The same experience elsewhere."""
+        tensors = {name: getattr(self, name).to(device) for name in ("sequences", "finished", "drawn", "scores")}
+        return replace(self, **tensors)
+
 
 def join(parts: Sequence[Experience], padding: int) -> Experience:
     """Several experiences as one, in order."""
@@ -148,6 +154,7 @@ class Rollouts:
         max_new_tokens: where an answer is cut off.
         padding: token that fills rows up.
         device: where the experience goes.
+        world: the processes that share the rows, all of which have to collect.
     """
 
     sampler: Sampler
@@ -155,15 +162,27 @@ class Rollouts:
     max_new_tokens: int
     padding: int
     device: str = "cpu"
+    world: World = ALONE
 
     def collect(self, prompts: Sequence[Prompt], *address: object) -> Experience:
         """Practise once on each prompt; repeat a prompt to sample it more than once.
+
+        Several processes practise on consecutive rows each, so that most answers to one prompt, which is read once, are
+        one process's. All get the whole experience.
 
         Args:
             prompts: one per row.
             address: of the random stream, such as (seed, "ppo", iteration).
         """
         seeds = [stream_seed(*address, row) for row in range(len(prompts))]
+        if self.world.size == 1:
+            return self._practise(prompts, seeds)
+        start, end = (len(prompts) * place // self.world.size for place in (self.world.rank, self.world.rank + 1))
+        mine = [self._practise(prompts[start:end], seeds[start:end]).to("cpu")] if start < end else []
+        return join([part.to(self.device) for part in self.world.gather(mine)], self.padding)
+
+    def _practise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Experience:
+        """Answer every prompt with the seed of its row, and score the answers."""
         ids = [prompt.ids for prompt in prompts]
         done = self.sampler.generate(ids, Sampling(max_new_tokens=self.max_new_tokens), seeds)
         sequences = scoring.pad(ids, [completion.tokens for completion in done], self.padding, self.device)

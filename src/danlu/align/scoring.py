@@ -23,6 +23,7 @@ from danlu.model.losses import linear_logprobs, linear_logprobs_entropy
 from danlu.records import Answer, Conversation, Message
 from danlu.tokens import chat
 from danlu.tokens.tokenizer import Tokenizer
+from danlu.train.parallel import ALONE, World
 
 Scoring = Callable[[Decoder, "Sequences"], Tensor]
 
@@ -54,6 +55,10 @@ class Sequences:
         longest = int(self.lengths[index].max())
         return Sequences(self.tokens[index, :longest], self.prompt_lengths[index], self.mask[index])
 
+    def to(self, device: str) -> Sequences:
+        """The same rows elsewhere."""
+        return Sequences(self.tokens.to(device), self.prompt_lengths.to(device), self.mask.to(device))
+
     def predicting(self) -> Tensor:
         """(N,) positions in the flattened (B * T) whose *next* token is a response token, row by row."""
         offsets = torch.arange(self.mask.shape[1], device=self.mask.device)
@@ -78,7 +83,7 @@ class Opening:
     """What one forward said before the update, differentiable still: the first step need not make it again.
 
     The first step starts from the very weights that scored, so this saves a forward and moves no bit. Kept only where a
-    step is one micro-batch, whose activations training has room for anyway.
+    step is one micro-batch of this process, whose activations training has room for anyway.
 
     Args:
         found: a row for each of ``rows``.
@@ -196,6 +201,7 @@ def without_gradient(
     sequences: Sequences,
     parts: Sequence[Tensor],
     training_forward: bool = False,
+    world: World = ALONE,
 ) -> Tensor:
     """Score part by part; the result is detached and in the order of the rows.
 
@@ -206,17 +212,14 @@ def without_gradient(
         parts: row indices of each forward, from ``parts_by_length``.
         training_forward: take the very route of training, which some kernels leave under inference mode. It matters
             where a difference in the last bit would: between old and new log-probabilities.
+        world: processes among which the parts are dealt out; all get the whole.
     """
-    found = []
-    for rows in parts:
-        with torch.inference_mode(not training_forward):
-            found.append(score(model, sequences.rows(rows)).detach())
-    # Put together outside inference mode, so that what is made from it can meet autograd.
-    return torch.cat(found)[torch.cat(list(parts)).argsort()]
+    found = [_detached(score, model, sequences, rows, training_forward) for rows in world.deal(parts)]
+    return _in_order(found, parts, world).to(sequences.tokens.device)
 
 
 def opened(
-    score: Scoring, model: Decoder, sequences: Sequences, parts: Sequence[Tensor], step: int
+    score: Scoring, model: Decoder, sequences: Sequences, steps: Sequence[Sequence[Tensor]], world: World = ALONE
 ) -> tuple[Tensor, Opening]:
     """Score, by the forward of training, a model that is about to be trained.
 
@@ -224,20 +227,19 @@ def opened(
         score: one of the functions above, of (B, R).
         model: for it.
         sequences: all rows.
-        parts: row indices of each forward, of one optimizer step after another.
-        step: rows of an optimizer step.
+        steps: of every optimizer step, row indices of each forward.
+        world: processes among which the forwards are dealt out, those of a step as all.
 
     Returns:
-        As ``without_gradient``; and the scores of the first step, if that is one part.
+        As ``without_gradient``; and the scores of the first step, if that is one forward of this process.
     """
-    first, rest = parts[0], parts[1:]
-    if len(first) < min(step, len(sequences)):
-        return without_gradient(score, model, sequences, parts, training_forward=True), Opening()
+    parts = [rows for step in steps for rows in step]
+    if len(world.deal(steps[0])) != 1:
+        return without_gradient(score, model, sequences, parts, training_forward=True, world=world), Opening()
+    first, *rest = world.deal(parts)
     opening = score(model, sequences.rows(first))
-    found = [opening.detach()[first.argsort()]]
-    if rest:
-        found.append(without_gradient(score, model, sequences, rest, training_forward=True))
-    return torch.cat(found), Opening(opening, first)
+    found = [opening.detach(), *(_detached(score, model, sequences, rows, training_forward=True) for rows in rest)]
+    return _in_order(found, parts, world).to(opening.device), Opening(opening, first)
 
 
 def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None) -> list[Tensor]:
@@ -257,6 +259,21 @@ def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None)
 def split(index: Tensor, size: int) -> list[Tensor]:
     """Consecutive parts of ``index``, ``size`` entries each; the last may be shorter."""
     return [index[start : start + size] for start in range(0, len(index), size)]
+
+
+def _detached(score: Scoring, model: Decoder, sequences: Sequences, rows: Tensor, training_forward: bool) -> Tensor:
+    """Some rows scored."""
+    with torch.inference_mode(not training_forward):
+        return score(model, sequences.rows(rows)).detach()
+
+
+def _in_order(found: Sequence[Tensor], parts: Sequence[Tensor], world: World) -> Tensor:
+    """What all processes found for their shares of the parts, in the order of the rows.
+
+    Put together outside inference mode, so that what is made from it can meet autograd.
+    """
+    every = found if world.size == 1 else world.gather([one.cpu() for one in found])
+    return torch.cat(list(every))[torch.cat(list(parts)).argsort()]
 
 
 def _states_and_targets(model: Decoder, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:

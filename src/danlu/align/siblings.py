@@ -43,7 +43,7 @@ def parts_by_length(sequences: Sequences, size: int, rows: Tensor | None = None)
     that is what this gives.
     """
     index = torch.arange(len(sequences)) if rows is None else rows.flatten()
-    chosen = _on_cpu(sequences.rows(index))
+    chosen = sequences.rows(index).to("cpu")
     numbers, lengths = index.tolist(), chosen.lengths.tolist()
     pieces = [family[start : start + size] for family in _families(chosen)
               for start in range(0, len(family), size)]  # fmt: skip
@@ -82,7 +82,7 @@ def answers_a_row(config: ModelConfig, prompt: float, answer: float, siblings: i
 
 def _read(model: Decoder, sequences: Sequences, entropy: bool) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (B, R); zeros for these if they are not asked for."""
-    here = _on_cpu(sequences)  # a GPU would be waited for at every row
+    here = sequences.to("cpu")  # a GPU would be waited for at every row
     families = _families(here)
     prompt, whole = (float(x.float().mean()) for x in (here.prompt_lengths, here.lengths))
     count = answers_a_row(model.config, prompt, whole - prompt, max(map(len, families)))
@@ -99,10 +99,6 @@ def _read(model: Decoder, sequences: Sequences, entropy: bool) -> tuple[Tensor, 
         for flat in token_logprobs(model, batch, entropy)
     )
     return logprobs, entropies
-
-
-def _on_cpu(sequences: Sequences) -> Sequences:
-    return Sequences(sequences.tokens.cpu(), sequences.prompt_lengths.cpu(), sequences.mask.cpu())
 
 
 def _families(sequences: Sequences) -> list[list[int]]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from danlu.align import DPOSettings
+from danlu.align.answering import AnsweringSettings
 from danlu.align.grpo import METHODS, unread
 from danlu.align.judgements import VOTES
-from danlu.align.learner import AnsweringSettings
 from danlu.console import Console
 from danlu.errors import UserError, unknown
 from danlu.pipeline import execute, outdated, read_recipe, stages_of

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from danlu import hub
 from danlu.align import monitor, prompts
-from danlu.align.learner import PracticeSettings
+from danlu.align.answering import PracticeSettings
 from danlu.align.monitor import Monitor
 from danlu.align.rewards import scorer
 from danlu.align.rollout import Experience, Prompt, Rollouts

@@ -126,8 +126,7 @@ def prepare(model: Decoder, settings: LoopSettings, stage: Stage) -> parallel.Wo
     model.compute_in(chosen.compute_dtype)
     compiled = compile_blocks(model, settings, chosen.kind)
     if world.main:
-        together = f", {world.size} processes" if world.size > 1 else ""
-        stage.console.say(f"{stage.name} on {chosen.describe()}, {compiled}{together}")
+        stage.console.say(f"{stage.name} on {chosen.describe()}, {compiled}{world.describe()}")
     return world
 
 

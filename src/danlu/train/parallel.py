@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from danlu.errors import UserError
 
 _PATIENCE = timedelta(days=30)  # for one that works alone
 _STEP = timedelta(minutes=30)  # for one that takes the same step
+_T = TypeVar("_T")
 # What gloo and nccl say where a process has left.
 _LEFT = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
@@ -43,6 +44,28 @@ class World:
     def main(self) -> bool:
         """Whether this process is the one that writes files."""
         return self.rank == 0
+
+    def describe(self) -> str:
+        """What to add to a line about the machine; nothing for one process."""
+        return f", {self.size} processes" if self.size > 1 else ""
+
+    def deal(self, things: Sequence[_T]) -> Sequence[_T]:
+        """This process's share of some things, which are dealt out one by one; none if there are too few."""
+        return things if self.size == 1 else things[self.rank :: self.size]
+
+    def gather(self, mine: Sequence[_T]) -> list[_T]:
+        """The inverse of ``deal``: what all processes have made of their shares, in the order of the things.
+
+        Args:
+            mine: made of this one's; its tensors lie on the CPU.
+        """
+        if self.size == 1:
+            return list(mine)
+        shares: list[Sequence[_T]] = [()] * self.size
+        with _others_there():
+            dist.all_gather_object(shares, mine)
+        rounds = range(max(map(len, shares)))
+        return [share[turn] for turn in rounds for share in shares if turn < len(share)]
 
     def sum_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Add up each tensor over all processes, in place, in one message per dtype.
@@ -71,6 +94,20 @@ class World:
         with _others_there():
             dist.all_reduce(total)
         return [float(number) for number in total.tolist()]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients over all processes, in place.
+
+        A process that had no row to learn from has none where others have some: its own are zeros then.
+        """
+        if self.size == 1:
+            return
+        trained = list(parameters)
+        there = self.sum_numbers([float(p.grad is not None) for p in trained], trained[0].device)
+        for parameter, processes in zip(trained, there, strict=True):
+            if processes and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.sum_tensors([p.grad for p in trained if p.grad is not None])
 
     def wait(self) -> None:
         """Return when every process has come here, as long as it takes."""

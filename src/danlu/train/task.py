@@ -148,6 +148,6 @@ class Task:
                     f"{stage}: {world.size} processes cannot share the {len(every)} micro-batches of a step; start "
                     f"fewer processes, or make {stage}.batch_size larger"
                 )
-            return every[world.rank :: world.size]
+            return world.deal(every)
 
         return replace(self, batches=share)
