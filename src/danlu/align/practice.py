@@ -30,7 +30,7 @@ from danlu.align.rollout import Cursor, Experience, Rollouts, Score, join
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
-from danlu.evals.perplexity import heldout_answers
+from danlu.evals.perplexity import heldout_texts
 from danlu.hub.lora import adapted
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
@@ -104,10 +104,10 @@ class Practice:
         self._cursor = Cursor(len(self._prompts), stage.seed, stage.name)
         self._mixed = _conversations(stage) if settings.mix else []
         room, tokens = reference.config.max_seq_len, settings.probe_tokens
-        text = heldout_answers(stage, tokenizer, room, tokens) if tokens else None
+        texts = heldout_texts(stage, tokenizer, room, tokens) if tokens else {}
         self._monitor = Monitor(
             judge(settings.judge), heldout[: settings.probe_prompts], self._rollouts, learner.policy, reference,
-            settings.micro_batch, stage.seed, further or {}, text,
+            settings.micro_batch, stage.seed, further or {}, texts,
         )  # fmt: skip
         self._looks: list[dict[str, Any]] = []
         self._alarms: list[int] = []
