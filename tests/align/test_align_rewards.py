@@ -33,6 +33,8 @@ RULES = '''
 import os, time
 
 calls = 0
+with open("started", "a") as file:
+    file.write("x")
 
 
 def flowers(prompts, answers):
@@ -184,6 +186,15 @@ def test_a_bad_answer_costs_itself_in_every_batch(
     for _ in range(3):
         torch.testing.assert_close(score(many(sampled, texts)), torch.tensor(wanted), equal_nan=True)
     assert said == [f"the reward 'rewarding.rules:{name}' {what}; {len(bad)} of 21 answers are left out"]
+
+
+def test_a_batch_costs_ten_processes_at_most(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, tmp_path: Path
+) -> None:
+    score, said = rule("dies")
+    assert score(many(sampled, ["花"] * 64)).isnan().all()
+    assert (tmp_path / "started").read_text(encoding="utf-8") == 10 * "x"
+    assert said == ["the reward 'rewarding.rules:dies' ended with exit code 3; 64 of 64 answers are left out"]
 
 
 def test_an_answer_at_which_a_function_hangs_costs_few_others_and_a_bounded_time(
