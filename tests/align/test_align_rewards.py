@@ -188,27 +188,39 @@ def test_a_bad_answer_costs_itself_in_every_batch(
     assert said == [f"the reward 'rewarding.rules:{name}' {what}; {len(bad)} of 21 answers are left out"]
 
 
-def test_a_batch_costs_ten_processes_at_most(
+def test_a_batch_costs_twenty_processes_at_most(
     rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, tmp_path: Path
 ) -> None:
     score, said = rule("dies")
     assert score(many(sampled, ["花"] * 64)).isnan().all()
-    assert (tmp_path / "started").read_text(encoding="utf-8") == 10 * "x"
+    assert (tmp_path / "started").read_text(encoding="utf-8") == 20 * "x"
     assert said == ["the reward 'rewarding.rules:dies' ended with exit code 3; 64 of 64 answers are left out"]
 
 
 def test_an_answer_at_which_a_function_hangs_costs_few_others_and_a_bounded_time(
     rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled
 ) -> None:
-    score, said = rule("hangs_at_bad", timeout=0.5)
+    score, said = rule("hangs_at_bad", timeout=1.0)
     texts = ["花花"] * 64
-    texts[37] = "坏"
+    texts[37] = texts[50] = "坏"
     started = time.monotonic()
     lost = score(many(sampled, texts)).isnan().nonzero().flatten().tolist()
     assert time.monotonic() - started < 60
-    assert lost in ([*range(36, 40)], [*range(36, 38)], [*range(32, 40)])  # by how busy the machine is
-    what = "said nothing within 0.5 seconds"
+    assert {37, 50} <= set(lost)
+    assert len(lost) <= 32  # two, unless the machine is too busy to answer in an eighth of a second
+    what = "said nothing within 1 seconds"
     assert said == [f"the reward 'rewarding.rules:hangs_at_bad' {what}; {len(lost)} of 64 answers are left out"]
+
+
+def test_a_part_has_its_share_of_the_time_unless_answers_take_long(
+    rule: Callable[..., tuple[RuleScore, list[str]]],
+) -> None:
+    score, _ = rule("hangs_at_bad", timeout=8.0)
+    assert [score._patience(share) for share in (1.0, 0.5, 1 / 64)] == [8.0, 4.0, 1.0]
+    score._slowest = 3.0
+    assert [score._patience(share) for share in (1.0, 0.5, 1 / 64)] == [8.0, 6.0, 6.0]
+    score._slowest = 7.0
+    assert score._patience(0.5) == 8.0
 
 
 def test_a_process_that_cannot_be_started_again_is_told_with_the_way_on(

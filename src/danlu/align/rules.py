@@ -36,8 +36,9 @@ from danlu.align.rollout import Sampled
 from danlu.errors import UserError, unknown
 
 _START_SECONDS = 120.0  # to import what the user's module imports
-_PATIENCE = 5.0  # times its seconds, for a batch asked in parts: one answer at which it hangs costs an eighth at most
-_ENDS = 10  # of processes, for such a batch: enough to find one answer of 256 at which they die
+_PATIENCE = 5.0  # times its seconds, for a batch that is asked in parts
+_LEAST = 1 / 8  # of its seconds, for the smallest part
+_ENDS = 20  # of processes, for such a batch
 _FAILURES = 3  # in a row
 _Messages = list[dict[str, str]]
 _WORKER = Path(__file__).with_name("rule_worker.py")
@@ -65,6 +66,7 @@ class RuleScore:
         self.source, self._timeout, self._told = source, timeout, told
         self._failures = 0
         self._said: set[str] = set()
+        self._slowest = 0.0  # seconds that an answer has taken
         self._worker = _Worker(source)
 
     def __call__(self, sampled: Sampled) -> Tensor:
@@ -107,7 +109,9 @@ class RuleScore:
             self._awake()
             started = time.monotonic()
             try:
-                scores[rows] = self._ask(prompts[rows], answers[rows], min(left, self._timeout))
+                patience = min(left, self._patience(len(part) / len(answers)))
+                scores[rows] = self._ask(prompts[rows], answers[rows], patience)
+                self._slowest = max(self._slowest, time.monotonic() - started)
             except RuleError as error:
                 problem = problem or str(error)
                 half = len(part) // 2
@@ -115,6 +119,14 @@ class RuleScore:
             left -= time.monotonic() - started
             ends += not self._worker.lives()
         return scores, problem
+
+    def _patience(self, share: float) -> float:
+        """Seconds for a share of a batch: as much of the time-out, but twice what any answer has taken so far.
+
+        With the whole time-out for every part, a function that hangs at a few answers would use up all patience before
+        the parts without them are asked.
+        """
+        return min(self._timeout, max(self._timeout * max(share, _LEAST), 2 * self._slowest))
 
     def _awake(self) -> None:
         """Start the process again if it is gone.
