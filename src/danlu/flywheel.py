@@ -37,10 +37,11 @@ from danlu.console import Console
 from danlu.errors import UserError
 from danlu.evals.evaluate import EvalSettings
 from danlu.files import atomic_write, hash_file, read_json, write_json
-from danlu.pipeline import aligned_of, execute, freeze_votes, read_recipe
+from danlu.pipeline import aligned_of, execute, read_recipe
 from danlu.places import snapshot_path, votes_path
 from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
+from danlu.snapshots import freeze_votes
 
 _VOTES, _PROPOSED = "votes.jsonl", "proposed.json"
 _TAKEN = Condition("still the candidate", 0.0, "> 0", False, "the operator rolled back, which takes a candidate away")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,6 @@ from danlu.files import atomic_write, free_space, hash_paths, hash_place, hash_v
 from danlu.model.config import ModelConfig
 from danlu.recipe import Recipe, Settings, load_recipe
 from danlu.run import METRICS, RESOLVED, Metrics, Run, Stage
-from danlu.snapshots import freeze_votes as freeze_votes
 from danlu.snapshots import read_by
 from danlu.train import parallel
 
@@ -64,6 +64,7 @@ class StageSpec:
         makes: what it leaves in its directory for others; their bytes are the stage's output hash.
         disk: bytes that should be free before it starts, beside those of checkpoints and models.
         together: whether the processes that ``torchrun`` started share its steps; else the first works alone.
+        sees: stages that its needs were made from and by which it measures, so that they change nothing that it makes.
     """
 
     name: str
@@ -74,8 +75,13 @@ class StageSpec:
     makes: tuple[str, ...]
     disk: int = 100 << 20
     together: bool = False
+    sees: tuple[str, ...] = ()
 
 
+# A stage that learns from scores of its own answers, and sees what it makes a model forget of what was read.
+_practice = partial(
+    StageSpec, life="work induction", needs=("sft", "reward"), makes=("model",), sees=("tokens",), together=True
+)  # fmt: skip
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("corpus", "books", corpus.CorpusSettings, corpus.build, (), ("documents", "split.json"), 500 << 20),
     StageSpec("tokenizer", "letters", tokens.TokenizerSettings, tokens.build_tokenizer, ("corpus",), ("model",)),
@@ -92,19 +98,10 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec(
         "reward", "taste", align.RewardSettings, align.reward, ("sft", "rankings"), ("model", "audit"), together=True
     ),
-    StageSpec(
-        "ppo", "work induction", align.PPOSettings, align.ppo, ("sft", "reward"), ("model",), together=True
-    ),
-    StageSpec(
-        "grpo", "work induction", align.GRPOSettings, align.grpo, ("sft", "reward"), ("model",), together=True
-    ),
-    StageSpec(
-        "online_dpo", "work induction", align.OnlineDPOSettings, align.online_dpo, ("sft", "reward"), ("model",),
-        together=True,
-    ),
-    StageSpec(
-        "best_of", "work induction", align.BestOfSettings, align.best_of, ("sft", "reward"), ("model",), together=True
-    ),
+    _practice("ppo", settings=align.PPOSettings, function=align.ppo),
+    _practice("grpo", settings=align.GRPOSettings, function=align.grpo),
+    _practice("online_dpo", settings=align.OnlineDPOSettings, function=align.online_dpo),
+    _practice("best_of", settings=align.BestOfSettings, function=align.best_of),
     StageSpec("dpo", "work induction", align.DPOSettings, align.dpo, ("sft", "rankings"), ("model",), together=True),
     StageSpec(
         "compress", "travelling light", compress.CompressSettings, compress.compress,
@@ -147,8 +144,12 @@ def stages_of(recipe: Recipe) -> tuple[StageSpec, ...]:
         left_out |= {"tokenizer", "tokens"}
         if "sft" in left_out or recipe.sections["sft"].reads():
             left_out.add("corpus")
+
+    def kept(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in left_out)
+
     return tuple(
-        replace(spec, needs=tuple(need for need in needs[spec.name] if need not in left_out))
+        replace(spec, needs=kept(needs[spec.name]), sees=kept(spec.sees))
         for spec in STAGES
         if spec.name not in left_out
     )
@@ -275,7 +276,9 @@ def _stage(run: Run, spec: StageSpec, recipe: Recipe, outside: Mapping[str, Path
         name=spec.name,
         dir=run.stage_dir(spec.name),
         settings=recipe.sections[spec.name],
-        inputs={"aligned" if need in align.ALIGNED else need: run.stage_dir(need) for need in spec.needs},
+        inputs={
+            "aligned" if need in align.ALIGNED else need: run.stage_dir(need) for need in (*spec.needs, *spec.sees)
+        },
         outside=outside,
         seed=recipe.sections["run"].seed,  # type: ignore[attr-defined]
         metrics=Metrics(run.stage_dir(spec.name) / METRICS),

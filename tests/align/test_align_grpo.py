@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +20,11 @@ from danlu.align.grpo import METHODS, Grouped, GRPOSettings, groups_of, grpo
 from danlu.align.practice import Practice
 from danlu.align.rollout import Experience, Prompt, Rollouts, Sampled, Score
 from danlu.errors import UserError
+from danlu.evals.perplexity import text_bits_per_byte
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
 from danlu.run import Stage
+from danlu.tokens.shards import write_shards
 from danlu.tokens.tokenizer import Tokenizer
 
 SETTINGS = GRPOSettings(
@@ -247,3 +250,19 @@ def test_the_stage_leaves_a_model(sft_dir: Path, reward_dir: Path, make_stage: M
     assert moved == (figures["kept"] > 0)
     assert figures["before"]["sqrt_kl"] == 0.0
     assert figures["before"]["heldout_bpb"] > 0.0
+    assert "documents_bpb" not in figures["before"]  # the run has read none
+
+
+def test_a_look_measures_what_is_forgotten_of_documents(
+    tmp_path: Path, sft_dir: Path, reward_dir: Path, make_stage: MakeStage, tokenizer: Tokenizer
+) -> None:
+    text = "春夏秋冬。山水花月。"
+    document = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
+    write_shards(tmp_path / "tokens" / "shards" / "val", [(document, None)], tokenizer)
+    settings = SETTINGS.model_copy(update={"iterations": 1, "probe_tokens": 512})
+    stage = make_stage("grpo", settings, {"sft": sft_dir, "reward": reward_dir, "tokens": tmp_path / "tokens"})
+    grpo(stage)
+    first, last = json.loads((stage.dir / "monitor.json").read_text(encoding="utf-8"))["looks"]
+    wanted = text_bits_per_byte(hub.load(sft_dir / "model"), tokenizer, text)["bpb"]
+    assert first["documents_bpb"] == pytest.approx(wanted, rel=1e-5)
+    assert last["documents_bpb"] != first["documents_bpb"]

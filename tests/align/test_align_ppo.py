@@ -267,19 +267,20 @@ def test_the_entropy_bonus_raises_entropy(make_model: MakeModel, collect: Callab
     assert reached[1] > reached[0]
 
 
-def test_planted_reward_rises(make_model: MakeModel, tokenizer: Tokenizer, prompts: list[Prompt]) -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_planted_reward_rises(seed: int, make_model: MakeModel, tokenizer: Tokenizer, prompts: list[Prompt]) -> None:
     """Paid for 花, the policy writes 花; the KL shows what it cost."""
     wanted = tokenizer.encode("花")[0]
 
     def score(sampled: Sampled) -> Tensor:
         return (sampled.sequences.tokens == wanted).sum(1).float()
 
-    trained = learner(make_model, iterations=40, lr=5e-3, critic_lr=5e-3, mini_batch=32, micro_batch=32, epochs=2)
+    trained = learner(make_model, iterations=40, lr=1e-2, critic_lr=1e-2, mini_batch=32, micro_batch=32, epochs=2)
     sampler = Generator(trained.policy, tokenizer, torch.float32)
     rollouts, reference, means = Rollouts(sampler, score, 6, tokenizer.pad), make_model(), []
-    for iteration in range(20):
+    for iteration in range(13):
         sampler.refresh()
-        experience = rollouts.collect(prompts * 4, "planted", iteration)
+        experience = rollouts.collect(prompts * 4, seed, "planted", iteration)
         means.append(float(experience.scores.mean()))
         scored = trained.score(experience, reference, beta=0.01)
         trained.update(scored, iteration, seed=iteration)

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ RULES = '''
 import os, time
 
 calls = 0
+with open("started", "a") as file:
+    file.write("x")
 
 
 def flowers(prompts, answers):
@@ -44,8 +47,8 @@ def partly(prompts, answers):
     return [float("nan"), 2.0, float("inf")]
 
 
-def too_few(prompts, answers):
-    return [1.0]
+def too_many(prompts, answers):
+    return [1.0] * (len(answers) + 1)
 
 
 def not_numbers(prompts, answers):
@@ -62,6 +65,30 @@ def hangs(prompts, answers):
 
 def dies(prompts, answers):
     os._exit(3)
+
+
+def to_blame(answers):
+    return [answer for answer in answers if answer.startswith("坏")]
+
+
+def raises_at_bad(prompts, answers):
+    if to_blame(answers):
+        raise ValueError("坏")
+    return [prompt[-1]["content"] == "写：春" and len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def forgets_bad(prompts, answers):
+    return [len(answer) for answer in answers if not to_blame([answer])]
+
+
+def dies_at_bad(prompts, answers):
+    return os._exit(3) if to_blame(answers) else [len(answer) for answer in answers]
+
+
+def hangs_at_bad(prompts, answers):
+    if to_blame(answers):
+        time.sleep(60)
+    return [len(answer) for answer in answers]
 
 
 def sometimes(prompts, answers):
@@ -115,22 +142,94 @@ def test_an_answer_without_a_finite_score_is_not_a_number(
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("too_few", "gave 1 numbers for 3 answers"), ("raises", "raised RuntimeError: 没有分数"),
-        ("not_numbers", "raised ValueError"), ("hangs", "said nothing within 0.2 seconds"),
+        ("too_many", "gave 4 numbers for 3 answers"), ("raises", "raised RuntimeError: 没有分数"),
+        ("not_numbers", "raised ValueError"), ("hangs", "said nothing within 0.05 seconds"),
         ("dies", "ended with exit code 3"),
     ],
 )  # fmt: skip
-def test_a_batch_is_lost_three_in_a_row_are_too_many(
+def test_a_function_that_always_fails_ends_the_run_at_its_third_batch(
     rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, name: str, what: str
 ) -> None:
-    score, said = rule(name, timeout=0.2 if name == "hangs" else 60.0)
+    score, said = rule(name, timeout=0.05 if name == "hangs" else 60.0)
     started = time.monotonic()
     for _ in range(2):
         assert score(sampled).isnan().all()
-    with pytest.raises(UserError, match=f"'rewarding.rules:{name}' failed 3 times in a row.* it {what}"):
+    with pytest.raises(UserError, match=f"'rewarding.rules:{name}' scored no answer of 3 batches in a row.* it {what}"):
         score(sampled)
-    assert [what in sentence and "3 answers are left out" in sentence for sentence in said] == [True, True]
+    assert [what in sentence and "3 of 3 answers are left out" in sentence for sentence in said] == [True, True]
     assert time.monotonic() - started < 60
+
+
+def many(sampled: Sampled, texts: list[str]) -> Sampled:
+    """As many answers as texts, to the same prompt."""
+    return replace(
+        sampled, texts=tuple(texts), prompts=sampled.prompts[:1] * len(texts), finished=torch.ones(len(texts)).bool()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "what"),
+    [
+        ("raises_at_bad", (0, 13), "raised ValueError: 坏"), ("forgets_bad", (7, 8), "gave 19 numbers for 21 answers"),
+        ("dies_at_bad", (16,), "ended with exit code 3"),
+    ],
+)  # fmt: skip
+def test_a_bad_answer_costs_itself_in_every_batch(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, name: str, bad: tuple[int, ...], what: str
+) -> None:
+    """Were the batch lost, the third one would end the run."""
+    score, said = rule(name)
+    texts = ["花" * (1 + place % 4) for place in range(21)]
+    wanted = [float(len(text)) for text in texts]
+    for place in bad:
+        texts[place], wanted[place] = "坏答案", math.nan
+    for _ in range(3):
+        torch.testing.assert_close(score(many(sampled, texts)), torch.tensor(wanted), equal_nan=True)
+    assert said == [f"the reward 'rewarding.rules:{name}' {what}; {len(bad)} of 21 answers are left out"]
+
+
+def test_a_batch_costs_twenty_processes_at_most(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, tmp_path: Path
+) -> None:
+    score, said = rule("dies")
+    assert score(many(sampled, ["花"] * 64)).isnan().all()
+    assert (tmp_path / "started").read_text(encoding="utf-8") == 20 * "x"
+    assert said == ["the reward 'rewarding.rules:dies' ended with exit code 3; 64 of 64 answers are left out"]
+
+
+def test_an_answer_at_which_a_function_hangs_costs_few_others_and_a_bounded_time(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled
+) -> None:
+    score, said = rule("hangs_at_bad", timeout=1.0)
+    texts = ["花花"] * 64
+    texts[37] = texts[50] = "坏"
+    started = time.monotonic()
+    lost = score(many(sampled, texts)).isnan().nonzero().flatten().tolist()
+    assert time.monotonic() - started < 60
+    assert {37, 50} <= set(lost)
+    assert len(lost) <= 32  # two, unless the machine is too busy to answer in an eighth of a second
+    what = "said nothing within 1 seconds"
+    assert said == [f"the reward 'rewarding.rules:hangs_at_bad' {what}; {len(lost)} of 64 answers are left out"]
+
+
+def test_a_part_has_its_share_of_the_time_unless_answers_take_long(
+    rule: Callable[..., tuple[RuleScore, list[str]]],
+) -> None:
+    score, _ = rule("hangs_at_bad", timeout=8.0)
+    assert [score._patience(share) for share in (1.0, 0.5, 1 / 64)] == [8.0, 4.0, 1.0]
+    score._slowest = 3.0
+    assert [score._patience(share) for share in (1.0, 0.5, 1 / 64)] == [8.0, 6.0, 6.0]
+    score._slowest = 7.0
+    assert score._patience(0.5) == 8.0
+
+
+def test_a_process_that_cannot_be_started_again_is_told_with_the_way_on(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, tmp_path: Path
+) -> None:
+    score, _ = rule("dies")
+    (tmp_path / "rewarding" / "rules.py").write_text("def dies(:\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"rules:dies' had ended and cannot be started again: .*SyntaxError.*goes on"):
+        score(sampled)
 
 
 def test_failures_that_are_not_in_a_row_end_nothing(

@@ -45,12 +45,12 @@ def test_padding_and_neighbours_change_nothing(
 
 
 def test_padding_gets_no_gradient(make_model: Callable[..., Decoder]) -> None:
-    model = make_model()
+    model = make_model(tie_embeddings=False)  # tied, every token of the vocabulary gets a gradient as an output
     scoring.response_logprobs(model, scoring.pad([[1, 2], [3, 4]], [[5], [6, 7, 8]], 200)).sum().backward()
     gradient = model.embed.weight.grad
     assert gradient is not None
-    if not model.config.tie_embeddings:
-        assert (gradient[200] == 0).all()
+    read = [1, 2, 3, 4, 6, 7]  # the last token of an answer predicts nothing
+    assert gradient.any(1).nonzero().flatten().tolist() == read
 
 
 def test_rows_cut_padding_and_keep_what_they_mean(make_model: Callable[..., Decoder]) -> None:

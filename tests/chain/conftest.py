@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 from person import danlu_from_cold
+from workshop import make_model, rankings, reward_dir, sft_dir, tokenizer
+
+__all__ = ["make_model", "rankings", "reward_dir", "sft_dir", "tokenizer"]  # fixtures
 
 
 @pytest.fixture(scope="session")

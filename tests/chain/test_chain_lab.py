@@ -71,7 +71,8 @@ def test_goodhart_leaves_figures_and_a_picture(run):
     assert [look["reward"] for look in best_of["looks"]] == sorted(look["reward"] for look in best_of["looks"])
     assert len(ppo["looks"]) == 2
     learnt = json.loads((place / "24" / "reward" / "manifest.json").read_text())["figures"]
-    assert learnt["comparisons"] + learnt["heldout"] <= 24
+    made = json.loads((place / "24" / "rankings" / "manifest.json").read_text())["figures"]["comparisons"]
+    assert learnt["comparisons"] + learnt["heldout"] <= ppo["rankings"] == made
     settings = json.loads((place / "24-ppo" / "ppo" / "manifest.json").read_text())["settings"]
     assert (settings["kl_coefficient"], settings["kl_horizon"]) == (0.0, 0)
     assert (place / "goodhart.svg").read_text().startswith("<svg")

@@ -12,8 +12,9 @@ from danlu import pipeline
 from danlu.console import Console
 from danlu.errors import UserError
 from danlu.files import hash_value, write_json
-from danlu.pipeline import execute, read_recipe
+from danlu.pipeline import execute, read_recipe, stages_of
 from danlu.places import find_model
+from danlu.run import Run
 
 
 def run(out: Path, *more: str) -> None:
@@ -49,6 +50,19 @@ def test_settings_inside_settings() -> None:
     other = copy.deepcopy(now)
     other["model"]["new"] = 2
     assert pipeline._known_then(other, then, usual) == {**then, "model": other["model"]}
+
+
+def test_what_a_stage_only_looks_at_is_no_part_of_what_it_was_made_from(tmp_path: Path) -> None:
+    """Work of versions that did not look at it stays finished."""
+    for name in ("sft", "reward"):
+        write_json(tmp_path / name / "manifest.json", {"state": "done", "output": f"hash of {name}"})
+    recipe = read_recipe("tiny")
+    [ppo] = [spec for spec in stages_of(recipe) if spec.name == "ppo"]
+    assert pipeline._stage(Run(tmp_path), ppo, recipe, {}, Console()).inputs.keys() == {"sft", "reward", "tokens"}
+    identity = pipeline._identity(Run(tmp_path), ppo, recipe, {})
+    assert identity["parents"] == {"sft": "hash of sft", "reward": "hash of reward"}
+    adopted = stages_of(read_recipe("tiny", [f"base={tmp_path}"]))
+    assert [spec.sees for spec in adopted if spec.name == "ppo"] == [()]  # it has read nothing here
 
 
 def test_a_run_that_is_being_made_again_says_where_its_older_models_are(tmp_path: Path) -> None:

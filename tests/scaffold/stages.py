@@ -1,6 +1,6 @@
 """Stages without the pipeline: one to run, and a few finished ones on poems for it to read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from danlu.console import Console
@@ -10,7 +10,6 @@ from danlu.recipe import Settings
 from danlu.records import Document, write_conversations, write_documents
 from danlu.run import Metrics, Stage
 from danlu.tokens import TokenizerSettings, TokensSettings, build_shards, build_tokenizer
-from danlu.train import PretrainSettings, pretrain
 from danlu.train.instructions import PoemMix, compile_rhymes, poem_tasks
 
 SEED, HELDOUT_TASKS = 7, 80
@@ -25,9 +24,11 @@ def make_stage(
     return Stage(name, directory, settings, inputs or {}, {}, seed, metrics, Console(quiet=True))
 
 
-def run_pretrain(directory: Path, settings: PretrainSettings, inputs: Mapping[str, Path]) -> None:
-    """The stage ``pretrain``, for a process of its own."""
-    pretrain(make_stage(directory, settings, inputs, "pretrain"))
+def run_stage(
+    function: Callable[[Stage], object], directory: Path, settings: Settings, inputs: Mapping[str, Path], name: str
+) -> None:
+    """Run a stage by its function, for a process of its own."""
+    function(make_stage(directory, settings, inputs, name))
 
 
 def poem_documents(headed: bool = True) -> list[Document]:

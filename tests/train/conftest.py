@@ -5,7 +5,7 @@ import stages
 import warm
 
 from danlu.model.config import ModelConfig
-from danlu.train import PretrainSettings, SFTSettings
+from danlu.train import PretrainSettings, SFTSettings, pretrain
 
 _SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64, "max_seq_len": 128}
 
@@ -51,7 +51,7 @@ def start_process():
     """start_process(directory, settings, inputs, dies_once): ``pretrain`` in a process of its own."""
 
     def start(directory, settings, inputs, dies_once):
-        return warm.start(stages.run_pretrain, directory, settings, inputs, dies_once=str(dies_once))
+        return warm.start(stages.run_stage, pretrain, directory, settings, inputs, "pretrain", dies_once=str(dies_once))
 
     return start
 

@@ -102,7 +102,7 @@ class PracticeSettings(AnsweringSettings, ComputeSettings, adapters.Adaptable):
     checkpoints: int = Field(KEEP, ge=1)
     """Newest checkpoints that are kept; more of them let the path be looked at afterwards."""
     probe_tokens: int = Field(4096, ge=0)
-    """Tokens of held-out conversations of which a look measures bits per byte; 0 measures none."""
+    """Tokens of held-out conversations, and as many of documents, whose bits per byte a look measures; 0: none."""
     stop_on_alarm: bool = False
     """Whether an alarm of over-optimisation ends practice; what was kept before it stays."""
 

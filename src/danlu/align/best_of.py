@@ -28,7 +28,7 @@ from danlu.align.rewards import audits, scorer
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.errors import UserError
 from danlu.evals.judge import judge
-from danlu.evals.perplexity import heldout_answers
+from danlu.evals.perplexity import heldout_texts
 from danlu.files import atomic_write, read_lines
 from danlu.hub.lora import adapted
 from danlu.infer.generate import Generator
@@ -65,7 +65,7 @@ class BestOfSettings(AnsweringSettings, LanguageSettings, adapters.Adaptable):
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of matrices; embeddings, norms and biases are not decayed."""
     probe_tokens: int = Field(4096, ge=1)
-    """Tokens of held-out conversations that are read at an evaluation."""
+    """Tokens of held-out conversations that are read at an evaluation, and by a look as many of documents."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ def best_of(stage: Stage) -> dict[str, Any]:
     chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room, world)
     _sample(stage, settings, rollouts, chosen, world)
     kept = [row for path in sorted((stage.dir / "samples").glob("*.jsonl")) for row in _read(path)]
-    text = heldout_answers(stage, tokenizer, room, settings.probe_tokens, world)
+    texts = heldout_texts(stage, tokenizer, room, settings.probe_tokens, world)
     watch = Monitor(
         judge(settings.judge), heldout[: settings.probe_prompts], rollouts, model, reference, settings.scored_at_once,
-        stage.seed, audits(stage, place, settings.scored_at_once, settings.missing_end_penalty), text,
+        stage.seed, audits(stage, place, settings.scored_at_once, settings.missing_end_penalty), texts,
     )  # fmt: skip
     looks = [watch.look(0)]
-    figures = _tune(stage, settings, model, tokenizer, kept, text, world)
+    figures = _tune(stage, settings, model, tokenizer, kept, texts["heldout_bpb"], world)
     sampler.refresh()
     looks.append(watch.look(figures["steps"]))
     if world.main:

@@ -67,6 +67,9 @@ class Learner(ABC):
         settings: of the stage.
         world: the processes that learn together; each walks its share of the micro-batches of every step.
         others: models that are trained beside the policy, by role.
+
+    Attributes:
+        skipped_in_a_row: by role, steps with a gradient that was not finite since the last one with one that was.
     """
 
     per_prompt = 1
@@ -82,7 +85,7 @@ class Learner(ABC):
         self._stage, self.policy, self.settings, self.world = stage, policy, settings, world
         self._roles = {"policy": policy, **others}
         self._optimizers = {role: _adam(model) for role, model in self._roles.items()}
-        self._skipped_in_a_row = dict.fromkeys(self._roles, 0)  # each its own: a sound critic hides no broken policy
+        self.skipped_in_a_row = dict.fromkeys(self._roles, 0)  # each its own: a sound critic hides no broken policy
         self._mean = WeightMean(policy, settings.ema) if settings.ema else None
 
     @abstractmethod
@@ -268,7 +271,7 @@ class Learner(ABC):
         if finite:
             self._optimizers[role].step(lr)
         self._optimizers[role].zero_grad()
-        skipped = self._skipped_in_a_row[role] = 0 if finite else self._skipped_in_a_row[role] + 1
+        skipped = self.skipped_in_a_row[role] = 0 if finite else self.skipped_in_a_row[role] + 1
         if skipped >= self.settings.max_skips:
             raise UserError(
                 f"{self._stage}: the {role}'s gradient was not finite for {skipped} steps in a row; the last "

@@ -1,7 +1,7 @@
 """Looks at practice from outside: held-out prompts, and a judge that no gradient has ever seen.
 
 In:  the current policy (through a sampler), the reference, the score that is learnt from, the hidden judge; if they are
-there, an audit (a second reward model, of other people's votes) and held-out conversations.
+there, an audit (a second reward model, of other people's votes), held-out conversations and documents.
 Out: one row per look: proxy reward, judge, audit, KL, length, variety, repetition, entropy, bits per byte; an alarm;
 ``monitor.json`` for the report.
 Left out: any influence on training. Choosing a policy by the judge would make it a second reward model, so the choice
@@ -45,17 +45,18 @@ class Monitor:
         micro_batch: rows per forward.
         seed: of the samples.
         further: scores that are told beside the one that is learnt from, such as an ``audit``.
-        text: held-out conversations, to see what the policy forgets.
+        texts: held-out ones by the name of their bits per byte, to see what the policy forgets.
     """
 
     def __init__(
         self, judge: Judge, prompts: Sequence[Prompt], rollouts: Rollouts, policy: Decoder, reference: Decoder,
-        micro_batch: int, seed: int, further: Mapping[str, Score] | None = None, text: Text | None = None,
+        micro_batch: int, seed: int, further: Mapping[str, Score] | None = None,
+        texts: Mapping[str, Text] | None = None,
     ) -> None:  # fmt: skip
         self._judge, self._prompts, self._rollouts = judge, prompts, rollouts
         self._policy, self._reference = policy, reference
         self._micro_batch, self._seed = micro_batch, seed
-        self._further, self._text = further or {}, text
+        self._further, self._texts = further or {}, texts or {}
 
     def look(self, iteration: int) -> dict[str, Any]:
         """Sample every prompt once and measure.
@@ -64,8 +65,8 @@ class Monitor:
             ``iteration``, ``reward`` (proxy, mean), ``judge`` (total, mean) and ``judge_error`` (its standard error),
             the judge's rates, the further scores with their errors, ``kl`` (nats per answer) and ``sqrt_kl``, the
             distance that laws of over-optimisation go by, ``entropy`` (nats per token, from the samples), ``length``
-            (tokens), ``finished`` (share), ``distinct_2``, ``repeated_4``, ``heldout_bpb`` (bits per byte of held-out
-            answers, if there are any), and a few ``examples``.
+            (tokens), ``finished`` (share), ``distinct_2``, ``repeated_4``, bits per byte of the texts, and a few
+            ``examples``.
 
         Raises:
             UserError: not one answer got a score that is a number.
@@ -93,7 +94,7 @@ class Monitor:
             "finished": float(seen.finished.float().mean()),
             "distinct_2": distinct_2(seen.texts),
             "repeated_4": repeated_4(responses(seen)),
-            **({"heldout_bpb": bits_per_byte(self._policy, self._text)} if self._text else {}),
+            **{name: bits_per_byte(self._policy, text) for name, text in self._texts.items()},
             "examples": [{"prompt": prompt.text, "answer": text} for prompt, text in pairs],
         }
 

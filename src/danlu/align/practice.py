@@ -32,7 +32,7 @@ from danlu.align.rollout import Cursor, Experience, Rollouts, Score, join
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
-from danlu.evals.perplexity import heldout_answers
+from danlu.evals.perplexity import heldout_texts
 from danlu.hub.lora import adapted
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
@@ -111,10 +111,10 @@ class Practice:
         self._cursor = Cursor(len(self._prompts), stage.seed, stage.name)
         self._mixed = _conversations(stage) if settings.mix else []
         room, tokens = reference.config.max_seq_len, settings.probe_tokens
-        text = heldout_answers(stage, tokenizer, room, tokens, self._world) if tokens else None
+        texts = heldout_texts(stage, tokenizer, room, tokens, self._world) if tokens else {}
         self._monitor = Monitor(
             judge(settings.judge), heldout[: settings.probe_prompts], self._rollouts, learner.policy, reference,
-            settings.micro_batch, stage.seed, further or {}, text,
+            settings.micro_batch, stage.seed, further or {}, texts,
         )  # fmt: skip
         self._looks: list[dict[str, Any]] = []
         self._alarms: list[int] = []
@@ -249,7 +249,7 @@ class Practice:
         tensors = self._learner.tensors() | {_BEST + name: tensor for name, tensor in self._best.items()}
         state = {
             "beta": self._controller.beta, "looks": self._looks, "alarms": self._alarms, "seconds": self._seconds,
-            "learner": self._learner.state(),
+            "learner": self._learner.state(), "unscored": self._unscored_in_a_row, "skipped": self._learner.skipped_in_a_row,
         }  # fmt: skip
         save_checkpoint(self._stage.dir / "ckpt", iteration, tensors, state, self._settings.checkpoints)
 
@@ -273,6 +273,8 @@ class Practice:
         self._looks, self._alarms = found.state["looks"], found.state["alarms"]
         self._seconds = found.state["seconds"]
         self._controller = replace(self._controller, beta=found.state["beta"])
+        self._unscored_in_a_row = found.state.get("unscored", 0)
+        self._learner.skipped_in_a_row |= found.state.get("skipped", {})
         self._stage.console.say(f"{self._stage.name} goes on after iteration {found.step}")
         return found.step
 

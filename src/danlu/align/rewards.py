@@ -44,7 +44,7 @@ class RewardTerm(Settings):
     kappa: float = Field(default=0.0, ge=0)
     """Standard deviations over the reward model's heads that are taken from its score: doubt is not rewarded."""
     timeout: float = Field(default=10.0, gt=0)
-    """Seconds in which a function has to score a batch."""
+    """Seconds in which a function has to score a batch; five times that if it fails and is asked for parts."""
 
     @model_validator(mode="after")
     def _fits(self) -> RewardTerm:

@@ -1,13 +1,14 @@
 """Rewards by a rule: a Python function of the user's, asked in a process of its own.
 
 In:  where the function is, ``package.module:function``; sampled answers.
-Out: their scores; "not a number" for answers of a batch in which the function failed.
+Out: their scores; "not a number" for answers on which the function failed.
 Left out: the process itself (``rule_worker``), sums of rewards (``rewards``).
 
 The function is called as ``function(prompts, answers)``: prompts are lists of messages ``{"role", "content"}``,
 answers are texts, and it gives one number for each. It should always give the same for the same, or a resumed run is
-another. A function that raises, says nothing in time, dies or gives something else than numbers costs a batch; three
-such batches one after another end the run, which goes on from its last checkpoint once the function is mended.
+another. Where it raises, says nothing in time, dies or gives something else than a number for each, it is asked for the
+halves of the batch, and for their halves: a bad answer costs itself, and few others if time runs out. Three batches in
+a row without any score end the run, which goes on from its last checkpoint once the function is mended.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,11 @@ from danlu.align.rollout import Sampled
 from danlu.errors import UserError, unknown
 
 _START_SECONDS = 120.0  # to import what the user's module imports
+_PATIENCE = 5.0  # times its seconds, for a batch that is asked in parts
+_LEAST = 1 / 8  # of its seconds, for the smallest part
+_ENDS = 20  # of processes, for such a batch
 _FAILURES = 3  # in a row
+_Messages = list[dict[str, str]]
 _WORKER = Path(__file__).with_name("rule_worker.py")
 # By its path and not as a module of danlu, whose package would be imported with it.
 _COMMAND = (sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')")
@@ -48,8 +55,8 @@ class RuleScore:
 
     Args:
         source: ``package.module:function``, found from the working directory or among what is installed.
-        timeout: seconds for a batch.
-        told: takes a sentence about a batch that failed.
+        timeout: seconds for a batch; five times that for one that has to be asked in parts.
+        told: takes a sentence about answers on which it failed: its words once, unless a whole batch is lost.
 
     Raises:
         UserError: there is no such module or function, naming the nearest; the module cannot be imported.
@@ -58,49 +65,97 @@ class RuleScore:
     def __init__(self, source: str, timeout: float, told: Callable[[str], None]) -> None:
         self.source, self._timeout, self._told = source, timeout, told
         self._failures = 0
+        self._said: set[str] = set()
+        self._slowest = 0.0  # seconds that an answer has taken
         self._worker = _Worker(source)
 
     def __call__(self, sampled: Sampled) -> Tensor:
         """(B,) fp32 scores.
 
         Raises:
-            UserError: the function failed for the third batch in a row.
+            UserError: no answer got a score for the third batch in a row; the module can no longer be imported.
         """
         prompts = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in sampled.prompts]
-        try:
-            scores = self._ask(prompts, sampled.texts)
-            self._failures = 0
-        except RuleError as error:
-            scores = [math.nan] * len(sampled.texts)
-            self._failures += 1
-            if self._failures == _FAILURES:
-                raise UserError(
-                    f"the reward '{self.source}' failed {_FAILURES} times in a row, the last time because it {error}; "
-                    "mend the function, or take it out of rewards"
-                ) from None
-            self._told(f"the reward '{self.source}' {error}; {len(scores)} answers are left out")
+        scores, problem = self._by_halves(prompts, sampled.texts)
+        lost = sum(map(math.isnan, scores))
+        self._failures = self._failures + 1 if lost == len(scores) else 0
+        if self._failures:
+            problem = problem or "gave no finite number"
+        if self._failures == _FAILURES:
+            raise UserError(
+                f"the reward '{self.source}' scored no answer of {_FAILURES} batches in a row, the last time because "
+                f"it {problem}; mend the function, or take it out of rewards"
+            )
+        if self._failures or (problem and problem not in self._said):
+            self._told(f"the reward '{self.source}' {problem}; {lost} of {len(scores)} answers are left out")
+            self._said.add(problem)
         return torch.tensor(scores, dtype=torch.float32, device=sampled.finished.device)
 
     def close(self) -> None:
         """End the process."""
         self._worker.close()
 
-    def _ask(self, prompts: list[list[dict[str, str]]], answers: tuple[str, ...]) -> list[float]:
+    def _by_halves(self, prompts: Sequence[_Messages], answers: Sequence[str]) -> tuple[list[float], str]:
+        """One number per answer, NaN where there is none, and what went wrong first.
+
+        Larger parts come first: when patience is at an end, what was not scored stands near an answer that is to blame.
+        """
+        scores = [math.nan] * len(answers)
+        problem, left, ends = "", _PATIENCE * self._timeout, 0
+        parts = deque([range(len(answers))])
+        while parts and left > 0 and ends < _ENDS:
+            part = parts.popleft()
+            rows = slice(part.start, part.stop)
+            self._awake()
+            started = time.monotonic()
+            try:
+                patience = min(left, self._patience(len(part) / len(answers)))
+                scores[rows] = self._ask(prompts[rows], answers[rows], patience)
+                self._slowest = max(self._slowest, time.monotonic() - started)
+            except RuleError as error:
+                problem = problem or str(error)
+                half = len(part) // 2
+                parts.extend([part[:half], part[half:]] if half else [])
+            left -= time.monotonic() - started
+            ends += not self._worker.lives()
+        return scores, problem
+
+    def _patience(self, share: float) -> float:
+        """Seconds for a share of a batch: as much of the time-out, but twice what any answer has taken so far.
+
+        With the whole time-out for every part, a function that hangs at a few answers would use up all patience before
+        the parts without them are asked.
+        """
+        return min(self._timeout, max(self._timeout * max(share, _LEAST), 2 * self._slowest))
+
+    def _awake(self) -> None:
+        """Start the process again if it is gone.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        if self._worker.lives():
+            return
+        try:
+            self._worker = _Worker(self.source)
+        except UserError as error:
+            raise UserError(
+                f"the process of the reward '{self.source}' had ended and cannot be started again: {error}; mend the "
+                "module and give the same command, which goes on from the last checkpoint"
+            ) from None
+
+    def _ask(self, prompts: Sequence[_Messages], answers: Sequence[str], patience: float) -> list[float]:
         """One number per answer, NaN where it is not finite.
 
         Raises:
             RuleError: they are not there.
         """
-        if not self._worker.lives():
-            self._worker = _Worker(self.source)
-        reply = self._worker.exchange({"prompts": prompts, "answers": list(answers)}, self._timeout)
+        reply = self._worker.exchange({"prompts": prompts, "answers": answers}, patience)
         if "error" in reply:
             raise RuleError(f"raised {reply['error']}")
         scores = [math.nan if score is None else float(score) for score in reply["scores"]]
         if len(scores) != len(answers):
             raise RuleError(f"gave {len(scores)} numbers for {len(answers)} answers")
-        if all(map(math.isnan, scores)):
-            raise RuleError("gave no finite number")
         return scores
 
 

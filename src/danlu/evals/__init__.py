@@ -9,7 +9,7 @@ from danlu.evals.evaluate import EvalSettings, evaluate
 from danlu.evals.exam import answer, heldout_prompts, judged, measure
 from danlu.evals.intervals import wilson
 from danlu.evals.judge import Judge, judge
-from danlu.evals.perplexity import bits_per_byte, heldout_answers, heldout_text
+from danlu.evals.perplexity import bits_per_byte, heldout_answers, heldout_text, heldout_texts
 from danlu.evals.variety import CopyIndex, distinct_2
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "heldout_answers",
     "heldout_prompts",
     "heldout_text",
+    "heldout_texts",
     "judge",
     "judged",
     "measure",

@@ -28,7 +28,9 @@ from danlu.train.parallel import ALONE, World
 _ROW, _BATCH_TOKENS = 512, 8192
 
 
-def heldout_text(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int) -> Text:
+def heldout_text(
+    stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int, world: World = ALONE
+) -> Text:  # fmt: skip
     """Held-out documents of a run, evenly spread over them, about ``n_tokens`` together; one at least, all if fewer.
 
     They are written to ``stage.dir/heldout`` as shards of their own, so that their bytes are counted exactly.
@@ -38,9 +40,10 @@ def heldout_text(stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens:
         tokenizer: the models'.
         max_seq_len: longest row that the models can read.
         n_tokens: how much text.
+        world: the processes that ask for them; the first writes them down, all read that.
     """
     documents = [(ids, None) for ids in _documents(stage, tokenizer) if len(ids) > 1]
-    return _as_text(stage.dir / "heldout", _spread(documents, n_tokens), tokenizer, max_seq_len)
+    return _as_text(stage.dir / "heldout", _spread(documents, n_tokens), tokenizer, max_seq_len, world)
 
 
 def heldout_answers(
@@ -61,6 +64,23 @@ def heldout_answers(
     conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
     encoded = [chat.encode_conversation(tokenizer, conversation) for conversation in conversations]
     return _as_text(stage.dir / "answers", _spread(encoded, n_tokens), tokenizer, max_seq_len, world)
+
+
+def heldout_texts(
+    stage: Stage, tokenizer: Tokenizer, max_seq_len: int, n_tokens: int, world: World = ALONE
+) -> dict[str, Text]:  # fmt: skip
+    """What shows a model's forgetting, by the names of its bits per byte, each of about ``n_tokens``.
+
+    ``heldout_bpb`` are held-out answers, ``documents_bpb`` held-out documents if the run has read any.
+
+    Args:
+        stage: with the input ``sft`` and perhaps ``tokens``.
+        tokenizer, max_seq_len, n_tokens, world: as for ``heldout_answers``.
+    """
+    texts = {"heldout_bpb": heldout_answers(stage, tokenizer, max_seq_len, n_tokens, world)}
+    if "tokens" in stage.inputs:
+        texts["documents_bpb"] = heldout_text(stage, tokenizer, max_seq_len, n_tokens, world)
+    return texts
 
 
 def bits_per_byte(model: Decoder, text: Text) -> float:

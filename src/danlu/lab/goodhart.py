@@ -34,8 +34,8 @@ from danlu.report.pictures import over_optimisation
 from danlu.run import Run
 
 BEST_OF = "best_of"
-SIZES = (250, 1000, 4000)
-METHODS = ("ppo", BEST_OF)
+SIZES = (250, 1000, 4000, 8000)
+METHODS = ("ppo", "grpo", "dpo", BEST_OF)
 _DASH = "–"
 _NO_LEASH = {"ppo": {"kl_coefficient": 0.0, "kl_horizon": 0}}
 
@@ -94,13 +94,16 @@ class Goodhart:
         arms, start = [], None
         for n in self._question.sizes:
             base = self._taught(n)
+            made = (base.manifest("rankings") or {})["figures"]["comparisons"]
+            if made < n:  # few conversations, or answers that are all the same
+                self._console.say(f"{n:,} rankings were asked for, and the run's prompts gave {made:,}", style="yellow")
             observer = Observer(base, self._recipe, self._question.prompts, self._console)
             start = start or observer.start
             accuracy = (base.manifest("reward") or {})["figures"]["accuracy"]
             for method in self._question.methods:
                 self._console.say(f"{n} rankings, {method}")
                 path = self._path(method, base, observer)
-                arms.append({"rankings": n, "method": method, "accuracy": accuracy, **self._told(method, path)})
+                arms.append({"rankings": made, "method": method, "accuracy": accuracy, **self._told(method, path)})
         assert start is not None, "there is a size"
         results = {
             "run": self._run.name, "budget": asdict(self._budget), "prompts": len(observer.prompts),
