@@ -249,7 +249,8 @@ class Practice:
         tensors = self._learner.tensors() | {_BEST + name: tensor for name, tensor in self._best.items()}
         state = {
             "beta": self._controller.beta, "looks": self._looks, "alarms": self._alarms, "seconds": self._seconds,
-            "learner": self._learner.state(), "unscored": self._unscored_in_a_row, "skipped": self._learner.skipped_in_a_row,
+            "learner": self._learner.state(), "unscored": self._unscored_in_a_row,
+            "skipped": self._learner.skipped_in_a_row,
         }  # fmt: skip
         save_checkpoint(self._stage.dir / "ckpt", iteration, tensors, state, self._settings.checkpoints)
 
