@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 
 Taste = Callable[[str, str], float]
+_PATIENCE = 20  # tries of somebody whom the server puts off
 
 
 @dataclass
@@ -82,11 +84,14 @@ class Crowd:
         told = self.http.post("/api/vote", json=ballot).raise_for_status().json()["verdict"]
         return [one["model_hash"] for one in (told.values() if answers == 2 else told)]
 
-    def _read(self, answers: int, asked: dict[str, Any]) -> tuple[list[str], str]:
+    def _read(self, answers: int, asked: dict[str, Any], patience: int = _PATIENCE) -> tuple[list[str], str]:
         """The answers in the order in which they stand, and what to vote on."""
         path, more = ("/api/compare", {}) if answers == 2 else ("/api/rank", {"answers": answers})
         places, texts, comparison = {"left": 0, "right": 1}, [""] * answers, ""
         with self.http.stream("POST", path, json=asked | more) as reply:
+            if reply.status_code == 503 and patience:  # as the server says: busy, try again in a moment
+                time.sleep(float(reply.headers.get("retry-after", 1)))
+                return self._read(answers, asked, patience - 1)
             if reply.status_code != 200:
                 raise RuntimeError(f"{reply.status_code}: {reply.read().decode()}")
             for line in reply.iter_lines():

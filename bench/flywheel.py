@@ -4,7 +4,7 @@ In:  time: a run with fewer simulated rankings, then rounds of votes over HTTP, 
 Out: ``results/flywheel-*.json`` and the table; the run stays in ``runs/bench-flywheel-SEED`` and is gone on with.
 Left out: peers; no other project closes this loop.
 
-    python bench/flywheel.py [--rounds 3] [--votes 400] [--seed 0] [--port 8421]
+    python bench/flywheel.py [--rounds 3] [--votes 600] [--seed 0] [--port 8421]
 
 The crowd (``crowd``) judges by the poem metric with noise, a tenth of it against its taste. It ranks four answers: the
 champion's while votes are collected, two of either while a candidate is tried. After the last round two bad candidates
@@ -52,15 +52,14 @@ ANSWERS = 4  # side by side
 TIE = 0.3  # a person sees whether a poem rhymes, not whether it uses its title
 TOGETHER, LOOK = 8, 50  # people at the same time, whose answers fit the queue; votes between two looks at a candidate
 # A chat model of half the schooling and fewer rankings than the recipe's, so that there is something left to learn from
-# people; an audit besides, of enough comparisons to hear what a round gains. GRPO, which has no critic that would begin
-# anew in every round; more answers, since what a round gains decides how many votes it costs; as far from the SFT model
-# as the gate allows, since rounds add up.
+# people. GRPO, which has no critic that would begin anew in every round; near the distance from the SFT model that the
+# gate allows, since rounds add up.
 LITTLE = {
     "run": {"aligned": "grpo"},
     "sft": {"steps": 240},
     "rankings": {"prompts": 500, "endings": 3600},
     "reward": {"audit_share": 0.3, "near_misses": 330},
-    "grpo": {"iterations": 10, "batch_size": 192, "probe_every": 5, "kl_budget": 9.0},
+    "grpo": {"iterations": 16, "batch_size": 192, "probe_every": 8, "kl_budget": 9.5},
     "eval": {"prompts": 1000},  # what the gate asks both
 }
 # A crowd that votes as often as it is asked can afford to look for small gains.
@@ -72,18 +71,31 @@ DRAWING = {"max_tokens": TOKENS, "temperature": 1.0, "top_p": 1.0}
 def served(run: Path, port: int) -> Iterator[httpx.Client]:
     """``danlu serve`` in a process of its own."""
     command = [sys.executable, "-m", "danlu.cli", "serve", str(run), "--port", str(port)]
-    with subprocess.Popen(command) as server, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+        if ready(http):
+            raise SystemExit(f"bench/flywheel.py: another server answers at port {port}; choose another --port")
+        with _started(command, http):
+            yield http
+
+
+@contextlib.contextmanager
+def _started(command: list[str], http: httpx.Client) -> Iterator[None]:
+    with subprocess.Popen(command) as server:
         try:
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if http.get("/readyz").status_code == 200:
-                        break
+            while not ready(http):
                 if server.poll() is not None:
                     raise SystemExit("bench/flywheel.py: the server did not start; what it said is above")
                 time.sleep(0.5)
-            yield http
+            yield
         finally:
             server.terminate()
+
+
+def ready(http: httpx.Client) -> bool:
+    """Whether the server answers."""
+    with contextlib.suppress(httpx.TransportError):
+        return http.get("/readyz").status_code == 200
+    return False
 
 
 @cache
@@ -247,7 +259,7 @@ def main() -> None:
     """Make the run, turn the flywheel, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--votes", type=int, default=400, help="new votes that start a round")
+    parser.add_argument("--votes", type=int, default=600, help="new votes that start a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8421)
     parser.add_argument("--note", default="", help="what a reader of the table should know about this run")
