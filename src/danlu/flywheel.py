@@ -28,7 +28,7 @@ from danlu.align.database import is_url
 from danlu.align.gate import Comparison, Condition, GateSettings, as_rows
 from danlu.align.judgements import VOTES
 from danlu.align.preferences import PreferenceStore
-from danlu.align.reward import AUDIT
+from danlu.align.quality import audit_proven
 from danlu.align.rounds import FLYWHEEL, Round, Rounds
 from danlu.align.tables import now
 from danlu.align.trial import Contestants, trial
@@ -258,8 +258,7 @@ class Flywheel:
         sft = self.run.stage_dir("sft") / "model"
         contestants = Contestants(self.registry.place(champion), self.registry.place(candidate), sft)
         exam = cast(EvalSettings, self.recipe.sections["eval"])
-        audit = (round_.result("reward") or {}).get("figures", {}).get(AUDIT, {})
-        proven = audit.get("beats_baselines", True)
+        proven = audit_proven((round_.result("reward") or {}).get("figures", {}))
         conditions = trial(self._stage(round_), contestants, self.settings, exam, self._red_lines, proven)
         return _gate(conditions, all(condition.met for condition in conditions)) | {"champion": champion}
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from danlu.align.monitor import choose, over_optimised
+import pytest
+
+from danlu.align.monitor import choose, fallen, over_optimised
+from danlu.align.quality import audit_proven_in
+from danlu.files import write_json
+from danlu.run import MANIFEST
 
 
 def look(iteration: int, reward: float, judge: float, kl: float = 1.0) -> dict[str, Any]:
@@ -41,6 +47,17 @@ def test_an_audit_that_falls_raises_the_alarm_as_the_judge_does() -> None:
     assert over_optimised(audited, "audit")
     assert not over_optimised(audited, "judge")
     assert not over_optimised([look(0, 0.0, 1.0), look(10, 1.0, 0.5)], "audit")  # there is none
+    assert fallen(audited) == ["audit"]
+    assert fallen(audited, ["judge"]) == []
+
+
+@pytest.mark.parametrize("figures", [{}, {"audit": {}}, {"audit": {"beats_baselines": True}}, None])
+def test_an_audit_is_watched_unless_it_is_known_to_beat_no_baseline(figures: dict | None, tmp_path: Path) -> None:
+    if figures is not None:
+        write_json(tmp_path / MANIFEST, {"figures": figures})
+    assert audit_proven_in(tmp_path)
+    write_json(tmp_path / MANIFEST, {"figures": {"audit": {"beats_baselines": False}}})
+    assert not audit_proven_in(tmp_path)
 
 
 def test_a_look_without_a_score_chooses_nothing_and_raises_no_alarm() -> None:

@@ -24,7 +24,7 @@ from pydantic import Field
 from danlu.align import losses, monitor, prompts, trunk
 from danlu.align.answering import AnsweringSettings
 from danlu.align.monitor import Monitor
-from danlu.align.rewards import audits, scorer
+from danlu.align.rewards import audits, scorer, watched
 from danlu.align.rollout import Experience, Prompt, Rollouts
 from danlu.errors import UserError
 from danlu.evals.judge import judge
@@ -117,7 +117,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
     sampler.refresh()
     looks.append(watch.look(figures["steps"]))
     if world.main:
-        alarms = [figures["steps"]] if any(monitor.over_optimised(looks, name) for name in monitor.WATCHED) else []
+        alarms = [figures["steps"]] if monitor.fallen(looks, watched(stage)) else []
         monitor.write(stage.dir / "monitor.json", looks, figures["steps"], alarms)
         save_model(model, tokenizer, stage, {"n": settings.n, "steps": figures["steps"]})
         adapters.write(model, stage, base, settings.adapter)

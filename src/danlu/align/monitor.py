@@ -30,7 +30,7 @@ from danlu.train.language import Text
 from danlu.train.parallel import ALONE, World
 
 WATCHED = ("judge", "audit")
-"""What raises the alarm when it falls."""
+"""What raises the alarm when it falls, an audit only where it is known to hear what people like."""
 _EXAMPLES = 3
 
 
@@ -131,6 +131,11 @@ def over_optimised(rows: Sequence[dict[str, Any]], by: str = "judge") -> bool:
     best, now = max(scored, key=lambda row: float(row[by])), rows[-1]
     error = (best[f"{by}_error"] ** 2 + now[f"{by}_error"] ** 2) ** 0.5
     return bool(now["reward"] > best["reward"] and now[by] < best[by] - 2.0 * error)
+
+
+def fallen(rows: Sequence[dict[str, Any]], watched: Sequence[str] = WATCHED) -> list[str]:
+    """Those of the scores that are watched by which the last look is over-optimised."""
+    return [name for name in watched if over_optimised(rows, name)]
 
 
 def choose(rows: Sequence[dict[str, Any]], kl_coefficient: float, kl_budget: float) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from danlu.align.elsewhere import Following, corrected, sampler_of
 from danlu.align.learner import Learner
 from danlu.align.losses import AdaptiveKL
 from danlu.align.monitor import Monitor
-from danlu.align.rewards import audits, scorer
+from danlu.align.rewards import audits, scorer, watched
 from danlu.align.rollout import Cursor, Experience, Rollouts, Score, join
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
@@ -69,7 +69,8 @@ def practise(stage: Stage, make: Callable[[Decoder, parallel.World], Learner]) -
     further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
     rows, weights = max(settings.batch_size, settings.probe_prompts), stage.dir / "sampler"
     with sampler_of(settings.sampler, policy, tokenizer, weights, rows) as sampler:
-        figures = Practice(stage, tokenizer, learner, reference, score, sampler, further).run()
+        practice = Practice(stage, tokenizer, learner, reference, score, sampler, further, watched(stage))
+        figures = practice.run()
     if not world.main:
         return figures
     card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
@@ -89,11 +90,12 @@ class Practice:
         score: scores answers.
         sampler: draws answers from the policy.
         further: scores that are looked at and not learnt from, by name.
+        watching: names of scores that raise the alarm when they fall.
     """
 
     def __init__(
         self, stage: Stage, tokenizer: Tokenizer, learner: Learner, reference: Decoder, score: Score,
-        sampler: Following, further: Mapping[str, Score] | None = None,
+        sampler: Following, further: Mapping[str, Score] | None = None, watching: Sequence[str] = monitor.WATCHED,
     ) -> None:  # fmt: skip
         settings = learner.settings
         self._stage, self._settings, self._tokenizer = stage, settings, tokenizer
@@ -116,6 +118,7 @@ class Practice:
             judge(settings.judge), heldout[: settings.probe_prompts], self._rollouts, learner.policy, reference,
             settings.micro_batch, stage.seed, further or {}, texts,
         )  # fmt: skip
+        self._watching = watching
         self._looks: list[dict[str, Any]] = []
         self._alarms: list[int] = []
         self._best: dict[str, Tensor] = {}
@@ -222,8 +225,7 @@ class Practice:
         self._stage.console.say(
             f"{self._stage.name} after {iteration}: " + " ".join(f"{key}={value:.3g}" for key, value in shown.items())
         )
-        fallen = [name for name in monitor.WATCHED if monitor.over_optimised(self._looks, name)]
-        if fallen:
+        if fallen := monitor.fallen(self._looks, self._watching):
             self._alarms.append(iteration)
             stopping = "; practice ends here" if self._stopped() else ""
             self._stage.console.say(

@@ -87,6 +87,16 @@ def held_out_accuracy(model: Decoder, heldout: Sequence[Ranking], padding: int, 
     return _rate(comparisons.accuracy(scores(model, batch), batch.ranks).tolist())
 
 
+def audit_proven(figures: Mapping[str, Any]) -> bool:
+    """Whether the audit beats every baseline, by the figures of a reward stage; it is trusted where they do not say."""
+    return bool(figures.get("audit", {}).get("beats_baselines", True))
+
+
+def audit_proven_in(folder: Path) -> bool:
+    """The same of a finished reward stage, or of a directory from elsewhere, which tells no figures."""
+    return audit_proven(read_json(folder / MANIFEST)["figures"] if (folder / MANIFEST).is_file() else {})
+
+
 def refuse_unproven(folder: Path) -> None:
     """Refuse a reward model that has to beat the baselines and did not.
 

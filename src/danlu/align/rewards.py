@@ -2,7 +2,7 @@
 
 In:  the settings ``rewards`` of a policy stage, the reward stage's directory, sampled answers.
 Out: ``scorer``: one function from sampled answers to scores, whatever they are made of; ``audits``, which nobody
-    practises for; ``check`` and ``files_of``, what can be said before there is a model.
+    practises for, and what of it is ``watched``; ``check`` and ``files_of``, what can be said before there is a model.
 Left out: how a reward model is made (``reward``), the process of a rule (``rules``), KL and advantages (``losses``).
 
 A score that is not a number belongs to an answer that nobody could score: practice leaves the answer out.
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from danlu import device, hub
-from danlu.align import heads, quality, rules, scoring, trunk
+from danlu.align import heads, monitor, quality, rules, scoring, trunk
 from danlu.align.heads import Heads
 from danlu.align.reward import AUDIT, read_scale
 from danlu.align.rollout import Sampled, Score
@@ -121,6 +121,12 @@ def audits(stage: Stage, place: device.Device, micro_batch: int, missing_end_pen
     if not folder.is_dir():
         return {}
     return {AUDIT: RewardScore(_loaded(folder, place), *read_scale(folder), micro_batch, missing_end_penalty)}
+
+
+def watched(stage: Stage) -> tuple[str, ...]:
+    """What raises the alarm when it falls: an audit that beats no baseline on held-out comparisons is told only."""
+    proven = quality.audit_proven_in(stage.inputs["reward"])
+    return tuple(name for name in monitor.WATCHED if name != AUDIT or proven)
 
 
 def files_of(terms: Sequence[RewardTerm]) -> dict[str, Path]:
