@@ -43,7 +43,7 @@ from danlu.recipe import Recipe
 from danlu.run import RESOLVED, Metrics, Run, Stage
 from danlu.snapshots import freeze_votes
 
-_VOTES, _PROPOSED = "votes.jsonl", "proposed.json"
+_VOTES, _PROPOSED, _ABANDONED = "votes.jsonl", "proposed.json", "abandoned"
 _TAKEN = Condition("still the candidate", 0.0, "> 0", False, "the operator rolled back, which takes a candidate away")
 _OVERTAKEN = Condition("the champion that it was held against", 0.0, "> 0", False, "another one reigns since the gate")
 
@@ -146,12 +146,13 @@ class Flywheel:
             round_ = self.rounds.current()
             if round_.result("collect") is None:
                 raise UserError(f"no round of {self.run.dir} is under way: it collects votes")
-            if (candidate := (round_.result("policy") or {}).get("candidate")) is not None:
+            candidate, standing = (round_.result("policy") or {}).get("candidate"), self.registry.standing()
+            if candidate is not None:
+                if standing is not None and candidate == standing.champion:
+                    raise UserError(f"round {round_.number}'s candidate reigns; danlu flywheel {self.run.dir} ends it")
                 self.registry.withdraw(candidate)
-            why = f"operator: given up in {round_.state}"
-            round_.write(
-                "verdict", {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
-            )
+            verdict = _refused(candidate, f"operator: given up in {round_.state}")
+            round_.write("verdict", verdict | {_ABANDONED: True})
             return round_
 
     def look(self) -> dict[str, Any]:
@@ -213,8 +214,9 @@ class Flywheel:
         return {"votes": votes, "new": new, "said": f"{new} new votes, {votes} in all"}
 
     def _count(self, round_: Round) -> tuple[int, int]:
-        """Votes in all, and those since the last freeze before this round."""
-        earlier = [one.result("freeze") for one in self.rounds.all() if one.number < round_.number]
+        """Votes in all, and those since the last freeze before this round that was not of a round given up."""
+        before = [one for one in self.rounds.all() if one.number < round_.number]
+        earlier = [one.result("freeze") for one in before if not (one.result("verdict") or {}).get(_ABANDONED)]
         since = max((result.get("until", "") for result in earlier if result), default="")
         votes, new = self.store.count(), self.store.count(since)
         if self._said("dpo", "loss") == "kto":  # which learns from thumbs too
@@ -225,6 +227,8 @@ class Flywheel:
         """A copy of the votes that no later vote changes: what is trained on is known, and stays so."""
         path, until = round_.dir / _VOTES, now()
         votes, kept = self.store.count(), freeze_votes(self.recipe, self.store, path)
+        if not kept + self._said("rankings", "prompts") + self._said("rankings", "endings"):  # nothing is simulated
+            return _gate([Condition("votes that prefer something", 0, "> 0", False)], False) | {"until": until}
         return {
             "votes": votes, "until": until, "preferences": kept, "hash": hash_file(path), "champion": self._champion,
             "said": f"{kept} votes prefer something",
@@ -306,7 +310,7 @@ class Flywheel:
         result = round_.result(failed) if failed else None
         rows = result["conditions"] if result else [vars(_TAKEN)]
         why = f"{failed or 'operator'}: {', '.join(row['what'] for row in rows if not row['met'])}"
-        return {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
+        return _refused(candidate, why)
 
     def _make(self, until: str, round_: Round) -> None:
         """The run's own stages, with what was frozen; what is up to date is passed over."""
@@ -381,6 +385,10 @@ def _manifest(run: Run, stage: str) -> dict[str, Any]:
     manifest = run.manifest(stage)
     assert manifest is not None, "the pipeline has just made it"
     return manifest
+
+
+def _refused(candidate: str | None, why: str) -> dict[str, Any]:
+    return {"promoted": False, "candidate": candidate, "why": why, "said": f"refused by {why}"}
 
 
 def _gate(conditions: Sequence[Condition], passed: bool) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_only_blind_votes_on_these_two_count_and_nobody_counts_often():
 
 
 def test_one_rater_alone_decides_nothing_and_comes_to_an_end():
-    settings = GateSettings(max_votes=60, votes_per_rater=4)
+    settings = GateSettings(max_votes=60, votes_per_rater=4, raters=1)
     votes = [duel(WIN if i % 2 else LOSS, "alone") for i in range(60)]
     found = compare(votes[:3], "champion", "candidate", settings)
     assert not found.used_up
@@ -138,16 +138,20 @@ def test_one_rater_alone_decides_nothing_and_comes_to_an_end():
     found = compare(always, "champion", "candidate", GateSettings())
     assert [condition.met for condition in found.conditions] == [True, True, False]
     assert not found.met, "one person's taste"
+    assert "one at least, of somebody else" in found.waits_for()
     assert compare(always, "champion", "candidate", GateSettings(raters=1)).met
     assert compare([*always, duel(LOSS, "another")], "champion", "candidate", GateSettings()).met
 
 
-def test_one_rater_who_floods_brings_no_end_to_the_others_votes():
-    """All who voted once like it, and one casts nine tenths of the votes against it, of which fifty count."""
-    votes = [duel(WIN, f"{i}") for i in range(70)] + [duel(LOSS, "flood") for _ in range(930)]
-    found = compare(votes, "champion", "candidate", GateSettings(worthwhile=0.55))
-    assert found.tally == tally_of(70, 0, 50)
-    assert not found.hopeless
+def test_a_flood_brings_no_end_and_few_who_vote_often_do():
+    """Fifty of one person's votes count, and for the end no more than half of a thousand."""
+    settings, flood = GateSettings(worthwhile=0.55), [duel(LOSS, "flood") for _ in range(1000)]
+    liked = compare([*(duel(WIN, f"{i}") for i in range(70)), *flood], "champion", "candidate", settings)
+    assert (liked.tally, liked.hopeless) == (tally_of(70, 0, 50), False)
+    even = [duel(WIN, "b") for _ in range(60)]
+    assert not compare([*flood, *even], "champion", "candidate", GateSettings(futility=0.001)).hopeless
+    often = [duel(WIN if i % 2 else LOSS, rater) for i in range(600) for rater in ("a", "b")]
+    assert compare([*often, duel(WIN, "c")], "champion", "candidate", settings).hopeless
 
 
 def test_where_length_alone_is_missing_no_number_of_votes_is_promised():

@@ -176,17 +176,31 @@ def test_a_round_can_be_given_up_and_its_votes_go_into_the_next(wheel, model_dir
     said = CliRunner().invoke(app, ["flywheel", str(wheel.run.dir), "abandon", "audit=false"])
     assert "is under way" in str(said.exception)
     round_ = wheel.rounds.current()
+    wheel.store.vote(wheel.store.record(*_shown(wheel.registry.standing(), "candidate")), (1, 0), "somebody")
     round_.write("collect", {})
     round_.write("freeze", wheel._freeze(round_))
     said = CliRunner().invoke(app, ["flywheel", str(wheel.run.dir), "abandon", "audit=false"])
     assert said.output.strip() == "round 1 ended: refused by operator: given up in reward"
     assert (wheel.rounds.current().number, wheel.rounds.current().state) == (2, "collect")
+    assert wheel.look()["new_votes"] == 1
     plant(wheel, model_dirs["knows"])
     wheel.go()
     assert wheel.registry.standing().candidate
     wheel.abandon()
     assert wheel.registry.standing().candidate == ""
     assert [one["promoted"] for one in wheel.look()["rounds"]] == [False, False]
+    wheel.registry.promote(plant(wheel, _shaken(model_dirs["knows"], wheel.run.dir / "shaken")), "and then it was gone")
+    with pytest.raises(UserError, match="round 3's candidate reigns"):
+        wheel.abandon()
+
+
+def test_votes_alone_that_prefer_nothing_end_a_round(wheel):
+    nothing = {"prompts": 0, "endings": 0}
+    wheel.recipe.sections["rankings"] = wheel.recipe.sections["rankings"].model_copy(update=nothing)
+    wheel.store.vote(wheel.store.record(*_shown(wheel.registry.standing(), "candidate")), (0, 0), "somebody")
+    wheel.settings = wheel.settings.model_copy(update={"votes": 1})
+    assert wheel.go().votes == 1, "the next round"
+    assert "votes that prefer something" in wheel.rounds.last().result("verdict")["why"]
 
 
 @pytest.mark.parametrize("killed_after", ["nothing", "proposed", "canary", "promoted"])

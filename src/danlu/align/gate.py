@@ -27,6 +27,7 @@ PROOF = ("error", "bar", "length_bar", "votes_per_rater", "raters")
 """Settings that hold for a round as they were when people were first asked: changed between looks, they void it."""
 _FAR = 1 << 20  # votes; whoever needs more will not get them
 _Z = 1.645  # one-sided, 95 %
+_PEOPLE = "people whose votes count"
 _TELLING = 20  # held-out votes from which on they may refute a reward model
 
 
@@ -42,7 +43,8 @@ class GateSettings(Settings):
     worthwhile: float = Field(0.6, gt=0, lt=1)
     """Win rate that one would not like to miss: a candidate that is clearly below it is given up early."""
     max_votes: int = Field(1000, ge=1)
-    """Votes on the two after which an undecided candidate is given up."""
+    """Votes on the two after which an undecided candidate is given up; those that do not count any more are among them,
+    but of one person no more than a share of 1 / ``raters``."""
     votes_per_rater: int = Field(50, ge=1)
     """Of one rater only so many votes count, the first ones."""
     raters: int = Field(2, ge=1)
@@ -97,8 +99,7 @@ class Comparison:
         hopeless: whether the candidate should be given up.
         votes_needed: about so many votes more if they go on as they went; None if it is far, or if more votes alone do
             not settle what is missing.
-        used_up: whether nobody who has voted so far has a vote left that counts; what they say besides then brings
-            ``max_votes`` nearer, so that few raters come to an end too.
+        used_up: whether nobody who has voted so far has a vote left that counts.
     """
 
     tally: Tally
@@ -112,6 +113,8 @@ class Comparison:
         """What is still needed, in words."""
         needed = "more than can be foreseen" if self.votes_needed is None else f"about {self.votes_needed} more"
         missing = [condition.what for condition in self.conditions if not condition.met]
+        if missing == [_PEOPLE]:
+            needed = "one at least, of somebody else"
         others = ", of other raters: those who voted have no votes left that count" if self.used_up else ""
         return f"votes on the candidate: {needed}{others}; not met yet: {', '.join(missing)}"
 
@@ -138,7 +141,7 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
     tally = Tally.of(score_of(duel, candidate) for duel in duels)
     raters = Counter(duel.rater for duel in cast)
     used_up = bool(raters) and min(raters.values()) >= settings.votes_per_rater
-    uncounted = len(cast) - len(duels) if used_up else 0
+    patience = _patience(raters, settings)
     lower = lower_bound(tally, settings.error)
     equal = equal_length_rate(duels, champion, candidate)
     conditions = (
@@ -152,12 +155,13 @@ def compare(preferences: Sequence[Preference], champion: str, candidate: str, se
             "win rate at equal length", None if equal is None else round(equal, 4), f"> {settings.length_bar:g}",
             equal is not None and equal > settings.length_bar,
         ),
-        Condition("people whose votes count", len(raters), f">= {settings.raters}", len(raters) >= settings.raters),
+        Condition(_PEOPLE, len(raters), f">= {settings.raters}", len(raters) >= settings.raters),
     )  # fmt: skip
     met = all(condition.met for condition in conditions)
-    spent = len(duels) + uncounted >= settings.max_votes
+    spent = patience >= settings.max_votes
     hopeless = not met and (spent or _log_futility(tally, settings) >= -math.log(settings.futility))
-    needed = 0 if met or hopeless else None if conditions[0].met else votes_needed(tally, settings, uncounted)
+    further = patience - len(duels)
+    needed = 0 if met or hopeless else None if conditions[0].met else votes_needed(tally, settings, further)
     return Comparison(tally, conditions, met, hopeless, needed, used_up)
 
 
@@ -280,6 +284,12 @@ def as_rows(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
 def _log_futility(tally: Tally, settings: GateSettings) -> float:
     """Log of what betting against "the candidate is worthwhile" has won."""
     return log_wealth(tally.reversed(), 1 - settings.worthwhile)
+
+
+def _patience(raters: Mapping[str, int], settings: GateSettings) -> int:
+    """Votes as ``max_votes`` counts them: few raters come to an end too, and a flood of one brings none."""
+    most = max(settings.votes_per_rater, math.ceil(settings.max_votes / settings.raters))
+    return sum(min(votes, most) for votes in raters.values())
 
 
 def _first(holds: Callable[[int], bool]) -> int | None:

@@ -36,8 +36,8 @@ _UNKNOWN = {"accuracy": None, "accuracy_interval": [0.0, 1.0]}
 def quality(model: Decoder, sft: Decoder, heldout: Sequence[Ranking], padding: int) -> dict[str, Any]:
     """How well held-out comparisons are predicted: by the model, by groups of them, by baselines.
 
-    ``votes_accuracy`` and its interval are of the ``votes_heldout`` comparisons that people judged here, neither
-    simulated nor imported; None without any.
+    ``votes_accuracy`` and its interval are of the ``votes_heldout`` comparisons that people judged, neither simulated
+    nor pairs of an imported file, which name nobody; None without any.
 
     Args:
         model: with its scalar head, or with all of its heads.
@@ -150,7 +150,7 @@ def _rate(by_comparison: Sequence[float]) -> dict[str, Any]:
 
 
 def _of_votes(heldout: Sequence[Ranking], by_comparison: Sequence[float]) -> dict[str, Any]:
-    """The same of what people judged here, if they did: that a simulated human is understood says nothing of them."""
+    """The same of what people judged, if they did: that a simulated human is understood says nothing of them."""
     votes = [accuracy for one, accuracy in zip(heldout, by_comparison, strict=True) if not is_source(one.rater)]
     found = _rate(votes) if votes else _UNKNOWN
     return {f"votes_{name}": value for name, value in found.items()} | {"votes_heldout": len(votes)}
