@@ -66,13 +66,20 @@ class Task:
         rate = self._units / max(now - self._started, 1e-9)
         shown = " ".join(f"{key}={value:.4g}" for key, value in numbers.items())
         if self._bar is not None:
-            self._bar.update(self._id, completed=self._done, note=f"{rate:,.0f} {self._unit}/s {shown}")
+            self._bar.update(self._id, completed=self._done, note=f"{_shown(rate)} {self._unit}/s {shown}")
         elif now - self._told >= _EVERY_SECONDS:
             self._told = now
             here = self._done - self._earlier
             left = (self._total - self._done) * (now - self._started) / here if self._total and here else 0
             of = f"/{self._total}" if self._total else ""
-            self._console.say(f"{self._name} done={self._done}{of} {self._unit}/s={rate:.0f} left={left:.0f}s {shown}")
+            self._console.say(
+                f"{self._name} done={self._done}{of} {self._unit}/s={_shown(rate)} left={left:.0f}s {shown}"
+            )
+
+
+def _shown(rate: float) -> str:
+    """So many a second; of what takes seconds each, with two figures."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 class Console:

@@ -294,4 +294,8 @@ def _explain(section: str, cls: type[Settings], problem: Any) -> str:
     wanted = _WANTED.get(problem["type"])
     if wanted:
         return f"{dotted} must be {wanted}, not {problem['input']!r}"
-    return f"{dotted}: {problem['msg']} (got {problem['input']!r})"
+    said = problem["msg"].removeprefix("Value error, ")
+    got = (
+        "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"
+    )  # a section has its keys named
+    return f"{dotted}: {said}{got}"
