@@ -295,7 +295,5 @@ def _explain(section: str, cls: type[Settings], problem: Any) -> str:
     if wanted:
         return f"{dotted} must be {wanted}, not {problem['input']!r}"
     said = problem["msg"].removeprefix("Value error, ")
-    got = (
-        "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"
-    )  # a section has its keys named
+    got = f" (got {problem['input']!r})" if not isinstance(problem["input"], Mapping) else ""  # a section is long
     return f"{dotted}: {said}{got}"
