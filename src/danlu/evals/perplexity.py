@@ -28,6 +28,8 @@ from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.language import Text, evaluate_text
 from danlu.train.parallel import ALONE, World
 
+SEEN = "documents_bpb"
+"""The figure of what practice only sees: it may change what is told of a model, not the model's directory."""
 _ROW, _BATCH_TOKENS = 512, 8192
 
 
@@ -85,7 +87,7 @@ def heldout_texts(
     """
     texts = {"heldout_bpb": heldout_answers(stage, tokenizer, max_seq_len, n_tokens, world)}
     if "tokens" in stage.inputs:
-        texts["documents_bpb"] = heldout_text(stage, tokenizer, max_seq_len, n_tokens, world)
+        texts[SEEN] = heldout_text(stage, tokenizer, max_seq_len, n_tokens, world)
     return texts
 
 
