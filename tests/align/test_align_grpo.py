@@ -266,3 +266,6 @@ def test_a_look_measures_what_is_forgotten_of_documents(
     wanted = text_bits_per_byte(hub.load(sft_dir / "model"), tokenizer, text)["bpb"]
     assert first["documents_bpb"] == pytest.approx(wanted, rel=1e-5)
     assert last["documents_bpb"] != first["documents_bpb"]
+    card = (stage.dir / "model" / "README.md").read_text(encoding="utf-8")
+    assert "heldout_bpb" in card
+    assert "documents_bpb" not in card, "what is only seen changes nothing that is made"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from danlu.errors import UserError
-from danlu.lab.arms import KNOWN, Budget, budget_of, settings, stage_of
+from danlu.lab.arms import KNOWN, Budget, budget_of, refuse_overruled, settings, stage_of
 from danlu.lab.goodhart import of_size
 from danlu.pipeline import read_recipe
 
@@ -32,11 +32,16 @@ def test_every_method_samples_as_many_answers_and_takes_as_many_steps(method):
     assert own["max_new_tokens"] == 40
 
 
-def test_what_a_method_does_not_read_is_not_handed_on_to_it():
-    held = read_recipe("tang", ["ppo.clip=0.3"])
-    assert settings("rloo", held, BUDGET)["grpo"]["clip"] == 0.3
-    reinforce = settings("reinforce", held, BUDGET)
-    assert read_recipe("tang", [reinforce]).sections["grpo"].clip == 0.2
+def test_what_a_method_does_not_read_is_overruled_wherever_it_was_said():
+    own = ["ppo.clip=0.3", "grpo.clip_high=0.28", "grpo.approx_kl_limit=0.1"]
+    held = read_recipe("tang", own)
+    sections = {method: settings(method, held, BUDGET) for method in ("rloo", "reinforce")}
+    rloo, reinforce = (read_recipe("tang", [*own, one]).sections["grpo"] for one in sections.values())
+    assert (rloo.clip, rloo.clip_high) == (0.3, 0.28)
+    assert (reinforce.clip, reinforce.clip_high, reinforce.approx_kl_limit) == (0.2, None, 0.05)
+    refuse_overruled(["grpo.clip_high=0.28"], list(sections.values()))  # rloo reads it
+    with pytest.raises(UserError, match="clip_high would change nothing"):
+        refuse_overruled(["grpo.clip_high=0.28"], [sections["reinforce"]])
 
 
 def test_a_budget_is_the_recipes_unless_it_is_said_and_has_to_be_whole():

@@ -32,7 +32,7 @@ from danlu.align.rollout import Cursor, Experience, Rollouts, Score, join
 from danlu.align.scoring import Sequences
 from danlu.errors import UserError
 from danlu.evals.judge import judge
-from danlu.evals.perplexity import heldout_texts
+from danlu.evals.perplexity import SEEN, heldout_texts
 from danlu.hub.lora import adapted
 from danlu.infer.generate import Generator
 from danlu.model.decoder import Decoder
@@ -73,7 +73,8 @@ def practise(stage: Stage, make: Callable[[Decoder, parallel.World], Learner]) -
         figures = practice.run()
     if not world.main:
         return figures
-    card = {"stage": stage.name, **{key: figures[key] for key in ("kept", "before", "after")}}
+    looks = {key: {name: told for name, told in figures[key].items() if name != SEEN} for key in ("before", "after")}
+    card = {"stage": stage.name, "kept": figures["kept"], **looks}
     hub.save(learner.policy, stage.dir / "model", tokenizer, card=card)
     adapters.write(policy, stage, folder, settings.adapter)
     return figures

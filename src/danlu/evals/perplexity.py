@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from danlu.errors import UserError
 from danlu.model.decoder import Decoder
@@ -25,6 +28,8 @@ from danlu.tokens.tokenizer import Tokenizer
 from danlu.train.language import Text, evaluate_text
 from danlu.train.parallel import ALONE, World
 
+SEEN = "documents_bpb"
+"""The figure of what practice only sees: it may change what is told of a model, not the model's directory."""
 _ROW, _BATCH_TOKENS = 512, 8192
 
 
@@ -42,8 +47,10 @@ def heldout_text(
         n_tokens: how much text.
         world: the processes that ask for them; the first writes them down, all read that.
     """
-    documents = [(ids, None) for ids in _documents(stage, tokenizer) if len(ids) > 1]
-    return _as_text(stage.dir / "heldout", _spread(documents, n_tokens), tokenizer, max_seq_len, world)
+    documents = [ids for ids in _documents(stage, tokenizer) if len(ids) > 1]
+    chosen = _spread([len(ids) for ids in documents], n_tokens)
+    kept = ((np.asarray(ids).tolist(), None) for ids in compress(documents, chosen))
+    return _as_text(stage.dir / "heldout", kept, tokenizer, max_seq_len, world)
 
 
 def heldout_answers(
@@ -63,7 +70,8 @@ def heldout_answers(
     """
     conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
     encoded = [chat.encode_conversation(tokenizer, conversation) for conversation in conversations]
-    return _as_text(stage.dir / "answers", _spread(encoded, n_tokens), tokenizer, max_seq_len, world)
+    kept = compress(encoded, _spread([len(ids) for ids, _ in encoded], n_tokens))
+    return _as_text(stage.dir / "answers", kept, tokenizer, max_seq_len, world)
 
 
 def heldout_texts(
@@ -79,7 +87,7 @@ def heldout_texts(
     """
     texts = {"heldout_bpb": heldout_answers(stage, tokenizer, max_seq_len, n_tokens, world)}
     if "tokens" in stage.inputs:
-        texts["documents_bpb"] = heldout_text(stage, tokenizer, max_seq_len, n_tokens, world)
+        texts[SEEN] = heldout_text(stage, tokenizer, max_seq_len, n_tokens, world)
     return texts
 
 
@@ -103,11 +111,11 @@ def text_bits_per_byte(model: Decoder, tokenizer: Tokenizer, text: str) -> dict[
         return {"bpb": bits_per_byte(model, laid_out), "bytes": len(text.encode()), "tokens": len(ids)}
 
 
-def _spread(sequences: Sequence[Masked], n_tokens: int) -> Iterator[Masked]:
-    """Some of the sequences, evenly spread over them, about ``n_tokens`` together; one at least, all if fewer."""
-    every = max(1, sum(len(ids) for ids, _ in sequences))
-    kept = min(every, max(n_tokens, math.ceil(every / max(1, len(sequences)))))
-    return (one for place, one in enumerate(sequences) if (place + 1) * kept // every > place * kept // every)
+def _spread(lengths: Sequence[int], n_tokens: int) -> Iterator[bool]:
+    """Which of the sequences to keep, spread evenly, about ``n_tokens`` together; one at least, all if fewer."""
+    every = max(1, sum(lengths))
+    kept = min(every, max(n_tokens, math.ceil(every / max(1, len(lengths)))))
+    return ((place + 1) * kept // every > place * kept // every for place in range(len(lengths)))
 
 
 def _as_text(
@@ -120,10 +128,10 @@ def _as_text(
     return Text(shards, pack(shards, min(max_seq_len, _ROW)))
 
 
-def _documents(stage: Stage, tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
+def _documents(stage: Stage, tokenizer: Tokenizer) -> Iterable[Sequence[int] | npt.NDArray[Any]]:
+    """Ids of every held-out document; those of shards stay on the disk until they are read."""
     if "tokens" in stage.inputs:
         shards = read_shards(stage.inputs["tokens"] / "shards" / "val", tokenizer)
-        yield from (ids.tolist() for ids in np.split(shards.tokens, shards.ends[:-1].astype(np.int64)))
-    else:
-        conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
-        yield from (chat.encode_conversation(tokenizer, conversation)[0] for conversation in conversations)
+        return np.split(np.asarray(shards.tokens), shards.ends[:-1].astype(np.int64))
+    conversations, _ = read_conversations(stage.inputs["sft"] / "conversations" / "heldout.jsonl")
+    return (chat.encode_conversation(tokenizer, conversation)[0] for conversation in conversations)

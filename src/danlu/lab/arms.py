@@ -120,7 +120,8 @@ def settings(method: str, recipe: Recipe, budget: Budget) -> dict[str, dict[str,
     if stage == "online_dpo":  # whose coefficient is a loss's beta
         common = {key: value for key, value in common.items() if not key.startswith("kl_")}
     if stage == "grpo":
-        common = {key: value for key, value in common.items() if key not in unread(method)}
+        fields = type(recipe.sections[stage]).model_fields
+        common |= {key: fields[key].default for key in unread(method)}  # it refuses any other, wherever that was said
     kept = common if stage in _PRACTICE else own
     if kept.get("adapter", {}).get("kind", "none") != "none":
         section = "ppo" if kept is common else stage
@@ -152,18 +153,26 @@ def _kept(steps: int, looks: int) -> dict[str, int]:
     return {"save_every": every, "eval_every": steps, "checkpoints": steps // every + 1}
 
 
+def recipe_of(arm: Arm) -> Recipe:
+    """The recipe that an arm is made by.
+
+    Raises:
+        UserError: it cannot be.
+
+    People's votes are read by no stage that is made here: they would be judgements beyond the budget. They belong to
+    what a linked reward model is.
+    """
+    return read_recipe(str(arm.base / "recipe.yaml"), [*arm.said, {"run": {"goal": arm.goal, "votes": ""}}])
+
+
 def make(arm: Arm, console: Console) -> Run:
     """Bring an arm up to date; what is finished is skipped, what was killed goes on.
 
     Raises:
         UserError: the base lacks a stage below what is made here, or its own is out of date, or ``said`` is about one:
             what is compared has to stand on the same ground.
-
-    People's votes are read by no stage that is made here: they would be judgements beyond the budget. They belong to
-    what a linked reward model is.
     """
-    source = str(arm.base / "recipe.yaml")
-    before, recipe = read_recipe(source), read_recipe(source, [*arm.said, {"run": {"goal": arm.goal, "votes": ""}}])
+    before, recipe = read_recipe(str(arm.base / "recipe.yaml")), recipe_of(arm)
     made_here = {name for one in arm.said if isinstance(one, Mapping) for name in one}
     shared = [spec.name for spec in stages_of(recipe) if spec.name not in made_here]
     arm.dir.mkdir(parents=True, exist_ok=True)
@@ -201,18 +210,19 @@ def _link(arm: Arm, name: str) -> None:
         place.symlink_to(os.path.relpath(made, arm.dir.resolve()))
 
 
-def refuse_overruled(said: Said, sections: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_overruled(said: Said, methods: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
     """Refuse settings that somebody gave and that what methods have in common, or the budget, would overrule.
 
     Args:
         said: ``section.key=value`` or mappings.
-        sections: what a method's sections have to say, see ``settings``.
+        methods: what the sections of each have to say, see ``settings``.
 
     Raises:
-        UserError: naming the first one.
+        UserError: naming the first one. What one of the methods overrules and another reads is none of them.
     """
     for one in said:
         section, _, key = one.partition("=")[0].partition(".") if isinstance(one, str) else ("", "", "")
-        if section != "ppo" and key in sections.get(section, {}):
+        having = [sections[section] for sections in methods if section in sections]
+        if section != "ppo" and having and all(key in own for own in having):
             raise UserError(f"{section}.{key} would change nothing: methods share what ppo and the budget say; set "
                             f"ppo.{key} or --answers")  # fmt: skip

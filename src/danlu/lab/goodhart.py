@@ -86,8 +86,9 @@ class Goodhart:
         self._sections = {
             method: settings(method, self._recipe, self._budget) for method in question.methods if method != BEST_OF
         }
-        for sections in self._sections.values():
-            refuse_overruled(question.said, sections)
+        refuse_overruled(question.said, list(self._sections.values()))
+        for sections in self._sections.values():  # what cannot be is said before hours of what can
+            read_recipe(str(run / "recipe.yaml"), [*self._said, sections])
 
     def go(self) -> dict[str, Any]:
         """Make what is not made yet, and write ``results.json`` and the figure."""

@@ -24,7 +24,18 @@ from danlu.errors import UserError
 from danlu.evals.judge import judge
 from danlu.files import atomic_write, write_json
 from danlu.lab import laws
-from danlu.lab.arms import Arm, Budget, Said, budget_of, made_in, make, refuse_overruled, settings, stage_of
+from danlu.lab.arms import (
+    Arm,
+    Budget,
+    Said,
+    budget_of,
+    made_in,
+    make,
+    recipe_of,
+    refuse_overruled,
+    settings,
+    stage_of,
+)
 from danlu.lab.looks import Look, Observer, told
 from danlu.pipeline import read_recipe
 from danlu.recipe import Recipe
@@ -135,13 +146,19 @@ def _results(
 
 
 def _arms(run: Path, recipe: Recipe, question: Question, budget: Budget) -> dict[str, Arm]:
-    """The arm of every method on one run."""
-    found = {}
-    for method in question.methods:
-        sections = settings(method, recipe, budget)
-        refuse_overruled(question.said, sections)
-        place = run / "lab" / "methods" / method
-        found[method] = Arm(place, run, stage_of(method), [*question.said, sections])
+    """The arm of every method on one run.
+
+    Raises:
+        UserError: one of them cannot be, or not differ as was said.
+    """
+    sections = {method: settings(method, recipe, budget) for method in question.methods}
+    refuse_overruled(question.said, list(sections.values()))
+    place = run / "lab" / "methods"
+    found = {
+        method: Arm(place / method, run, stage_of(method), [*question.said, own]) for method, own in sections.items()
+    }
+    for arm in found.values():
+        recipe_of(arm)
     return found
 
 

@@ -11,6 +11,7 @@ import { type Draft, progressOf } from "../turns";
 import * as api from "./api";
 import { sentence } from "./load";
 import { type Tiers, ranks, untouched } from "./order";
+import { w } from "./words";
 
 export const chosen = signal<string[]>(recall("rank.models", []));
 export const howMany = signal(recall("rank.answers", 4));
@@ -25,8 +26,13 @@ export const handedIn = signal<number[]>([]);
 export const problem = signal<string | null>(null);
 export const busy = computed(() => writing.value !== null);
 
+interface Asked {
+  id: string;
+  of: string;
+  asked?: string;
+}
 /** All rankings of a question are in one conversation, which the server names after it: asked again, it fills no list. */
-let conversation = recall<{ id: string; of: string; asked?: string } | null>("rank.conversation", null);
+let conversation = recall<Asked | null>("rank.conversation", null);
 const newDraft = (): Draft => ({ text: signal(""), progress: signal("writing") });
 const writing = signal<AbortController | null>(null);
 
@@ -90,35 +96,38 @@ function keep(id: string): void {
   remember("rank.conversation", conversation);
 }
 
-/** Put the question and what was found best into the conversation, as a comparison does: who opens it finds them there. */
-async function adopt(found: number[], who: Identity[]): Promise<void> {
-  if (!conversation) return;
-  const { id, of } = conversation;
-  const parent = (conversation.asked ??= await append(id, { parent: null, role: "user", content: of }));
-  remember("rank.conversation", conversation);
-  const best = found.indexOf(0);
-  const one = who[best]; // nobody where all are bad
-  if (!one) return;
-  const { model, model_hash, seed, ...sampling } = one;
-  const content = shown.value[best]!.text.value;
-  await append(id, { parent, role: "assistant", content, model, model_hash, seed, sampling });
+/** Put the question and what was found best into its conversation, as a comparison does: who opens it finds them there. */
+async function adopt(place: Asked, content: string, one?: Identity): Promise<void> {
+  try {
+    const parent = (place.asked ??= await append(place.id, { parent: null, role: "user", content: place.of }));
+    if (conversation === place) remember("rank.conversation", place);
+    if (!one) return; // all are bad
+    const { model, model_hash, seed, ...sampling } = one;
+    await append(place.id, { parent, role: "assistant", content, model, model_hash, seed, sampling });
+  } catch (error) {
+    problem.value = w("notAdopted", { why: sentence(error) });
+  }
 }
 
 export function stop(): void {
   writing.value?.abort();
 }
 
-/** Hand in the order, or that all are bad. */
+/** Hand in the order, or that all are bad. Meanwhile the page may go on to another question. */
 export async function handIn(allBad: boolean): Promise<void> {
   const found = allBad ? [] : ranks(tiers.value);
+  const [judged, place, best] = [comparison.value!, conversation, found.indexOf(0)];
+  const content = shown.value[best]?.text.value ?? "";
   try {
-    const who = await api.vote(comparison.value!, found, reason.value.trim(), rater);
-    batch(() => {
-      verdict.value = who;
-      handedIn.value = found;
-      problem.value = null;
-    });
-    await adopt(found, who);
+    const who = await api.vote(judged, found, reason.value.trim(), rater);
+    if (comparison.value === judged) {
+      batch(() => {
+        verdict.value = who;
+        handedIn.value = found;
+        problem.value = null;
+      });
+    }
+    if (place) await adopt(place, content, who[best]);
   } catch (error) {
     problem.value = sentence(error);
   }
