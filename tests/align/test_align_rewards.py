@@ -165,6 +165,16 @@ def test_a_function_that_always_fails_ends_the_run_at_its_third_batch(
     assert time.monotonic() - started < 60
 
 
+def test_a_process_that_sees_a_share_of_the_answers_ends_nothing(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled
+) -> None:
+    """Others may have had scores: whoever gathers the shares decides."""
+    _, said = rule("raises")
+    with closing(RuleScore("rewarding.rules:raises", 60.0, said.append, whole=False)) as score:
+        assert all(score(sampled).isnan().all() for _ in range(4))
+    assert len(said) == 4
+
+
 def many(sampled: Sampled, texts: list[str]) -> Sampled:
     """As many answers as texts, to the same prompt."""
     return replace(

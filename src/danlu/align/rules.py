@@ -9,7 +9,8 @@ answers are texts, and it gives one number for each. It should always give the s
 another. Where it raises, says nothing in time, dies or gives something else than a number for each, it is asked for the
 halves of the batch, and for their halves: a bad answer costs itself, and few others if time runs out. Where parts were
 in time and the whole was not, the next batch begins with such parts. Three batches in a row without any score end the
-run, which goes on from its last checkpoint once the function is mended.
+run, which goes on from its last checkpoint once the function is mended; of several processes each sees a share of them,
+and practice decides.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from danlu.errors import UserError, unknown
 _START_SECONDS = 120.0  # to import what the user's module imports
 _PATIENCE = 5.0  # times its seconds, for a batch that is asked in parts
 _LEAST = 1 / 8  # of its seconds, for the smallest part
-_ENDS = 20  # of processes, for such a batch
+_ENDS = 20  # of processes, for such a batch, and all their starts together have the seconds of one
 _FAILURES = 3  # in a row
 _Messages = list[dict[str, str]]
 _WORKER = Path(__file__).with_name("rule_worker.py")
@@ -62,13 +63,14 @@ class RuleScore:
         source: ``package.module:function``, found from the working directory or among what is installed.
         timeout: seconds for a batch; five times that for one that has to be asked in parts.
         told: takes a sentence about answers on which it failed: its words once, unless a whole batch is lost.
+        whole: whether it is asked for whole batches; the third in a row without any score ends the run then.
 
     Raises:
         UserError: there is no such module or function, naming the nearest; the module cannot be imported.
     """
 
-    def __init__(self, source: str, timeout: float, told: Callable[[str], None]) -> None:
-        self.source, self._timeout, self._told = source, timeout, told
+    def __init__(self, source: str, timeout: float, told: Callable[[str], None], whole: bool = True) -> None:
+        self.source, self._timeout, self._told, self._whole = source, timeout, told, whole
         self._failures = 0
         self._said: set[str] = set()
         self._slowest = 0.0  # seconds that an answer has taken
@@ -88,7 +90,7 @@ class RuleScore:
         self._failures = self._failures + 1 if lost == len(scores) else 0
         if self._failures:
             problem = problem or "gave no finite number"
-        if self._failures == _FAILURES:
+        if self._whole and self._failures >= _FAILURES:
             raise UserError(
                 f"the reward '{self.source}' scored no answer of {_FAILURES} batches in a row, the last time because "
                 f"it {problem}; mend the function, or take it out of rewards"
@@ -109,13 +111,16 @@ class RuleScore:
         """
         scores, every = [math.nan] * len(answers), range(len(answers))
         problem, late, left, ends = "", False, _PATIENCE * self._timeout, 0
+        starting = _START_SECONDS
         parts = deque(every[start : start + self._most] for start in every[:: self._most])
         took: dict[range, float] = {}
-        while parts and left > 0 and ends < _ENDS:
+        while parts and min(left, starting) > 0 and ends < _ENDS:
             part = parts.popleft()
             rows = slice(part.start, part.stop)
+            asleep = time.monotonic()
             self._awake()
             started = time.monotonic()
+            starting -= started - asleep
             try:
                 patience = min(left, self._patience(len(part) / len(answers)))
                 scores[rows] = self._ask(prompts[rows], answers[rows], patience)
