@@ -91,6 +91,11 @@ def hangs_at_bad(prompts, answers):
     return [len(answer) for answer in answers]
 
 
+def slow_with_many(prompts, answers):
+    time.sleep(60 if len(answers) > 4 else 0)
+    return [len(answer) for answer in answers]
+
+
 def sometimes(prompts, answers):
     """Fails at every second call of this process."""
     global calls
@@ -160,6 +165,16 @@ def test_a_function_that_always_fails_ends_the_run_at_its_third_batch(
     assert time.monotonic() - started < 60
 
 
+def test_a_process_that_sees_a_share_of_the_answers_ends_nothing(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled
+) -> None:
+    """Others may have had scores: whoever gathers the shares decides."""
+    _, said = rule("raises")
+    with closing(RuleScore("rewarding.rules:raises", 60.0, said.append, whole=False)) as score:
+        assert all(score(sampled).isnan().all() for _ in range(4))
+    assert len(said) == 4
+
+
 def many(sampled: Sampled, texts: list[str]) -> Sampled:
     """As many answers as texts, to the same prompt."""
     return replace(
@@ -221,6 +236,36 @@ def test_a_part_has_its_share_of_the_time_unless_answers_take_long(
     assert [score._patience(share) for share in (1.0, 0.5, 1 / 64)] == [8.0, 6.0, 6.0]
     score._slowest = 7.0
     assert score._patience(0.5) == 8.0
+
+
+def test_a_function_that_is_too_slow_for_a_whole_batch_is_asked_for_parts_from_then_on(
+    rule: Callable[..., tuple[RuleScore, list[str]]], sampled: Sampled, tmp_path: Path
+) -> None:
+    score, said = rule("slow_with_many", timeout=0.8)
+    for _ in range(2):
+        assert score(many(sampled, ["花"] * 8)).tolist() == [1.0] * 8
+    assert (tmp_path / "started").read_text(encoding="utf-8") == "xx"  # none was too late in the second batch
+    assert said == [
+        "the reward 'rewarding.rules:slow_with_many' said nothing within 0.8 seconds; 0 of 8 answers are left out"
+    ]
+
+
+def test_the_size_of_parts_follows_what_was_in_time(rule: Callable[..., tuple[RuleScore, list[str]]]) -> None:
+    score, said = rule("slow_with_many", timeout=4.0)
+    score._learn(16, {range(4): 0.1, range(8, 10): 0.1}, late=False)  # it raised: its halves are no measure
+    assert score._most > 16
+    score._learn(16, {range(4): 0.1, range(8, 10): 0.1}, late=True)  # 16 would take 0.53 s: it hung somewhere
+    assert score._most == 4
+    assert not said
+    score._learn(16, {range(4 * n, 4 * n + 4): 1.9 for n in range(4)}, late=False)
+    assert score._most == 6
+    score._learn(16, {range(6): 2.1, range(6, 12): 1.0, range(12, 16): 1.0}, late=False)
+    assert score._most == 6
+    score._learn(16, {}, late=True)
+    assert score._most == 6
+    score._learn(16, {range(4): 1.0, range(4, 8): 1.5}, late=True)
+    assert score._most == 4
+    assert ["needs about 5 seconds for 16 answers and has 4:" in sentence for sentence in said] == [True]
 
 
 def test_a_process_that_cannot_be_started_again_is_told_with_the_way_on(

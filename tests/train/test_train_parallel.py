@@ -65,6 +65,8 @@ def one_is_late(world: World) -> None:
     world.wait()
     time.sleep(0 if world.main else 0.25)
     assert world.told(world.rank) == 0
+    time.sleep(0 if world.main else 0.25)
+    assert world.gather([world.rank], patiently=True) == [0, 1]
     if world.main:
         with pytest.raises(RuntimeError, match="Timed out"):
             world.sum_numbers([1.0], torch.device("cpu"))

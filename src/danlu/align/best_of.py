@@ -102,7 +102,7 @@ def best_of(stage: Stage) -> dict[str, Any]:
     shared = reference if adapted(model) else None
     room = model.config.max_seq_len
     sampler = Generator(model, tokenizer, place.compute_dtype)
-    score = scorer(settings.rewards, stage, place, settings.scored_at_once, settings.missing_end_penalty, shared)
+    score = scorer(settings.rewards, stage, place, settings.scored_at_once, settings.missing_end_penalty, shared, world)
     rollouts = Rollouts(sampler, score, settings.max_new_tokens, tokenizer.pad, place.kind, world)
     chosen, heldout = _prompts(stage, settings, sampler, tokenizer, room, world)
     _sample(stage, settings, rollouts, chosen, world)

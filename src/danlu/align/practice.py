@@ -65,7 +65,7 @@ def practise(stage: Stage, make: Callable[[Decoder, parallel.World], Learner]) -
     policy, reference = trunk.policy_and_reference(stage, settings.adapter, place)
     learner = make(policy, world)
     shared = reference if adapted(policy) else None
-    score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty, shared)
+    score = scorer(settings.rewards, stage, place, settings.micro_batch, settings.missing_end_penalty, shared, world)
     further = audits(stage, place, settings.micro_batch, settings.missing_end_penalty)
     rows, weights = max(settings.batch_size, settings.probe_prompts), stage.dir / "sampler"
     with sampler_of(settings.sampler, policy, tokenizer, weights, rows) as sampler:

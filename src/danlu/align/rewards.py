@@ -29,6 +29,7 @@ from danlu.errors import UserError
 from danlu.model.decoder import Decoder
 from danlu.recipe import Settings
 from danlu.run import Stage
+from danlu.train.parallel import ALONE, World
 
 MODEL = "model"
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -57,7 +58,7 @@ class RewardTerm(Settings):
 
 def scorer(
     terms: Sequence[RewardTerm], stage: Stage, place: device.Device, micro_batch: int, missing_end_penalty: float,
-    shared: Decoder | None = None,
+    shared: Decoder | None = None, world: World = ALONE,
 ) -> Score:  # fmt: skip
     """The score that a policy stage practises for.
 
@@ -68,6 +69,7 @@ def scorer(
         micro_batch: rows per forward.
         missing_end_penalty: taken from an answer that did not end by itself.
         shared: the frozen SFT model under the policy's adapter; the reward model then takes its weights, if it can.
+        world: the processes that score a share of every batch each.
 
     Raises:
         UserError: no terms; a function that is not there; a reward model that is required to beat the baselines and
@@ -84,7 +86,7 @@ def scorer(
     def score(term: RewardTerm) -> Score:
         if term.source == MODEL:
             return _model_score(term, stage, place, micro_batch, 0.0, shared)
-        return RuleScore(term.source, term.timeout, told)
+        return RuleScore(term.source, term.timeout, told, whole=world.size == 1)
 
     return Mixture(tuple((term.weight, score(term)) for term in terms), missing_end_penalty)
 

@@ -179,7 +179,7 @@ class Rollouts:
             return self._practise(prompts, seeds)
         start, end = (len(prompts) * place // self.world.size for place in (self.world.rank, self.world.rank + 1))
         mine = [self._practise(prompts[start:end], seeds[start:end]).to("cpu")] if start < end else []
-        return join([part.to(self.device) for part in self.world.gather(mine)], self.padding)
+        return join([part.to(self.device) for part in self.world.gather(mine, patiently=True)], self.padding)
 
     def _practise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Experience:
         """Answer every prompt with the seed of its row, and score the answers."""

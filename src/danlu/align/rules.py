@@ -7,8 +7,10 @@ Left out: the process itself (``rule_worker``), sums of rewards (``rewards``).
 The function is called as ``function(prompts, answers)``: prompts are lists of messages ``{"role", "content"}``,
 answers are texts, and it gives one number for each. It should always give the same for the same, or a resumed run is
 another. Where it raises, says nothing in time, dies or gives something else than a number for each, it is asked for the
-halves of the batch, and for their halves: a bad answer costs itself, and few others if time runs out. Three batches in
-a row without any score end the run, which goes on from its last checkpoint once the function is mended.
+halves of the batch, and for their halves: a bad answer costs itself, and few others if time runs out. Where parts were
+in time and the whole was not, the next batch begins with such parts. Three batches in a row without any score end the
+run, which goes on from its last checkpoint once the function is mended; of several processes each sees a share of them,
+and practice decides.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from danlu.errors import UserError, unknown
 _START_SECONDS = 120.0  # to import what the user's module imports
 _PATIENCE = 5.0  # times its seconds, for a batch that is asked in parts
 _LEAST = 1 / 8  # of its seconds, for the smallest part
-_ENDS = 20  # of processes, for such a batch
+_ENDS = 20  # of processes, for such a batch, and all their starts together have the seconds of one
 _FAILURES = 3  # in a row
 _Messages = list[dict[str, str]]
 _WORKER = Path(__file__).with_name("rule_worker.py")
@@ -50,6 +52,10 @@ class RuleError(Exception):
     """What a function did instead of giving scores."""
 
 
+class LateError(RuleError):
+    """It said nothing in time."""
+
+
 class RuleScore:
     """Scores by a user's function.
 
@@ -57,16 +63,19 @@ class RuleScore:
         source: ``package.module:function``, found from the working directory or among what is installed.
         timeout: seconds for a batch; five times that for one that has to be asked in parts.
         told: takes a sentence about answers on which it failed: its words once, unless a whole batch is lost.
+        whole: whether it is asked for whole batches; the third in a row without any score ends the run then.
 
     Raises:
         UserError: there is no such module or function, naming the nearest; the module cannot be imported.
     """
 
-    def __init__(self, source: str, timeout: float, told: Callable[[str], None]) -> None:
-        self.source, self._timeout, self._told = source, timeout, told
+    def __init__(self, source: str, timeout: float, told: Callable[[str], None], whole: bool = True) -> None:
+        self.source, self._timeout, self._told, self._whole = source, timeout, told, whole
         self._failures = 0
         self._said: set[str] = set()
         self._slowest = 0.0  # seconds that an answer has taken
+        self._most = sys.maxsize  # answers to begin with
+        self._advised = False
         self._worker = _Worker(source)
 
     def __call__(self, sampled: Sampled) -> Tensor:
@@ -76,12 +85,12 @@ class RuleScore:
             UserError: no answer got a score for the third batch in a row; the module can no longer be imported.
         """
         prompts = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in sampled.prompts]
-        scores, problem = self._by_halves(prompts, sampled.texts)
+        scores, problem = self._by_parts(prompts, sampled.texts)
         lost = sum(map(math.isnan, scores))
         self._failures = self._failures + 1 if lost == len(scores) else 0
         if self._failures:
             problem = problem or "gave no finite number"
-        if self._failures == _FAILURES:
+        if self._whole and self._failures >= _FAILURES:
             raise UserError(
                 f"the reward '{self.source}' scored no answer of {_FAILURES} batches in a row, the last time because "
                 f"it {problem}; mend the function, or take it out of rewards"
@@ -95,30 +104,57 @@ class RuleScore:
         """End the process."""
         self._worker.close()
 
-    def _by_halves(self, prompts: Sequence[_Messages], answers: Sequence[str]) -> tuple[list[float], str]:
+    def _by_parts(self, prompts: Sequence[_Messages], answers: Sequence[str]) -> tuple[list[float], str]:
         """One number per answer, NaN where there is none, and what went wrong first.
 
         Larger parts come first: when patience is at an end, what was not scored stands near an answer that is to blame.
         """
-        scores = [math.nan] * len(answers)
-        problem, left, ends = "", _PATIENCE * self._timeout, 0
-        parts = deque([range(len(answers))])
-        while parts and left > 0 and ends < _ENDS:
+        scores, every = [math.nan] * len(answers), range(len(answers))
+        problem, late, left, ends = "", False, _PATIENCE * self._timeout, 0
+        starting = _START_SECONDS
+        parts = deque(every[start : start + self._most] for start in every[:: self._most])
+        took: dict[range, float] = {}
+        while parts and min(left, starting) > 0 and ends < _ENDS:
             part = parts.popleft()
             rows = slice(part.start, part.stop)
+            asleep = time.monotonic()
             self._awake()
             started = time.monotonic()
+            starting -= started - asleep
             try:
                 patience = min(left, self._patience(len(part) / len(answers)))
                 scores[rows] = self._ask(prompts[rows], answers[rows], patience)
-                self._slowest = max(self._slowest, time.monotonic() - started)
+                took[part] = time.monotonic() - started
+                self._slowest = max(self._slowest, took[part])
             except RuleError as error:
-                problem = problem or str(error)
+                problem, late = problem or str(error), late or isinstance(error, LateError)
                 half = len(part) // 2
                 parts.extend([part[:half], part[half:]] if half else [])
             left -= time.monotonic() - started
             ends += not self._worker.lives()
+        self._learn(len(answers), took, late)
         return scores, problem
+
+    def _learn(self, n: int, took: Mapping[range, float], late: bool) -> None:
+        """From the seconds of the parts of a batch that were in time: how large parts the next one begins with.
+
+        Larger ones again, by half, when all were there in less than half the time: a machine is not busy for ever.
+        """
+        if not took:
+            return
+        largest = max(map(len, took))
+        if late:
+            self._most = largest
+            # One that hangs at some answers is quick with the others: their seconds do not add up to a time-out.
+            needs = sum(took.values()) * n / sum(map(len, took))
+            if not self._advised and needs > self._timeout:
+                self._advised = True
+                self._told(
+                    f"the reward '{self.source}' scored parts of a batch in time and not the whole; it needs about "
+                    f"{needs:.2g} seconds for {n} answers and has {self._timeout:g}: raise its timeout in rewards"
+                )
+        elif largest < n and 2 * max(took.values()) < self._timeout:
+            self._most = max(self._most, largest + (largest + 1) // 2)
 
     def _patience(self, share: float) -> float:
         """Seconds for a share of a batch: as much of the time-out, but twice what any answer has taken so far.
@@ -250,7 +286,7 @@ class _Worker:
             said: dict[str, Any] = json.loads(line)
             return said
         if late.is_set():
-            raise RuleError(f"said nothing within {timeout:g} seconds")
+            raise LateError(f"said nothing within {timeout:g} seconds")
         raise RuleError(f"ended with exit code {self._process.returncode}")
 
 

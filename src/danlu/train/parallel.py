@@ -53,17 +53,18 @@ class World:
         """This process's share of some things, which are dealt out one by one; none if there are too few."""
         return things if self.size == 1 else things[self.rank :: self.size]
 
-    def gather(self, mine: Sequence[_T]) -> list[_T]:
+    def gather(self, mine: Sequence[_T], patiently: bool = False) -> list[_T]:
         """The inverse of ``deal``: what all processes have made of their shares, in the order of the things.
 
         Args:
             mine: made of this one's; its tensors lie on the CPU.
+            patiently: wait as long as it takes; otherwise as long as within a step.
         """
         if self.size == 1:
             return list(mine)
         shares: list[Sequence[_T]] = [()] * self.size
         with _others_there():
-            dist.all_gather_object(shares, mine)
+            dist.all_gather_object(shares, mine, group=_patient() if patiently else None)
         rounds = range(max(map(len, shares)))
         return [share[turn] for turn in rounds for share in shares if turn < len(share)]
 
