@@ -227,6 +227,8 @@ def test_a_refusal_is_told_where_one_looks(open_page):
 
 
 def test_an_operator_sees_ratings_votes_and_what_is_missing(open_page, live):
+    for rater in {vote.rater for vote in live.store.all()}:
+        live.store.forget(rater)  # who voted in other tests
     knows, random = (model["hash"] for model in facts(live))
     for i in range(3):  # too few to say anything of that model
         pair = [Answer("wxyz", model=random, seed=i), Answer("no", model="few", seed=i)]
