@@ -84,21 +84,27 @@ class Crowd:
         told = self.http.post("/api/vote", json=ballot).raise_for_status().json()["verdict"]
         return [one["model_hash"] for one in (told.values() if answers == 2 else told)]
 
-    def _read(self, answers: int, asked: dict[str, Any], patience: int = _PATIENCE) -> tuple[list[str], str]:
-        """The answers in the order in which they stand, and what to vote on."""
+    def _read(self, answers: int, asked: dict[str, Any]) -> tuple[list[str], str]:
+        """The answers in the order in which they stand, and what to vote on; who is put off comes again."""
         path, more = ("/api/compare", {}) if answers == 2 else ("/api/rank", {"answers": answers})
+        patience = _PATIENCE
+        while True:
+            patience -= 1
+            with self.http.stream("POST", path, json=asked | more) as reply:
+                if reply.status_code != 503 or not patience:
+                    return self._told(answers, reply)
+            time.sleep(float(reply.headers.get("retry-after", 1)))
+
+    def _told(self, answers: int, reply: httpx.Response) -> tuple[list[str], str]:
+        """What a reply says, piece by piece."""
         places, texts, comparison = {"left": 0, "right": 1}, [""] * answers, ""
-        with self.http.stream("POST", path, json=asked | more) as reply:
-            if reply.status_code == 503 and patience:  # as the server says: busy, try again in a moment
-                time.sleep(float(reply.headers.get("retry-after", 1)))
-                return self._read(answers, asked, patience - 1)
-            if reply.status_code != 200:
-                raise RuntimeError(f"{reply.status_code}: {reply.read().decode()}")
-            for line in reply.iter_lines():
-                event = json.loads(line.removeprefix("data: ")) if line else {"type": ""}
-                if event["type"] == "delta":
-                    texts[event.get("place", places.get(event.get("side"), 0))] += event["text"]
-                comparison = event.get("comparison", comparison)
+        if reply.status_code != 200:
+            raise RuntimeError(f"{reply.status_code}: {reply.read().decode()}")
+        for line in reply.iter_lines():
+            event = json.loads(line.removeprefix("data: ")) if line else {"type": ""}
+            if event["type"] == "delta":
+                texts[event.get("place", places.get(event.get("side"), 0))] += event["text"]
+            comparison = event.get("comparison", comparison)
         return texts, comparison
 
     def _judge(self, question: str, texts: Sequence[str], rater: int, number: int) -> dict[str, Any]:
